@@ -1,0 +1,129 @@
+"""YAML -> frozen `Recipe`. Every key of the design is known; what is not built yet is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from quantkit.errors import NotYetError, RecipeError
+from quantkit.recipe.reading import (
+    MAX_RECIPE_BYTES,
+    KeyPath,
+    apply_override,
+    find_recipe,
+    parse_recipe,
+    read_recipe_text,
+    shipped_folder,
+    shipped_recipes,
+)
+from quantkit.recipe.refusals import explain, find_unbuilt, locate
+from quantkit.recipe.spec import (
+    CalibrationSpec,
+    ExportSpec,
+    GateSpec,
+    Override,
+    PublishSpec,
+    QuantizeSpec,
+    Recipe,
+    TaskSpec,
+    json_schema,
+)
+
+__all__ = [
+    "MAX_RECIPE_BYTES",
+    "CalibrationSpec",
+    "ExportSpec",
+    "GateSpec",
+    "Override",
+    "PublishSpec",
+    "QuantizeSpec",
+    "Recipe",
+    "TaskSpec",
+    "apply_override",
+    "find_recipe",
+    "json_schema",
+    "load_recipe",
+    "read_recipe_text",
+    "shipped_folder",
+    "shipped_recipes",
+    "validate",
+]
+
+
+def load_recipe(
+    recipe: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+) -> Recipe:
+    """Read a recipe file, or a shipped recipe by its name, and validate it.
+
+    Args:
+        recipe: path of a YAML file, or a name that `quantkit recipes list` shows.
+        model: replaces the recipe's `model`.
+        output: replaces the recipe's `output`.
+        overrides: `KEY=VALUE` pairs as of `--set`, for instance `quantize.group_size=64`.
+
+    Raises:
+        RecipeError: the file, a key or a value is wrong; the line is named.
+        NotYetError: the recipe asks for something that is not built yet.
+    """
+    path = find_recipe(recipe)
+    text = read_recipe_text(path)
+    tree, lines = parse_recipe(text, path)
+    for pair in overrides:
+        apply_override(tree, pair)
+    for key, value in (("model", model), ("output", output)):
+        if value is not None:
+            tree[key] = os.fspath(value)
+    return validate(tree, where=str(path), lines=lines, folder=path.parent)
+
+
+def validate(
+    tree: Mapping[str, Any],
+    *,
+    where: str = "recipe",
+    lines: Mapping[KeyPath, int] | None = None,
+    folder: Path | None = None,
+) -> Recipe:
+    """Make a `Recipe` from plain data; `lines` maps key paths to lines of the file `where`.
+
+    Relative paths that do not exist from the working folder are looked up from `folder`, then
+    beside the shipped recipes, so that a copy of a shipped recipe works anywhere.
+
+    Raises:
+        RecipeError, NotYetError: as `load_recipe`.
+    """
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        problems = [explain(detail, where, lines or {}) for detail in error.errors()]
+        raise RecipeError("\n".join(problems)) from None
+    for key, feature in find_unbuilt(recipe):
+        raise NotYetError(f"{locate(where, key, lines or {})}: {feature} is not yet built")
+    return _with_found_paths(recipe, folder) if folder else recipe
+
+
+def _with_found_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """Resolve relative input paths: working folder, the recipe's own, the shipped recipes'."""
+
+    def find(value: str) -> str:
+        if Path(value).is_absolute() or Path(value).exists():
+            return value
+        candidates = (folder / value, shipped_folder().parent / value)
+        return next((str(path) for path in candidates if path.exists()), value)
+
+    changes: dict[str, Any] = {}
+    if recipe.model:
+        changes["model"] = find(recipe.model)
+    if recipe.calibration:
+        data = find(recipe.calibration.data)
+        changes["calibration"] = recipe.calibration.model_copy(update={"data": data})
+    if recipe.gate:
+        changes["gate"] = recipe.gate.model_copy(update={"data": find(recipe.gate.data)})
+    return recipe.model_copy(update=changes)

@@ -1,0 +1,134 @@
+"""A recipe's file -> plain data with line numbers, and `--set` upon it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from quantkit.errors import RecipeError, nearest
+
+MAX_RECIPE_BYTES = 1 << 20
+
+KeyPath = tuple[str | int, ...]
+"""Keys and list indexes from the top of a recipe down to a value."""
+
+
+def shipped_folder() -> Path:
+    """Folder of the recipes that come with quantkit."""
+    package = Path(__file__).parent.parent
+    installed = package / "shipped" / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
+
+
+def shipped_recipes() -> tuple[Path, ...]:
+    """Paths of the shipped recipes, by name."""
+    return tuple(sorted(shipped_folder().glob("*.yaml")))
+
+
+def find_recipe(recipe: str | os.PathLike[str]) -> Path:
+    """Return the path of a recipe file or of a shipped recipe named `awq4` or `awq4.yaml`.
+
+    Raises:
+        RecipeError: there is neither.
+    """
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    shipped = {candidate.stem: candidate for candidate in shipped_recipes()}
+    name = path.name.removesuffix(".yaml").removesuffix(".yml")
+    if path.parent == Path() and name in shipped:
+        return shipped[name]
+    raise RecipeError(
+        f"no recipe {os.fspath(recipe)!r}: neither a file nor a shipped recipe"
+        f"{nearest(name, shipped)} (shipped: {', '.join(shipped)})"
+    )
+
+
+def read_recipe_text(path: Path) -> str:
+    """Return the text of a recipe file of at most `MAX_RECIPE_BYTES`.
+
+    Raises:
+        RecipeError: it cannot be read, is too large, or is not UTF-8.
+    """
+    try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise RecipeError(f"{path} is larger than a recipe can be (1 MiB)")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"the recipe {path} is not UTF-8 text") from error
+
+
+def parse_recipe(text: str, path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """Return the YAML mapping of `text` and the line of every key and item in it."""
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise RecipeError(f"{path}: YAML aliases (*name) are not allowed in a recipe")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RecipeError(f"{path}{mark}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys, not {type(tree).__name__}")
+    lines: dict[KeyPath, int] = {}
+    for where, line in _walk_lines(node, ()):
+        if where in lines:
+            raise RecipeError(f"{path}:{line}: key {where[-1]!r} is given twice")
+        lines[where] = line
+    return tree, lines
+
+
+def _walk_lines(node: yaml.Node | None, prefix: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            where = (*prefix, str(key.value))
+            yield where, key.start_mark.line + 1
+            yield from _walk_lines(value, where)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield (*prefix, index), item.start_mark.line + 1
+            yield from _walk_lines(item, (*prefix, index))
+
+
+def apply_override(tree: dict[str, Any], pair: str) -> None:
+    """Set one `KEY=VALUE` of `--set` in `tree`."""
+    key, equals, text = pair.partition("=")
+    if not equals or not key:
+        raise RecipeError(
+            f"--set {pair!r}: expected KEY=VALUE, for instance quantize.group_size=64"
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {pair!r}: the value is not valid YAML") from None
+    *parents, last = key.split(".")
+    node: Any = tree
+    for name in parents:
+        node = _step(node, name, pair)
+    if isinstance(node, list):
+        node[_index(node, last, pair)] = value
+    else:
+        node[last] = value
+
+
+def _step(node: Any, name: str, pair: str) -> Any:
+    child = node[_index(node, name, pair)] if isinstance(node, list) else node.setdefault(name, {})
+    if child is None:
+        child = node[name] = {}
+    if not isinstance(child, dict | list):
+        raise RecipeError(f"--set {pair!r}: {name!r} is a value, not a group of keys")
+    return child
+
+
+def _index(node: list[Any], name: str, pair: str) -> int:
+    if name.isdigit() and int(name) < len(node):
+        return int(name)
+    raise RecipeError(f"--set {pair!r}: {name!r} is not an index of a list of {len(node)}")

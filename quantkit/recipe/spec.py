@@ -1,0 +1,260 @@
+"""The frozen records of a recipe: every key of the design, also those of features to come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from quantkit.errors import nearest
+from quantkit.schemes import FORMATS, GROUP_SIZES, KV_CACHES, METHODS, RUNTIMES, SCHEMES
+
+
+def _fraction(value: object) -> object:
+    """Accept `3%` beside 0.03."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("switch", "a number is expected")
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            return value
+    return value
+
+
+def _choice(kind: str, known: Mapping[str, Any]) -> Any:
+    """A string type that accepts the keys of `known` and names the nearest one otherwise."""
+
+    def check(value: object) -> str:
+        # YAML reads a bare `none`-like word as text but `null` and `~` as None.
+        word = "none" if value is None and "none" in known else value
+        if not isinstance(word, str) or word not in known:
+            raise PydanticCustomError(
+                "choice",
+                "{kind} {value} is unknown{near} (known: {known})",
+                {
+                    "kind": kind,
+                    "value": repr(value),
+                    "near": nearest(str(value), known),
+                    "known": ", ".join(known),
+                },
+            )
+        return word
+
+    return Annotated[
+        str, BeforeValidator(check), WithJsonSchema({"type": "string", "enum": list(known)})
+    ]
+
+
+def _group_size(value: object) -> object:
+    if value == "channel" or (type(value) is int and value in GROUP_SIZES):
+        return value
+    raise PydanticCustomError(
+        "group_size",
+        "group_size {value} is unknown (known: {known}, channel)",
+        {"value": repr(value), "known": ", ".join(map(str, GROUP_SIZES))},
+    )
+
+
+SchemeName = _choice("scheme", SCHEMES)
+MethodName = _choice("method", METHODS)
+GroupSize = Annotated[
+    int | Literal["channel"],
+    BeforeValidator(_group_size),
+    WithJsonSchema({"enum": [*GROUP_SIZES, "channel"]}),
+]
+Fraction = Annotated[
+    float,
+    BeforeValidator(_fraction),
+    PlainSerializer(lambda value: value, return_type=float),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^[\d.]+%$"}]}),
+]
+
+
+class _Spec(BaseModel):
+    """Frozen, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _switch_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse `samples: yes`, which would be read as 1."""
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and field.annotation in (int, float, float | None):
+            raise PydanticCustomError("switch", "a number is expected")
+        return value
+
+
+class CalibrationSpec(_Spec):
+    """Which tokens the statistics are taken from."""
+
+    data: str = Field(description="text, jsonl or parquet file, or a datasets id")
+    split: str = Field(default="train", description="split, for a datasets id")
+    text_column: str = Field(default="text", description="column that holds the text")
+    samples: int = Field(default=256, ge=1, description="number of token windows")
+    sequence_length: int = Field(default=2048, ge=8, description="tokens of a window")
+    seed: int = Field(default=0, ge=0, description="which windows are drawn, and in which order")
+    assistant_only: bool = Field(
+        default=False, description="count only the assistant's tokens of chat rows (needs messages)"
+    )
+
+
+class Override(_Spec):
+    """Settings for the layers whose full name matches a shell pattern; the first match wins."""
+
+    match: str = Field(min_length=1, description="shell pattern, for instance *.down_proj")
+    scheme: SchemeName | None = Field(  # type: ignore[valid-type]
+        default=None, description="replaces quantize.scheme"
+    )
+    group_size: GroupSize | None = Field(default=None, description="replaces quantize.group_size")
+    method: MethodName | None = Field(  # type: ignore[valid-type]
+        default=None, description="replaces quantize.method"
+    )
+
+
+class QuantizeSpec(_Spec):
+    """What becomes of the weights."""
+
+    scheme: SchemeName = Field(  # type: ignore[valid-type]
+        default="w4a16", description="how weights and activations are stored"
+    )
+    group_size: GroupSize = Field(
+        default=128, description="columns of a weight that share a scale; channel: one scale a row"
+    )
+    method: MethodName = Field(  # type: ignore[valid-type]
+        default="awq+gptq", description="how the codes are chosen"
+    )
+    kv_cache: _choice("kv_cache", KV_CACHES) = Field(  # type: ignore[valid-type]
+        default="none", description="precision of the KV cache"
+    )
+    ignore: tuple[str, ...] = Field(
+        default=("lm_head",), description="shell patterns of layers that stay in 16 bits"
+    )
+    overrides: tuple[Override, ...] = Field(
+        default=(),
+        description="other settings for some layers, as {match: '*.down_proj', scheme: w8a16}; "
+        "the first match wins",
+    )
+
+
+class ExportSpec(_Spec):
+    """One format to write."""
+
+    format: _choice("format", FORMATS) = Field(  # type: ignore[valid-type]
+        default="compressed-tensors", description="what the files are for"
+    )
+    type: str | None = Field(default=None, description="GGUF type, for instance Q4_K_M")
+    precision: str | None = Field(default=None, description="ONNX precision, for instance int4")
+    max_shard_bytes: int = Field(
+        default=5_000_000_000, ge=1_000_000, description="bytes of one shard, at the most"
+    )
+
+
+class TaskSpec(_Spec):
+    """One lm-eval task with its limit."""
+
+    name: str = Field(description="name of the task")
+    limit: Fraction | None = Field(default=None, description="lowest recovery that passes")
+
+
+class GateSpec(_Spec):
+    """On what, and how strictly, the artifact is judged."""
+
+    data: str = Field(description="text, jsonl or parquet file, or a datasets id")
+    split: str = Field(default="test", description="split, for a datasets id")
+    text_column: str = Field(default="text", description="column that holds the text")
+    samples: int = Field(default=128, ge=1, description="number of evaluation windows, at the most")
+    sequence_length: int = Field(default=512, ge=8, description="tokens of a window")
+    seed: int = Field(default=0, ge=0, description="seed of the bootstrap")
+    max_perplexity_increase: Fraction | None = Field(
+        default=0.03,
+        ge=0,
+        description="over the baseline's perplexity; a fraction or 3%; null: no limit",
+    )
+    max_kl: float | None = Field(
+        default=0.05, gt=0, description="mean KL divergence, nats per token; null: no limit"
+    )
+    min_top1_agreement: Fraction | None = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        description="share of positions with the same top token; null: no limit",
+    )
+    confidence: float = Field(
+        default=0.95, gt=0.5, lt=1, description="of the intervals that decide between PASS and FAIL"
+    )
+    tasks: tuple[TaskSpec | str, ...] = Field(default=(), description="lm-eval tasks")
+    runtime: _choice("runtime", RUNTIMES) = Field(  # type: ignore[valid-type]
+        default="auto", description="what loads the artifact; auto: the runtime its format is for"
+    )
+    python: Mapping[str, str] = Field(default={}, description="runtime -> interpreter that has it")
+    timeout_seconds: float = Field(default=3600, gt=0, description="longest silence of a worker")
+
+    @field_validator("python")
+    @classmethod
+    def _known_runtimes(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for name in value:
+            if name not in RUNTIMES or name == "auto":
+                known = [runtime for runtime in RUNTIMES if runtime != "auto"]
+                message = f"runtime {name!r} is unknown{nearest(name, known)}"
+                raise PydanticCustomError(
+                    "runtime",
+                    "{message} (known: {known})",
+                    {"message": message, "known": ", ".join(known)},
+                )
+        return value
+
+
+class PublishSpec(_Spec):
+    """Where a passed artifact goes."""
+
+    repo: str = Field(description="repository on the Hub")
+    private: bool = Field(default=True, description="whether only you can see it")
+
+
+class Recipe(_Spec):
+    """A whole job. `load_recipe` makes it from YAML."""
+
+    version: Literal[1] = Field(description="of the recipe's own format")
+    model: str | None = Field(default=None, description="Hub id, id@revision, or a folder")
+    output: str | None = Field(default=None, description="folder to write; must not exist")
+    calibration: CalibrationSpec | None = Field(
+        default=None, description="which tokens the statistics are taken from; rtn needs none"
+    )
+    quantize: QuantizeSpec = Field(
+        default=QuantizeSpec(), description="what becomes of the weights"
+    )
+    export: tuple[ExportSpec, ...] = Field(
+        default=(ExportSpec(),), description="the formats to write"
+    )
+    gate: GateSpec | None = Field(
+        default=None, description="on what, and how strictly, the artifact is judged"
+    )
+    publish: PublishSpec | None = Field(default=None, description="where a passed artifact goes")
+
+    @field_validator("export")
+    @classmethod
+    def _each_format_once(cls, value: tuple[ExportSpec, ...]) -> tuple[ExportSpec, ...]:
+        if not value:
+            raise PydanticCustomError("export", "export is empty: name at least one format")
+        formats = [export.format for export in value]
+        if len(set(formats)) < len(formats):
+            raise PydanticCustomError("export", "export names a format twice")
+        return value
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a recipe, for editors to complete and check against."""
+    return Recipe.model_json_schema()

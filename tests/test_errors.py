@@ -1,0 +1,102 @@
+"""The tree of errors: exit codes, messages, and what the operating system's refusals become."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from quantkit import errors
+from quantkit.errors import OutputError, PlanError, ResourceError, nearest, writing
+
+EXIT_CODES = {
+    "QuantkitError": 1,
+    "InputError": 2,
+    "RecipeError": 2,
+    "NotYetError": 2,
+    "PlanError": 2,
+    "CheckpointError": 2,
+    "CalibrationError": 2,
+    "ArtifactError": 2,
+    "OutputError": 2,
+    "MissingPackageError": 2,
+    "WorkerError": 3,
+    "ResourceError": 5,
+    "Interrupted": 130,
+}
+
+
+def error_classes() -> dict[str, type[errors.QuantkitError]]:
+    """All classes of the tree by name."""
+    return {
+        name: value
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.QuantkitError)
+    }
+
+
+def test_every_error_has_its_exit_code() -> None:
+    """Scripts rely on these numbers."""
+    assert {name: value.exit_code for name, value in error_classes().items()} == EXIT_CODES
+
+
+def test_the_drawn_tree_names_every_error() -> None:
+    """The docstring is the map that readers use."""
+    drawn = set(
+        re.findall(r"\b[A-Z]\w+(?:Error|Interrupted)\b|\bInterrupted\b", errors.__doc__ or "")
+    )
+    assert drawn == set(error_classes())
+
+
+def test_a_plan_error_lists_each_problem_on_a_line_of_its_own() -> None:
+    """One look shows all that has to be mended."""
+    error = PlanError(["q_proj: 65 columns", "no such layer"])
+    assert error.problems == ("q_proj: 65 columns", "no such layer")
+    assert str(error).splitlines() == [
+        "2 problems found before any work:",
+        "  - q_proj: 65 columns",
+        "  - no such layer",
+    ]
+
+
+def test_one_problem_is_not_called_problems() -> None:
+    """Small, and read by everybody."""
+    assert str(PlanError(["x"])).startswith("1 problem found")
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("shceme", "; did you mean 'scheme'?"), ("qqqq", ""), ("", "")],
+)
+def test_only_a_near_name_is_suggested(word: str, expected: str) -> None:
+    """A far-fetched suggestion would mislead."""
+    assert nearest(word, ["scheme", "method"]) == expected
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_a_lack_of_resources(number: int) -> None:
+    """Exit code 5, not the user's mistake."""
+    with (
+        pytest.raises(ResourceError, match="no space left while writing out/x"),
+        writing(Path("out/x")),
+    ):
+        raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EIO])
+def test_any_other_refusal_names_the_path_and_the_reason(number: int) -> None:
+    """Exit code 2 with the system's own words."""
+    with (
+        pytest.raises(OutputError, match=f"cannot write out/x: {os.strerror(number)}"),
+        writing(Path("out/x")),
+    ):
+        raise OSError(number, os.strerror(number))
+
+
+def test_what_is_no_system_error_passes_through() -> None:
+    """A defect is not dressed up as trouble with the disk."""
+    with pytest.raises(KeyError), writing(Path("out/x")):
+        raise KeyError("x")
