@@ -1,0 +1,172 @@
+"""What the user calls a model -> a folder on this disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from quantkit.errors import CheckpointError, MissingPackageError, ResourceError
+from quantkit.records import Source
+
+SIDE_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tiktoken.model",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "NOTICE",
+    "NOTICE.txt",
+    "USE_POLICY.md",
+)
+"""Files beside the config and the weights that a checkpoint may have: tokenizers and terms."""
+
+CHAT_TEMPLATES = "additional_chat_templates"
+"""Folder of named chat templates, one `.jinja` file each."""
+
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+"""The file that maps tensors to shards, by preference; its name less `.index.json` is the file of
+a checkpoint without shards."""
+
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
+
+
+def resolve_source(model: str) -> Source:
+    """Find a model's folder, downloading it where it is named by a Hub id.
+
+    Of a Hub repository only the config, the tokenizer, the terms and the safetensors weights are
+    downloaded; pickled weights only where there are no others.
+
+    Args:
+        model: a folder, a Hub id, or `id@revision` with a branch, a tag or a commit.
+
+    Raises:
+        CheckpointError: there is neither such a folder nor such a model, or it is not accessible.
+    """
+    if not model.strip():
+        raise CheckpointError("the model's name is empty: name a folder or a Hub id")
+    try:
+        folder = Path(model).expanduser()
+        if folder.is_dir():
+            return Source(model, folder, None)
+        is_file = folder.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"model {model!r} cannot be looked up: {error}") from None
+    if is_file:
+        raise CheckpointError(f"model {model!r} is a file: name the folder that holds config.json")
+    match = _HUB_ID.fullmatch(model)
+    if match is None or _looks_like_path(model):
+        raise CheckpointError(f"model {model!r}: there is no such folder")
+    return _download(model, match["repo"], match["revision"])
+
+
+def list_side_files(folder: Path) -> tuple[str, ...]:
+    """Return the names, relative to `folder`, of the side files that are there."""
+    names = [name for name in SIDE_FILES if (folder / name).is_file()]
+    templates = sorted((folder / CHAT_TEMPLATES).glob("*.jinja"))
+    return (*names, *(f"{CHAT_TEMPLATES}/{path.name}" for path in templates))
+
+
+def _looks_like_path(model: str) -> bool:
+    return model.startswith((".", "/", "~")) or model.endswith("/")
+
+
+def _download(model: str, repo: str, revision: str | None) -> Source:
+    small = ["config.json", *INDEXES, *SIDE_FILES, f"{CHAT_TEMPLATES}/*.jinja"]
+    folder = _fetch(model, repo, revision, small)
+    # The commit is pinned from here on: a push between two calls cannot mix revisions.
+    commit = folder.name
+    for index in INDEXES:
+        single = index.removesuffix(".index.json")
+        names = _shards_of(folder / index) if (folder / index).is_file() else [single]
+        folder = _fetch(model, repo, commit, names)
+        if all((folder / name).is_file() for name in names):
+            break
+    return Source(model, folder, commit)
+
+
+def _shards_of(index: Path) -> list[str]:
+    """Return the shard names of an index as literal patterns; what is wrong is left to the reader.
+
+    Hub patterns are shell patterns, so names with wildcards are left out.
+    """
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+    return sorted(name for name in names if isinstance(name, str) and not set(name) & set("*?["))
+
+
+def _fetch(model: str, repo: str, revision: str | None, names: Sequence[str]) -> Path:
+    """Bring `names` of a repository into the Hub's cache and return the snapshot's folder."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (  # type: ignore[attr-defined]
+            GatedRepoError,
+            HfHubHTTPError,
+            HFValidationError,
+            HTTPError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+    except ImportError:
+        raise MissingPackageError(
+            "huggingface_hub", "a model on the Hub", "pip install huggingface_hub"
+        ) from None
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(names)))
+    except GatedRepoError:
+        raise CheckpointError(
+            f"model {model!r} is gated: ask for access at https://huggingface.co/{repo}, then log "
+            f"in with `hf auth login` or set HF_TOKEN"
+        ) from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(
+            f"model {model!r} is neither a folder nor a model on the Hub that you may see: check "
+            f"the name; if it is private, log in with `hf auth login` or set HF_TOKEN"
+        ) from None
+    except RevisionNotFoundError:
+        raise CheckpointError(
+            f"model {model!r}: {repo} has no revision {revision!r} on the Hub"
+        ) from None
+    except HFValidationError:
+        raise CheckpointError(
+            f"model {model!r} is neither a folder nor a valid Hub id (owner/name)"
+        ) from None
+    except LocalEntryNotFoundError as error:
+        if isinstance(error.__cause__, HfHubHTTPError):
+            raise _refusal(model, error.__cause__.response.status_code) from None
+        raise CheckpointError(
+            f"model {model!r} is neither a folder nor in the local Hub cache, and the Hub cannot "
+            f"be reached: check the name, the connection and HF_HUB_OFFLINE"
+        ) from None
+    except HfHubHTTPError as error:
+        raise _refusal(model, error.response.status_code) from None
+    except (HTTPError, OSError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(
+                f"no space left while downloading {model!r}: free some or set HF_HUB_CACHE"
+            ) from error
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise CheckpointError(f"model {model!r} could not be downloaded: {why}") from error
+
+
+def _refusal(model: str, status: int) -> CheckpointError:
+    hint = "you may have no access to it" if status in (401, 403) else "try again later"
+    return CheckpointError(f"model {model!r}: the Hub answered with status {status}; {hint}")
