@@ -1,0 +1,212 @@
+"""Everything that stands in the way of a job, and what its owner should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+from torch import nn
+
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.skeleton import summarize_names
+from quantkit.checkpoint.structure import Structure
+from quantkit.planning.assignment import Assignment
+from quantkit.recipe import Recipe
+from quantkit.records import LinearPlan
+from quantkit.schemes import FORMAT_SCHEMES, GROUP_SIZES, RUNTIME_NOTES
+
+_FLOATS = ("BF16", "F16", "F32")
+_KERNEL_MULTIPLE = 32
+
+
+def find_problems(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    skeleton: nn.Module,
+    structure: Structure,
+    assignment: Assignment,
+    *,
+    gate: bool,
+) -> Iterator[str]:
+    """Yield one line for each problem: what, where, and the remedy."""
+    quantized = quantized_linears(assignment)
+    yield from _join_layers(_misfits(quantized))
+    yield from _join_layers(_odd_dtypes(quantized, checkpoint))
+    yield from _join_layers(_unscalable(quantized, structure))
+    yield from _split_fusions(structure, assignment)
+    yield from _lacking_formats(recipe, quantized)
+    yield from _missing_data(recipe, quantized, gate=gate)
+    yield from _too_long(recipe, skeleton, quantized, gate=gate)
+
+
+def find_notes(recipe: Recipe, assignment: Assignment) -> Iterator[str]:
+    """Yield what works, but not everywhere or not as one might think."""
+    quantized = quantized_linears(assignment)
+    yield from _join_layers(_without_cpu_kernel(quantized))
+    used = {linear.scheme.name for linear in quantized}
+    for (scheme, _), text in RUNTIME_NOTES.items():
+        if scheme in used:
+            yield text
+    calibrated = [linear for linear in quantized if linear.method.needs_calibration]
+    spec = recipe.calibration
+    if spec is None:
+        return
+    if not calibrated:
+        yield "the calibration data is not used: no layer's method looks at it"
+        return
+    tokens = spec.samples * spec.sequence_length
+    widest = max(linear.in_features for linear in calibrated)
+    if tokens < widest:
+        yield (
+            f"{tokens} calibration tokens are fewer than the {widest} inputs of the widest layer: "
+            f"its second moment is singular; raise samples or sequence_length"
+        )
+
+
+def quantized_linears(assignment: Assignment) -> list[LinearPlan]:
+    """Return the layers that get codes, in the order of the forward."""
+    return [linear for linear in assignment.linears.values() if linear.quantized]
+
+
+_Finding = tuple[str, str]
+"""A layer's full name and what is to be said about it."""
+
+
+def _join_layers(findings: Iterable[_Finding]) -> Iterator[str]:
+    """One line for all layers of which the same is to be said."""
+    lines: dict[str, list[str]] = {}
+    for name, text in findings:
+        lines.setdefault(text, []).append(name)
+    for text, names in lines.items():
+        count = f"{len(names)} layer{'s' if len(names) != 1 else ''}"
+        yield f"{', '.join(summarize_names(names))} ({count}): {text}"
+
+
+def _misfits(quantized: Iterable[LinearPlan]) -> Iterator[_Finding]:
+    for linear in quantized:
+        features, bits = linear.in_features, linear.scheme.weight_bits
+        packs = features * bits % 32 == 0
+        if linear.group_size is not None and features % linear.group_size:
+            fitting = [str(size) for size in GROUP_SIZES if features % size == 0]
+            fitting += ["channel"] if packs else []
+            remedy = f"use {' or '.join(fitting)}, or " if fitting else ""
+            yield (
+                linear.name,
+                f"group_size {linear.group_size} does not divide in_features {features}; {remedy}"
+                f"leave these layers out with an override or an ignore pattern",
+            )
+        elif not packs:
+            yield (
+                linear.name,
+                f"in_features {features} is not a multiple of {32 // bits}, so rows of {bits}-bit "
+                f"codes cannot be packed; leave these layers out with an ignore pattern",
+            )
+
+
+def _odd_dtypes(quantized: Iterable[LinearPlan], checkpoint: Checkpoint) -> Iterator[_Finding]:
+    for linear in quantized:
+        info = checkpoint.tensors[f"{linear.name}.weight"]
+        if info.dtype not in _FLOATS:
+            yield (
+                linear.name,
+                f"the weight is {info.dtype}, which cannot be quantized; start from a checkpoint "
+                f"in {', '.join(_FLOATS)}",
+            )
+
+
+def _unscalable(quantized: Iterable[LinearPlan], structure: Structure) -> Iterator[_Finding]:
+    """Layers whose method scales their input, which nothing in front can take."""
+    folded = {
+        name
+        for block in structure.blocks
+        for group in block.groups
+        if group.fold is not None
+        for name in group.linears
+    }
+    for linear in quantized:
+        if linear.method.transform is not None and linear.name not in folded:
+            yield (
+                linear.name,
+                f"method {linear.method.name} scales inputs, and no family file says what can "
+                f"take the scale in front of these layers; use method gptq or rtn",
+            )
+
+
+def _split_fusions(structure: Structure, assignment: Assignment) -> Iterator[str]:
+    """Layers that vLLM makes one of, but that would be stored differently."""
+    lines: dict[str, int] = {}
+    for block in structure.blocks:
+        for names in block.fused:
+            linears = [assignment.linears[name] for name in names]
+            if len({(linear.scheme.name, linear.group_size) for linear in linears}) > 1:
+                members = ", ".join(
+                    f"{summarize_names([linear.name])[0]} {_describe(linear)}" for linear in linears
+                )
+                lines[members] = lines.get(members, 0) + 1
+    for members, count in lines.items():
+        yield (
+            f"{members} ({count} block{'s' if count != 1 else ''}): vLLM makes one layer of these; "
+            f"give all of them the same scheme and group_size"
+        )
+
+
+def _describe(linear: LinearPlan) -> str:
+    if not linear.quantized:
+        return "none"
+    return f"{linear.scheme.name}/{linear.group_size or 'channel'}"
+
+
+def _lacking_formats(recipe: Recipe, quantized: Iterable[LinearPlan]) -> Iterator[str]:
+    used = sorted({linear.scheme.name for linear in quantized})
+    for export in recipe.export:
+        known = FORMAT_SCHEMES.get(export.format, frozenset())
+        for scheme in used:
+            if scheme not in known:
+                yield (
+                    f"format {export.format} has no scheme {scheme}; it has "
+                    f"{', '.join(sorted(known)) or 'none that is built'}"
+                )
+
+
+def _missing_data(recipe: Recipe, quantized: Iterable[LinearPlan], *, gate: bool) -> Iterator[str]:
+    methods = sorted({each.method.name for each in quantized if each.method.needs_calibration})
+    if methods and recipe.calibration is None:
+        yield (
+            f"method {', '.join(methods)} needs calibration data: add a `calibration:` section "
+            f"with `data:`, or use method rtn"
+        )
+    if gate and recipe.gate is None:
+        yield (
+            "the recipe has no gate: add a `gate:` section with `data:`, or pass --no-gate and "
+            "get an artifact marked UNJUDGED"
+        )
+
+
+def _too_long(
+    recipe: Recipe, skeleton: nn.Module, quantized: Iterable[LinearPlan], *, gate: bool
+) -> Iterator[str]:
+    """Windows longer than the positions that the model was made for."""
+    config = cast(Any, skeleton).config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int):
+        return
+    calibrated = any(linear.method.needs_calibration for linear in quantized)
+    for name, spec, used in (
+        ("calibration", recipe.calibration, calibrated),
+        ("gate", recipe.gate, gate),
+    ):
+        if used and spec is not None and spec.sequence_length > limit:
+            yield (
+                f"{name}.sequence_length {spec.sequence_length} is more than the model's "
+                f"{limit} positions: use {limit} or less"
+            )
+
+
+def _without_cpu_kernel(quantized: Iterable[LinearPlan]) -> Iterator[_Finding]:
+    for linear in quantized:
+        if linear.in_features % _KERNEL_MULTIPLE or linear.out_features % _KERNEL_MULTIPLE:
+            yield (
+                linear.name,
+                f"{linear.out_features}x{linear.in_features} is not made of multiples of "
+                f"{_KERNEL_MULTIPLE}, which vLLM's CPU kernels need",
+            )

@@ -1,0 +1,120 @@
+"""Bytes that a job reads, writes and holds, from headers alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, cast
+
+from torch import nn
+
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.skeleton import tied_names
+from quantkit.recipe import Recipe
+from quantkit.records import BlockPlan, LinearPlan, TensorInfo
+
+_SCALE_BYTES: Mapping[str, int] = MappingProxyType({"bfloat16": 2, "float16": 2, "float32": 4})
+_NAMES: Mapping[str, str] = MappingProxyType(
+    {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+)
+_FLOAT32 = 4
+# The second moment and the solver's copies of it: damped, inverted, factored, permuted.
+_MOMENT_COPIES = 5
+_REPORT_BYTES = 32_000_000
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The numbers of a Plan; see there."""
+
+    parameters: int
+    baseline_bytes: int
+    artifact_bytes: int
+    block_bytes: int
+    activation_bytes: int
+    statistics_bytes: int
+    disk_bytes: int
+
+
+def choose_scale_dtype(checkpoint: Checkpoint, linears: Iterable[LinearPlan]) -> str:
+    """Return the torch name of the dtype of scales: that in which readers run the model.
+
+    It is the config's, and where the config names none the most frequent one of the weights.
+    """
+    named = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
+    name = str(named).removeprefix("torch.")
+    if name in _SCALE_BYTES:
+        return name
+    found = Counter(checkpoint.tensors[f"{linear.name}.weight"].dtype for linear in linears)
+    return _NAMES.get(found.most_common(1)[0][0], "float32") if found else "float32"
+
+
+def layer_bytes(linear: LinearPlan, scale_dtype: str) -> int:
+    """Return the bytes of a quantized layer's tensors, bias apart, in compressed-tensors.
+
+    `weight_packed` int32 [O, ceil(I * bits / 32)], `weight_scale` [O, G], `weight_shape` int64 [2]
+    and, for schemes with zero points, `weight_zero_point` int32 [ceil(O * bits / 32), G].
+    """
+    bits, rows, columns = linear.scheme.weight_bits, linear.out_features, linear.in_features
+    groups = 1 if linear.group_size is None else columns // linear.group_size
+    size = rows * -(-columns * bits // 32) * 4 + rows * groups * _SCALE_BYTES[scale_dtype] + 16
+    if not linear.scheme.symmetric:
+        size += -(-rows * bits // 32) * groups * 4
+    return size
+
+
+def measure_sizes(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    skeleton: nn.Module,
+    blocks: Sequence[BlockPlan],
+    scale_dtype: str,
+) -> Sizes:
+    """Predict the artifact's bytes, and what the job holds in memory and on the disk."""
+    tensors = _without_tied_copies(checkpoint, skeleton)
+    quantized = [
+        linear
+        for block in blocks
+        for group in block.groups
+        for linear in group.linears
+        if linear.quantized
+    ]
+    packed = {f"{linear.name}.weight" for linear in quantized}
+    baseline = sum(info.size for info in tensors.values())
+    artifact = sum(info.size for name, info in tensors.items() if name not in packed)
+    artifact += sum(layer_bytes(linear, scale_dtype) for linear in quantized)
+    calibrated = [linear.in_features for linear in quantized if linear.method.needs_calibration]
+    tokens, widest = 0, max(calibrated, default=0)
+    if calibrated and recipe.calibration is not None:
+        tokens = recipe.calibration.samples * recipe.calibration.sequence_length
+    hidden = cast(Any, skeleton).get_input_embeddings().weight.shape[-1]
+    side_bytes = sum(path.stat().st_size for path in checkpoint.side_files)
+    return Sizes(
+        parameters=sum(math.prod(info.shape) for info in tensors.values()),
+        baseline_bytes=baseline,
+        artifact_bytes=artifact,
+        block_bytes=max(_block_bytes(tensors, block) for block in blocks),
+        # The residual stream, and the inputs and outputs of the widest group.
+        activation_bytes=tokens * (2 * hidden + 2 * widest) * _FLOAT32,
+        statistics_bytes=widest * widest * _FLOAT32 * _MOMENT_COPIES,
+        disk_bytes=2 * artifact + side_bytes + _REPORT_BYTES,
+    )
+
+
+def _without_tied_copies(checkpoint: Checkpoint, skeleton: nn.Module) -> dict[str, TensorInfo]:
+    """Leave out tensors that are stored beside the one that they are tied to."""
+    tensors = dict(checkpoint.tensors)
+    for target, source in tied_names(skeleton).items():
+        first, second = tensors.get(target), tensors.get(source)
+        if first and second and (first.dtype, first.shape) == (second.dtype, second.shape):
+            del tensors[target]
+    return tensors
+
+
+def _block_bytes(tensors: Mapping[str, TensorInfo], block: BlockPlan) -> int:
+    inside = f"{block.prefix}."
+    elements = (math.prod(info.shape) for name, info in tensors.items() if name.startswith(inside))
+    return sum(elements) * _FLOAT32
