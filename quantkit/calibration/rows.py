@@ -1,0 +1,173 @@
+"""Reading rows: jsonl and parquet files, and whatever the package `datasets` loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from quantkit.calibration.sources import (
+    KINDS,
+    MESSAGES,
+    Columns,
+    Kind,
+    Row,
+    Rows,
+    check_columns,
+    make_row,
+)
+from quantkit.errors import CalibrationError, MissingPackageError
+
+
+def open_rows(data: str, kind: Kind, split: str, columns: Columns) -> Rows:
+    """Return the rows of `data`; every row of a jsonl file is checked at once.
+
+    Raises:
+        CalibrationError: the data cannot be read, has no rows, or lacks the columns.
+        MissingPackageError: the package that reads this kind is not installed.
+    """
+    rows = OPENERS[kind](data, split, columns)
+    if not rows.count:
+        raise CalibrationError(f"{rows.name} is empty: it has no rows")
+    return rows
+
+
+def _open_jsonl(data: str, split: str, columns: Columns) -> Rows:
+    path = Path(data)
+    places: list[tuple[int, int]] = []
+    try:
+        with path.open("rb") as file:
+            start = 0
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    _parse_line(line, columns, f"{path}:{number}")
+                    places.append((start, number))
+                start += len(line)
+    except OSError as error:
+        raise CalibrationError(f"cannot read {path}: {error.strerror}") from error
+
+    def read(index: int) -> Row:
+        start, number = places[index]
+        with path.open("rb") as file:
+            file.seek(start)
+            return _parse_line(file.readline(), columns, f"{path}:{number}")
+
+    return Rows(data, len(places), read)
+
+
+def _parse_line(line: bytes, columns: Columns, where: str) -> Row:
+    try:
+        tree = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise CalibrationError(f"{where}: not UTF-8 text; save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise CalibrationError(
+            f"{where}: not valid JSON: {error.msg} (column {error.colno}); a row is one JSON "
+            "object on one line"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise CalibrationError(f"{where}: not valid JSON: {error}") from None
+    if not isinstance(tree, dict):
+        raise CalibrationError(
+            f'{where}: a row is a JSON object like {{"text": ...}}, not a {type(tree).__name__}'
+        )
+    return make_row(tree, columns, where)
+
+
+def _open_parquet(data: str, split: str, columns: Columns) -> Rows:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingPackageError(
+            "pyarrow", "reading a parquet file", "pip install pyarrow"
+        ) from error
+
+    try:
+        names = parquet.read_schema(data).names
+        check_columns(names, columns, data)
+        wanted = [name for name in dict.fromkeys((columns.text, MESSAGES)) if name in names]
+        table = parquet.read_table(data, columns=wanted)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise CalibrationError(f"cannot read {data}: {_reason(error)}") from error
+
+    def read(index: int) -> Row:
+        cells = {name: table[name][index].as_py() for name in wanted}
+        return make_row(cells, columns, f"{data}: row {index}")
+
+    return Rows(data, len(table), read)
+
+
+def _open_dataset(data: str, split: str, columns: Columns) -> Rows:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingPackageError(
+            "datasets", f"reading {data!r}", "pip install 'quantkit[datasets]'"
+        ) from error
+
+    name = f"{data} (split {split})"
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        dataset = _load_dataset(datasets, data, split)
+    except datasets.exceptions.DatasetsError as error:
+        raise CalibrationError(_explain_dataset(data, name, error.__cause__ or error)) from error
+    except (OSError, ValueError) as error:
+        raise CalibrationError(_explain_dataset(data, name, error)) from error
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+    names = dataset.column_names
+    check_columns(names, columns, name)
+    wanted = [column for column in dict.fromkeys((columns.text, MESSAGES)) if column in names]
+    dataset = dataset.select_columns(wanted)
+    return Rows(
+        name,
+        len(dataset),
+        lambda index: make_row(dataset[index], columns, f"{name}: row {index}"),
+    )
+
+
+def _load_dataset(datasets: Any, data: str, split: str) -> Any:
+    """One split of a Hub id, of a folder of data files, or of a folder of `save_to_disk`."""
+    folder = Path(data)
+    if (folder / "dataset_dict.json").is_file():
+        splits = datasets.load_from_disk(data)
+        if split not in splits:
+            raise ValueError(f"it has the splits {', '.join(splits)}")
+        return splits[split]
+    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+        return datasets.load_from_disk(data)
+    if folder.is_dir():
+        return datasets.load_dataset(str(folder.resolve()), split=split)
+    name, _, config = data.partition(":")
+    return datasets.load_dataset(name, config or None, split=split)
+
+
+def _explain_dataset(data: str, name: str, error: BaseException) -> str:
+    folder = Path(data)
+    message = f"cannot load the dataset {name}: {_reason(error)}"
+    if folder.is_dir():
+        files = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in KINDS)
+        return f"{message}; or name one of its files: {', '.join(files)}" if files else message
+    if isinstance(error, ConnectionError):
+        return (
+            f"{message}; the Hub is needed for a datasets id: check the network, or name a local "
+            f"{', '.join(KINDS)} file"
+        )
+    return message
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+OPENERS: Mapping[Kind, Callable[[str, str, Columns], Rows]] = {
+    "jsonl": _open_jsonl,
+    "parquet": _open_parquet,
+    "folder": _open_dataset,
+    "hub": _open_dataset,
+}

@@ -1,0 +1,194 @@
+"""The checkpoint's tokenizer: loading it, its BOS, and the ids of a long text.
+
+Letters of shapes: L tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantkit.errors import CalibrationError, CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "tiktoken.model",
+)
+"""Files any of which can hold a vocabulary that transformers reads without custom code."""
+
+PIECE = 1 << 19
+"""Characters tokenised at once: about 100 MB of the tokenizer's working memory."""
+
+OVERLAP = 1 << 12
+"""Characters that neighbouring pieces share, so that they can be joined where they agree."""
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a checkpoint folder, from its files alone and without custom code.
+
+    Raises:
+        CheckpointError: there is no tokenizer, or its files are damaged or need custom code.
+    """
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        raise CheckpointError(
+            f"no tokenizer in {folder}: looked for {', '.join(VOCABULARY_FILES)}; copy the "
+            "tokenizer files of the original model there"
+        )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        _check_json_object(folder / name)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(folder), use_fast=True, trust_remote_code=False, local_files_only=True
+        )
+    # The Rust library raises bare `Exception` for a file that it cannot use.
+    except Exception as error:
+        reason = _first_line(error)
+        if "custom code" in reason:
+            reason = "it needs custom code from the checkpoint, which is not run"
+        raise CheckpointError(f"cannot load the tokenizer in {folder}: {reason}") from error
+
+
+def _check_json_object(path: Path) -> None:
+    if not path.is_file():
+        return
+    try:
+        tree = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {_first_line(error)}") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(tree).__name__} instead of an object")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def find_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the id of BOS if the tokenizer itself starts a text with it, else None."""
+    ids = tokenizer("a").input_ids
+    bos = tokenizer.bos_token_id
+    return bos if bos is not None and ids and ids[0] == bos else None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids int64 [L], and the characters [start, end) that each came from, int64 [L, 2].
+
+    `spans` is None where the tokenizer does not tell.
+    """
+
+    ids: np.ndarray
+    spans: np.ndarray | None
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool, where: str) -> Encoded:
+    """Tokenise `text` at once; `special` lets the tokenizer add its BOS (and EOS).
+
+    Raises:
+        CalibrationError: the text has half of a surrogate pair, which no encoding can hold.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CalibrationError(
+            f"{where}: character {error.start} is half of a surrogate pair; remove it"
+        ) from None
+    fast = bool(tokenizer.is_fast)
+    encoding = tokenizer(
+        text,
+        add_special_tokens=special,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        return_offsets_mapping=fast,
+        verbose=False,
+    )
+    ids = np.array(encoding["input_ids"], dtype=np.int64)
+    spans = np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2) if fast else None
+    return Encoded(ids, spans)
+
+
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    where: str,
+    at_least: int | None = None,
+    piece_length: int = PIECE,
+    overlap: int = OVERLAP,
+) -> np.ndarray:
+    """Return the ids of a whole text, int64 [L], as `tokenizer(text, add_special_tokens=False)`.
+
+    A long text goes through in pieces of `piece_length` characters that share `overlap` of them,
+    so that memory stays bounded. Two pieces are joined only where both cut the middle of what
+    they share into the same tokens; where they do not, the whole text is tokenised at once. With
+    `at_least`, the ids may stop early, but not before that many.
+    """
+    if not tokenizer.is_fast:
+        return encode(tokenizer, text, special=False, where=where).ids
+    parts: list[np.ndarray] = []
+    total = 0
+    start, keep_from = 0, 0
+    previous: _Piece | None = None
+    while True:
+        end = min(start + piece_length, len(text))
+        piece = _encode_piece(tokenizer, text, start, end, where)
+        if previous and not _agree(previous, piece, keep_from, start + overlap * 3 // 4):
+            return encode(tokenizer, text, special=False, where=where).ids
+        # Only now that this piece agrees are the ids of those before it certain.
+        if at_least is not None and total >= at_least:
+            return np.concatenate(parts)
+        join = end - overlap * 3 // 4 if end < len(text) else end + 1
+        kept = piece.ids[(piece.begins >= keep_from) & (piece.begins < join)]
+        parts.append(kept)
+        total += len(kept)
+        if end == len(text):
+            return np.concatenate(parts)
+        previous = piece
+        start, keep_from = end - overlap, join
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Ids of a piece of a text and the character of the whole text at which each begins."""
+
+    ids: np.ndarray
+    begins: np.ndarray
+
+
+def _encode_piece(
+    tokenizer: PreTrainedTokenizerBase, text: str, start: int, end: int, where: str
+) -> _Piece:
+    encoded = encode(tokenizer, text[start:end], special=False, where=where)
+    spans = encoded.spans
+    if spans is None:
+        raise CalibrationError(f"{where}: the tokenizer tells no character offsets")
+    return _Piece(encoded.ids, spans[:, 0] + start)
+
+
+def _agree(left: _Piece, right: _Piece, low: int, high: int) -> bool:
+    """Whether two pieces have the same tokens, at least one, in the characters [low, high)."""
+    left_mask = (left.begins >= low) & (left.begins < high)
+    right_mask = (right.begins >= low) & (right.begins < high)
+    return (
+        bool(left_mask.any())
+        and np.array_equal(left.ids[left_mask], right.ids[right_mask])
+        and np.array_equal(left.begins[left_mask], right.begins[right_mask])
+    )
