@@ -1,0 +1,268 @@
+"""The walk: a model's own forward, suspended wherever a layer has to be solved.
+
+Every micro-batch runs transformers' forward in a greenlet of its own. Hooks switch back to the
+walk in front of each decoder block and in front of each group of linear layers that share an
+input. When all micro-batches wait at the same place, the walk hands the group and the second
+moment of its input to the caller, who may replace its weights; then all of them go on with what
+stands there. So one forward in all gives every layer statistics that have seen the quantized
+layers before it, and no block argument has to be guessed.
+
+Memory: one block's weights, the suspended activations, one second moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import Tensor, nn
+
+from quantkit.calibration.stats import accumulate, empty_moment, finish
+from quantkit.errors import CheckpointError
+from quantkit.records import BlockPlan, GroupPlan, LayerStats, TokenWindows
+
+LoadBlock = Callable[[BlockPlan], Mapping[str, Tensor]]
+"""Reads a block's tensors from the checkpoint, by full name."""
+
+LoadOutside = Callable[[], Mapping[str, Tensor]]
+"""Reads the tensors outside of the blocks that the forward needs on its way to them."""
+
+_TOKENS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class GroupStop:
+    """All micro-batches wait in front of this group.
+
+    tensors: the block's tensors as the checkpoint has them, by full name. `replace` puts a weight
+    [O, I] in the place of the named linear layer's, for this stop and all that follows.
+    """
+
+    block: BlockPlan
+    group: GroupPlan
+    stats: LayerStats | None
+    tensors: Mapping[str, Tensor]
+    replace: Callable[[str, Tensor], None]
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    """What a suspended forward says: where it waits and, at a group, the group's input."""
+
+    place: str
+    inputs: Tensor | None
+
+
+def walk(
+    model: nn.Module,
+    blocks: Sequence[BlockPlan],
+    load_block: LoadBlock,
+    load_outside: LoadOutside,
+    windows: TokenWindows,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    needs_stats: Callable[[BlockPlan, GroupPlan], bool],
+) -> Iterator[GroupStop]:
+    """Yield every group with something to quantize, in the order in which the forward meets them.
+
+    Args:
+        model: the whole model with its parameters on the meta device.
+        blocks: what to visit.
+        load_block: reads a block's tensors from the checkpoint.
+        load_outside: reads the embedding and what else stands outside of the blocks.
+        windows: the calibration tokens.
+        device: where the forward runs.
+        dtype: what the forward computes in.
+        needs_stats: says whether a group's second moment is wanted.
+
+    Raises:
+        CheckpointError: the forward does not meet the blocks and groups in the order of the plan,
+            or an activation is not finite.
+    """
+    with torch.inference_mode(), _hooked(model, blocks, dtype):
+        _fill(model, load_outside(), device, None)
+        forwards = _start(model, windows, device)
+        for number, block in enumerate(blocks):
+            _advance(forwards, block.prefix)
+            if number:
+                _empty(model.get_submodule(blocks[number - 1].prefix))
+            else:
+                _empty_embeddings(model)
+            tensors = {name: tensor.to(device) for name, tensor in load_block(block).items()}
+            _fill(model, tensors, device, dtype)
+            for group in block.groups:
+                if not any(linear.quantized for linear in group.linears):
+                    continue
+                stats = _arrive(forwards, group, needs_stats(block, group), device)
+                yield GroupStop(block, group, stats, tensors, _replacer(model, device, dtype))
+            del tensors
+        for forward in forwards:
+            forward.run.throw(GreenletExit)
+        _empty(model.get_submodule(blocks[-1].prefix))
+
+
+@dataclass(frozen=True)
+class _Forward:
+    run: greenlet
+    weights: Tensor | None
+
+
+def _start(model: nn.Module, windows: TokenWindows, device: torch.device) -> list[_Forward]:
+    """Make one forward for each micro-batch; none has begun to run."""
+    count, length = windows.ids.shape
+    step = max(1, _TOKENS_AT_ONCE // length)
+    decoder = getattr(model, cast(Any, model).base_model_prefix, model)
+    all_count = bool((windows.weights == 1).all())
+    forwards = []
+    for start in range(0, count, step):
+        ids = torch.from_numpy(windows.ids[start : start + step]).to(device)
+        weights = None
+        if not all_count:
+            weights = torch.from_numpy(windows.weights[start : start + step]).to(device)
+        forwards.append(_Forward(greenlet(_runner(decoder, ids)), weights))
+    return forwards
+
+
+def _runner(decoder: nn.Module, ids: Tensor) -> Callable[[], None]:
+    def run() -> None:
+        decoder(input_ids=ids, use_cache=False)
+
+    return run
+
+
+def _advance(forwards: Sequence[_Forward], place: str) -> None:
+    """Let every forward run on to `place`."""
+    for forward in forwards:
+        _resume(forward, place)
+
+
+def _arrive(
+    forwards: Sequence[_Forward], group: GroupPlan, wanted: bool, device: torch.device
+) -> LayerStats | None:
+    """Let every forward run on to the group and return the second moment of what it brings."""
+    first = group.linears[0]
+    moment = empty_moment(first.in_features, device) if wanted else None
+    for forward in forwards:
+        inputs = _resume(forward, first.name).inputs
+        if moment is not None and inputs is not None:
+            accumulate(moment, inputs, forward.weights)
+    if moment is None:
+        return None
+    stats = finish(moment)
+    if not bool(torch.isfinite(stats.second_moment).all()):
+        raise CheckpointError(
+            f"the input of {first.name} is not finite: the model overflows on the calibration "
+            f"data; try --set on another compute dtype or check the checkpoint"
+        )
+    return stats
+
+
+def _resume(forward: _Forward, place: str) -> _Arrival:
+    arrival = forward.run.switch()
+    if not isinstance(arrival, _Arrival) or arrival.place != place:
+        found = arrival.place if isinstance(arrival, _Arrival) else "its end"
+        raise CheckpointError(
+            f"the model's forward came to {found} where the plan expected {place}: "
+            f"its family data does not describe it"
+        )
+    return arrival
+
+
+@contextmanager
+def _hooked(model: nn.Module, blocks: Sequence[BlockPlan], dtype: torch.dtype) -> Iterator[None]:
+    """Suspend forwards at the blocks and groups; remove all hooks afterwards."""
+    walker = getcurrent()
+    handles = []
+
+    def at_block(place: str) -> Callable[..., Any]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            walker.switch(_Arrival(place, None))
+            return tuple(_cast(arg, dtype) for arg in args), {
+                name: _cast(value, dtype) for name, value in kwargs.items()
+            }
+
+        return hook
+
+    def at_group(place: str) -> Callable[..., Any]:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            walker.switch(_Arrival(place, args[0]))
+
+        return hook
+
+    def at_embedding(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        return _cast(output, dtype)
+
+    try:
+        embedding = cast(Any, model).get_input_embeddings()
+        handles.append(embedding.register_forward_hook(at_embedding))
+        for block in blocks:
+            module = model.get_submodule(block.prefix)
+            handles.append(
+                module.register_forward_pre_hook(at_block(block.prefix), with_kwargs=True)
+            )
+            for group in block.groups:
+                if any(linear.quantized for linear in group.linears):
+                    first = group.linears[0].name
+                    linear = model.get_submodule(first)
+                    handles.append(linear.register_forward_pre_hook(at_group(first)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Bring hidden states (and rotary tables) to the compute dtype; leave all else alone."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(dtype)
+    if isinstance(value, tuple):
+        return tuple(_cast(item, dtype) for item in value)
+    return value
+
+
+def _fill(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> None:
+    """Put the checkpoint's tensors in the place of the meta parameters of the same names."""
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        value = tensor.to(device=device, dtype=dtype or tensor.dtype)
+        if leaf in module._parameters:
+            module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+        elif leaf in module._buffers:
+            module._buffers[leaf] = value
+
+
+def _empty(module: nn.Module) -> None:
+    """Give a module's memory back: its parameters return to the meta device."""
+    for part in module.modules():
+        for leaf, parameter in part._parameters.items():
+            if parameter is not None:
+                meta = torch.empty_like(parameter, device="meta")
+                part._parameters[leaf] = nn.Parameter(meta, requires_grad=False)
+
+
+def _empty_embeddings(model: nn.Module) -> None:
+    """Every forward has looked its tokens up: the tables are not needed any more."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            _empty(module)
+
+
+def _replacer(
+    model: nn.Module, device: torch.device, dtype: torch.dtype
+) -> Callable[[str, Tensor], None]:
+    def replace(name: str, weight: Tensor) -> None:
+        value = weight.to(device=device, dtype=dtype)
+        model.get_submodule(name)._parameters["weight"] = nn.Parameter(value, requires_grad=False)
+
+    return replace
