@@ -1,0 +1,1 @@
+"""Writers that turn solved blocks into artifacts, and readers that look into artifacts."""

@@ -1,0 +1,1 @@
+"""Pure tensor functions: affine codes, packing, factorizations, scale search, divergences."""

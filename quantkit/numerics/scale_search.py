@@ -1,0 +1,251 @@
+"""Searches for the scales (and zero points) of groups, by what rounding to nearest then costs.
+
+Two objectives, each for the rounder that comes after it:
+
+- `search_scales`: sum_j v_j e_j^2 within a group, for error-compensated rounding, where v_j is the
+  curvature that is left of column j once the columns rounded later make up for it;
+- `search_scales_jointly`: e H e^T of the whole row, for rounding to nearest, one group after the
+  other with the errors of all other groups taken into account.
+
+Absmax is always among the candidates, and a candidate is rounded to the stored dtype before it is
+judged. The grid over shrunken ranges is AWQ's clip search (arXiv 2306.00978); trying several zero
+points for every scale is NeUQI's (arXiv 2505.17595), here the three nearest to the centred one.
+
+Shapes: O output features, I input features, G groups of g columns, R rows treated at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantkit.numerics.affine import (
+    choose_absmax,
+    code_range,
+    group_columns,
+    round_scale,
+    row_units,
+)
+from quantkit.schemes import Scheme
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The candidates of a search.
+
+    factors: scales relative to absmax. They are bounded from below, since a scale that were free
+    would collapse where the importance is concentrated on a few columns. shifts: zero points
+    relative to the one that centres the range.
+    """
+
+    factors: tuple[float, ...]
+    shifts: tuple[int, ...]
+
+
+FINE = Grid(tuple(0.60 + 0.03 * step for step in range(16)), (-1, 0, 1))
+COARSE = Grid((0.72, 0.79, 0.86, 0.93), (0,))
+"""Enough to tell which of two matrices is the easier to round."""
+
+_CHUNK_ELEMENTS = 1 << 18
+"""Weights treated at a time: the temporaries then stay in a core's cache."""
+
+
+def search_scales(
+    weight: Tensor,
+    scheme: Scheme,
+    group_size: int | None,
+    scale_dtype: torch.dtype,
+    importance: Tensor,
+    grid: Grid = FINE,
+) -> tuple[Tensor, Tensor | None]:
+    """Choose the scales that minimise sum_j v_j e_j^2 of each group.
+
+    Args:
+        weight: float32 [O, I].
+        importance: float32 [I], the weights v.
+
+    Returns:
+        scale [O, G] in `scale_dtype` and zero_point int8 [O, G], or None for symmetric schemes.
+
+    Raises:
+        ValueError: `group_size` does not divide I.
+    """
+    columns = group_columns(weight.shape[1], group_size)
+    grouped_importance = importance.reshape(-1, columns)
+
+    def loss(error: Tensor) -> Tensor:
+        return error.square_().mul_(grouped_importance).sum(2)
+
+    def search(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        absmax, zero_point = choose_absmax(rows, scheme, group_size, scale_dtype)
+        # In units of its absmax scale no group overflows or vanishes in the objective.
+        unit = absmax.float()
+        part = _Part(rows.reshape(*unit.shape, -1) / unit.unsqueeze(2), unit, None, absmax, scheme)
+        return _improve(part, absmax, zero_point, loss, grid)
+
+    rows = max(1, _CHUNK_ELEMENTS // weight.shape[1])
+    return _join([search(part) for part in torch.split(weight, rows)])
+
+
+def search_scales_jointly(
+    weight: Tensor,
+    scheme: Scheme,
+    group_size: int | None,
+    scale_dtype: torch.dtype,
+    second_moment: Tensor,
+    sweeps: int,
+    grid: Grid = FINE,
+    channel_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Choose the scales that minimise e H e^T of each row, group by group, starting from absmax.
+
+    No step raises the loss of a row, so none ends above that of absmax scales.
+
+    Args:
+        weight: float32 [O, I].
+        second_moment: float32 [I, I].
+        sweeps: how often to go over the groups.
+        channel_scale: float32 [O, I], positive, or None. Where given, codes stand for
+            `weight * channel_scale`, and e is the error after division by the channel scale.
+
+    Returns:
+        As `search_scales`.
+
+    Raises:
+        ValueError: `group_size` does not divide I.
+    """
+    rows = max(64, 4 * _CHUNK_ELEMENTS // weight.shape[1])
+    parts = []
+    for start in range(0, weight.shape[0], rows):
+        here = slice(start, start + rows)
+        channel = None if channel_scale is None else channel_scale[here]
+        scaled = weight[here] if channel is None else weight[here] * channel
+        absmax, zero_point = choose_absmax(scaled, scheme, group_size, scale_dtype)
+        unit = row_units(weight[here])
+        shape = (*absmax.shape, -1)
+        part = _Part(
+            (weight[here] / unit).reshape(shape),
+            unit,
+            None if channel is None else channel.reshape(shape),
+            absmax,
+            scheme,
+        )
+        parts.append(_search_jointly(part, zero_point, second_moment, sweeps, grid))
+    return _join(parts)
+
+
+def _join(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    zero_points = [zero_point for _, zero_point in parts if zero_point is not None]
+    return torch.cat([scale for scale, _ in parts]), torch.cat(zero_points) if zero_points else None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows to be searched.
+
+    grouped: weights [R, G, g] divided by `unit`. unit: [R, G] or [R, 1]. channel: channel scales
+    [R, G, g] or None. absmax: scales [R, G] in the stored dtype.
+    """
+
+    grouped: Tensor
+    unit: Tensor
+    channel: Tensor | None
+    absmax: Tensor
+    scheme: Scheme
+
+
+def _search_jointly(
+    part: _Part, zero_point: Tensor | None, second_moment: Tensor, sweeps: int, grid: Grid
+) -> tuple[Tensor, Tensor | None]:
+    """`search_scales_jointly` for a few rows; starts from absmax."""
+    scale = part.absmax.clone()
+    _, groups, size = part.grouped.shape
+    error = _error(part, scale, zero_point)
+    residual = error.flatten(1) @ second_moment
+    for group in [*range(groups)] * sweeps:
+        at = slice(group, group + 1)
+        columns = slice(group * size, (group + 1) * size)
+        block = second_moment[columns, columns]
+        old = error[:, group]
+        linear = residual[:, columns] - old @ block
+
+        def loss(error: Tensor, block: Tensor = block, linear: Tensor = linear) -> Tensor:
+            flat = error[:, 0]
+            return (flat @ block).add_(linear, alpha=2).mul_(flat).sum(1, keepdim=True)
+
+        here = _Part(
+            part.grouped[:, at],
+            part.unit,
+            None if part.channel is None else part.channel[:, at],
+            part.absmax[:, at],
+            part.scheme,
+        )
+        zero_here = None if zero_point is None else zero_point[:, at]
+        scale[:, at], zero_better = _improve(here, scale[:, at], zero_here, loss, grid)
+        if zero_point is not None and zero_better is not None:
+            zero_point[:, at] = zero_better
+        new = _error(here, scale[:, at], zero_better)[:, 0]
+        residual.addmm_(new - old, second_moment[columns])
+        error[:, group] = new
+    return scale, zero_point
+
+
+def _improve(
+    part: _Part,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    loss: Callable[[Tensor], Tensor],
+    grid: Grid,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the best of (scale, zero_point) and a grid around the absmax scale.
+
+    Args:
+        loss: errors [R, G, g] in units, which it may destroy -> losses [R, G].
+    """
+    scaled = part.grouped if part.channel is None else part.grouped * part.channel
+    centre = (scaled.amin(2).clamp(max=0.0) + scaled.amax(2).clamp(min=0.0)) / 2
+    absmax = part.absmax.float()
+    buffer = torch.empty_like(part.grouped)
+    best = loss(_error(part, scale, zero_point, buffer))
+    for factor in grid.factors:
+        candidate = round_scale(absmax * factor, part.scheme, scale.dtype)
+        steps_to_centre = centre * part.unit / candidate.float()
+        for shifted in _zero_points(steps_to_centre, part.scheme, grid):
+            cost = loss(_error(part, candidate, shifted, buffer))
+            better = cost < best
+            best = torch.where(better, cost, best)
+            scale = torch.where(better, candidate, scale)
+            if zero_point is not None and shifted is not None:
+                zero_point = torch.where(better, shifted, zero_point)
+    return scale, zero_point
+
+
+def _zero_points(centre: Tensor, scheme: Scheme, grid: Grid) -> Iterator[Tensor | None]:
+    """Yield the zero points to try for groups whose range has its centre so many steps from 0."""
+    if scheme.symmetric:
+        yield None
+        return
+    smallest, largest = code_range(scheme.weight_bits)
+    centred = torch.round((smallest + largest) / 2 - centre)
+    for shift in grid.shifts:
+        yield (centred + shift).clamp_(smallest, largest).to(torch.int8)
+
+
+def _error(
+    part: _Part, scale: Tensor, zero_point: Tensor | None, out: Tensor | None = None
+) -> Tensor:
+    """Round the weights to nearest; return dequantized minus original [R, G, g], in units."""
+    smallest, largest = code_range(part.scheme.weight_bits)
+    step = (scale.float() / part.unit).unsqueeze(2)
+    if part.channel is not None:
+        step = step / part.channel
+    values = torch.div(part.grouped, step, out=out).round_()
+    if zero_point is None:
+        values.clamp_(smallest, largest)
+    else:
+        offset = zero_point.float().unsqueeze(2)
+        torch.clamp(values, smallest - offset, largest - offset, out=values)
+    return values.mul_(step).sub_(part.grouped)
