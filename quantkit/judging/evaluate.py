@@ -1,0 +1,288 @@
+"""Run baseline and candidate over the same windows, each in a process of its own, and compare."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantkit.errors import ArtifactError, CalibrationError
+from quantkit.judging.suspicions import compare_generations, compare_unexpected
+from quantkit.judging.worker import Pair, Worker, running_pair, worker_command, worker_threads
+from quantkit.numerics.divergence import compare_logits
+from quantkit.records import EvalResult, Event, Progress, TokenWindows
+
+TRANSFORMERS_WORKER = Path(__file__).with_name("runtimes") / "transformers_worker.py"
+
+BATCH_TOKENS = {"cpu": 1024, "cuda": 4096}
+"""Tokens of one request, at the most (at least one window)."""
+BATCH_FLOATS = 1 << 25
+"""Logits of one request, at the most: 128 MiB on disk (at least one window)."""
+COMPARE_FLOATS = 1 << 17
+"""Logits that are compared at a time: what float64 copies of them take stays in the cache."""
+
+PROMPTS = 4
+PROMPT_TOKENS = 32
+NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What both workers said when they had loaded."""
+
+    vocabulary: int
+    device: str
+    versions: dict[str, str]
+    suspicions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _WindowScore:
+    """Means over the counted positions of one window, and the divergence at each of them."""
+
+    baseline_nll: float
+    candidate_nll: float
+    agreement: float
+    kl: float
+    kl_each: np.ndarray
+
+
+def evaluate(
+    baseline: Path,
+    candidate: Path,
+    windows: TokenWindows,
+    *,
+    python: str | None = None,
+    timeout_seconds: float = 3600.0,
+    device: str = "auto",
+    progress: Progress | None = None,
+    worker: Path = TRANSFORMERS_WORKER,
+) -> EvalResult:
+    """Measure `candidate` against `baseline` on `windows` (docs/gate.md, "Metrics").
+
+    Position t of a window is scored on the token at t+1, where that token's weight is not zero.
+    Windows without any such token are left out.
+
+    Args:
+        baseline: folder of the 16-bit checkpoint.
+        candidate: folder of the artifact.
+        windows: ids int64 [N, T] and weights [N, T].
+        python: interpreter of the workers; None is this one.
+        timeout_seconds: how long a worker may be silent about one request.
+        device: `auto`, `cpu` or `cuda`.
+        progress: called after each batch of windows.
+        worker: the script of the runtime.
+
+    Raises:
+        WorkerError: a worker died, hung, answered nonsense or could not do its work.
+        ResourceError: a worker ran out of memory or disk.
+        ArtifactError: the two have different vocabularies.
+        CalibrationError: the windows do not fit the models, or none of their tokens counts.
+        InputError: the interpreter cannot be started or lacks a package.
+    """
+    started = time.perf_counter()
+    ids, counted = _scored_windows(windows)
+    tell = progress or (lambda event: None)
+    tell(Event("gate", 0, len(ids), "loading the baseline and the artifact"))
+    with (
+        tempfile.TemporaryDirectory(prefix="quantkit-gate-", ignore_cleanup_errors=True) as folder,
+        running_pair(worker_command(python, worker), timeout_seconds) as pair,
+    ):
+        setup = _load(pair, baseline, candidate, device)
+        _check_ids(ids, setup.vocabulary)
+        scores: list[_WindowScore] = []
+        finite = True
+        batches = _batches(len(ids), ids.shape[1], setup.vocabulary, setup.device)
+        with _leaving_cores_to_workers(setup.device):
+            for scored, batch_finite in _score(pair, ids, counted, batches, setup, Path(folder)):
+                scores += scored
+                finite = finite and batch_finite
+                tell(Event("gate", len(scores), len(ids), f"KL {_mean_kl(scores):.4g}"))
+        loops = compare_generations(*_continue_prompts(pair, ids))
+    kl_each = np.concatenate([score.kl_each for score in scores])
+    return EvalResult(
+        runtime="transformers",
+        tokens=int(kl_each.size),
+        baseline_nll=tuple(score.baseline_nll for score in scores),
+        candidate_nll=tuple(score.candidate_nll for score in scores),
+        kl=tuple(score.kl for score in scores),
+        agreement=tuple(score.agreement for score in scores),
+        kl_p99=float(np.percentile(kl_each, 99)),
+        kl_max=float(kl_each.max()),
+        finite=finite,
+        versions=setup.versions,
+        seconds=time.perf_counter() - started,
+        suspicions=setup.suspicions + loops,
+    )
+
+
+@contextmanager
+def _leaving_cores_to_workers(device: str) -> Iterator[None]:
+    """Compare on one thread where the workers compute on this CPU: more would spin and wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if device == "cpu" else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _scored_windows(windows: TokenWindows) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids int64 [N, T] and counted bool [N, T-1] of the windows in which a token counts."""
+    counted = windows.weights[:, 1:] != 0
+    kept = counted.any(axis=1)
+    if not kept.any():
+        raise CalibrationError(f"{windows.source}: none of the evaluation tokens counts")
+    return windows.ids[kept], counted[kept]
+
+
+def _load(pair: Pair, baseline: Path, candidate: Path, device: str) -> _Setup:
+    common = {"op": "load", "device": device, "threads": worker_threads()}
+    pair.ask(
+        common | {"path": str(baseline.resolve())}, common | {"path": str(candidate.resolve())}
+    )
+    first, second = pair.answers()
+    for worker, answer in zip(pair.workers, (first, second), strict=True):
+        if not (isinstance(answer.get("vocab"), int) and isinstance(answer.get("versions"), dict)):
+            raise worker.error("answered without the size of its vocabulary or its versions")
+    if first["vocab"] != second["vocab"]:
+        raise ArtifactError(
+            f"{candidate} has a vocabulary of {second['vocab']} tokens and its baseline {baseline}"
+            f" one of {first['vocab']}: a different model or tokenizer"
+        )
+    versions = {str(name): str(value) for name, value in second["versions"].items()}
+    for name in ("dtype", "device"):
+        values = [str(answer.get(name)) for answer in (first, second)]
+        versions[name] = values[1] if values[0] == values[1] else f"{values[1]} against {values[0]}"
+    return _Setup(
+        vocabulary=first["vocab"],
+        device=str(second.get("device")),
+        versions=versions,
+        suspicions=compare_unexpected(first.get("unexpected", []), second.get("unexpected", [])),
+    )
+
+
+def _check_ids(ids: np.ndarray, vocabulary: int) -> None:
+    if int(ids.max()) >= vocabulary or int(ids.min()) < 0:
+        raise CalibrationError(
+            f"an evaluation window holds token {int(ids.max())}, but the models have {vocabulary}"
+            " tokens: the windows were made with another tokenizer"
+        )
+
+
+def _batches(count: int, length: int, vocabulary: int, device: str) -> list[range]:
+    tokens = BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
+    size = max(1, min(tokens // length, BATCH_FLOATS // (length * vocabulary)))
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _score(
+    pair: Pair,
+    ids: np.ndarray,
+    counted: np.ndarray,
+    batches: Sequence[range],
+    setup: _Setup,
+    folder: Path,
+) -> Iterator[tuple[list[_WindowScore], bool]]:
+    """Yield each batch's scores and whether its logits were finite.
+
+    While this process compares a batch, the workers compute the next one; files are deleted when
+    they were compared, so that two batches lie on the disk at the most.
+    """
+
+    def request(number: int) -> list[Path]:
+        files = [folder / f"{worker.role}-{number}.f32" for worker in pair.workers]
+        rows = ids[batches[number].start : batches[number].stop].tolist()
+        asked = [{"op": "logits", "ids": rows, "file": str(file)} for file in files]
+        pair.ask(asked[0], asked[1])
+        return files
+
+    files = request(0)
+    for number, batch in enumerate(batches):
+        answers = pair.answers()
+        shape = (len(batch), ids.shape[1], setup.vocabulary)
+        for worker, answer, file in zip(pair.workers, answers, files, strict=True):
+            _check_logits(worker, answer, file, shape)
+        following = request(number + 1) if number + 1 < len(batches) else []
+        scores = [
+            _compare_window(files, row, ids[window], counted[window], setup.vocabulary)
+            for row, window in enumerate(batch)
+        ]
+        for file in files:
+            file.unlink()
+        files = following
+        yield scores, all(answer.get("finite") is True for answer in answers)
+
+
+def _check_logits(
+    worker: Worker, answer: dict[str, Any], file: Path, shape: tuple[int, ...]
+) -> None:
+    """Refuse an answer whose shape, or whose file's size, is not what was asked for."""
+    size = file.stat().st_size if file.is_file() else 0
+    if answer.get("shape") != list(shape) or size != 4 * int(np.prod(shape)):
+        raise worker.error(
+            f"answered logits of shape {answer.get('shape')} in {size} bytes for {list(shape)}"
+        )
+
+
+def _compare_window(
+    files: Sequence[Path], row: int, ids: np.ndarray, counted: np.ndarray, vocabulary: int
+) -> _WindowScore:
+    """Compare row `row` of two logits files, a few positions at a time."""
+    length = len(ids)
+    targets = torch.from_numpy(ids[1:])
+    step = max(1, COMPARE_FLOATS // vocabulary)
+    parts = []
+    for start in range(0, length - 1, step):
+        stop = min(start + step, length - 1)
+        first = (row * length + start) * vocabulary
+        pair = [_read_floats(file, first, (stop - start) * vocabulary) for file in files]
+        logits = [floats.reshape(-1, vocabulary) for floats in pair]
+        parts.append(compare_logits(logits[0], logits[1], targets[start:stop]))
+    keep = torch.from_numpy(counted)
+    nll_b, nll_c, kl, agree = (
+        torch.cat([getattr(part, name) for part in parts])[keep].double()
+        for name in ("baseline_nll", "candidate_nll", "kl", "agree")
+    )
+    return _WindowScore(
+        baseline_nll=float(nll_b.mean()),
+        candidate_nll=float(nll_c.mean()),
+        agreement=float(agree.mean()),
+        kl=float(kl.mean()),
+        kl_each=kl.float().numpy(),
+    )
+
+
+def _read_floats(file: Path, first: int, count: int) -> torch.Tensor:
+    return torch.from_numpy(np.fromfile(file, dtype=np.float32, count=count, offset=4 * first))
+
+
+def _mean_kl(scores: Sequence[_WindowScore]) -> float:
+    return sum(score.kl for score in scores) / len(scores)
+
+
+def _continue_prompts(pair: Pair, ids: np.ndarray) -> tuple[list[list[int]], list[list[int]]]:
+    """Let both models continue the beginnings of a few windows, spread evenly; greedily."""
+    chosen = np.linspace(0, len(ids) - 1, num=min(PROMPTS, len(ids))).astype(int)
+    length = min(PROMPT_TOKENS, ids.shape[1] // 2)
+    baseline: list[list[int]] = []
+    candidate: list[list[int]] = []
+    for window in chosen:
+        prompt = ids[window, :length].tolist()
+        request = {"op": "generate", "prompt_ids": prompt, "max_new_tokens": NEW_TOKENS}
+        pair.ask(request, request)
+        for worker, answer, into in zip(
+            pair.workers, pair.answers(), (baseline, candidate), strict=True
+        ):
+            tokens = answer.get("ids")
+            if not isinstance(tokens, list) or not all(isinstance(t, int) for t in tokens):
+                raise worker.error("answered a generation without token ids")
+            into.append(tokens)
+    return baseline, candidate

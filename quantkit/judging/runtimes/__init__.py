@@ -1,0 +1,1 @@
+"""One worker script per runtime, each run as a process of its own by its file path."""

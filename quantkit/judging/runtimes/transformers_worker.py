@@ -1,0 +1,189 @@
+"""Judging worker for the transformers runtime: a script, run as `python transformers_worker.py`.
+
+It may run under another interpreter than quantkit's, so it imports the standard library, torch and
+transformers only. Requests come as JSON, one line each, on standard input; each gets one line of
+JSON on standard output. The end of the input, or `exit`, ends the worker.
+
+    {"op": "load", "path", "device": "auto"|"cpu"|"cuda", "threads"}
+        -> {"ok": true, "vocab", "dtype", "device", "unexpected": [names], "versions": {...}}
+    {"op": "logits", "ids": [[...], ...], "file"}
+        -> {"ok": true, "shape": [B, T, V], "finite"}; the raw float32 logits are in `file`
+    {"op": "generate", "prompt_ids": [...], "max_new_tokens"}
+        -> {"ok": true, "ids": [...]}, the greedy continuation
+    {"op": "exit"} -> {"ok": true}
+    what went wrong -> {"ok": false, "kind": "memory"|"disk"|"package"|"other", "error", "package"}
+
+On a CPU the arithmetic is float32 on exactly the values that are stored: that keeps rounding noise
+far below any quantization error, and does not depend on what 16-bit instructions the CPU has. On
+CUDA it is the checkpoint's own dtype.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK_FLOATS = 1 << 24
+"""Logits that are converted and written at a time."""
+
+MAX_NAMES = 100
+"""Names of tensors in an answer."""
+
+Reply = dict[str, Any]
+
+
+def main() -> int:
+    """Serve requests from standard input until it ends."""
+    channel = _take_stdout()
+    model: Any = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if request["op"] == "load":
+                model, reply = load(request["path"], request["device"], request["threads"])
+            elif request["op"] == "logits":
+                reply = write_logits(model, request["ids"], request["file"])
+            elif request["op"] == "generate":
+                reply = generate(model, request["prompt_ids"], request["max_new_tokens"])
+            else:
+                reply = {"ok": True}
+        # The classes that libraries use for bad files and lacking resources. Anything else is a
+        # defect: its traceback on standard error and the exit code tell the parent.
+        except (OSError, ValueError, RuntimeError, ImportError, KeyError, MemoryError) as error:
+            reply = {"ok": False, "kind": _kind(error), "error": _one_line(error)}
+            reply["package"] = getattr(error, "name", None)
+        channel.write(json.dumps(reply) + "\n")
+        channel.flush()
+        if request["op"] == "exit":
+            break
+    return 0
+
+
+def load(path: str, device: str, threads: int) -> tuple[Any, Reply]:
+    """Load the checkpoint or artifact in folder `path` and say what it became.
+
+    Raises:
+        ValueError: tensors are missing or have the wrong shape; transformers would fill them with
+            random numbers and go on.
+    """
+    import torch
+    import transformers
+
+    if not os.path.isdir(path):
+        raise ValueError(f"{path} is not a folder")
+    torch.set_num_threads(threads)
+    transformers.utils.logging.disable_progress_bar()
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype="auto" if device == "cuda" else torch.float32,
+        attn_implementation="sdpa",
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    for fault in ("missing_keys", "mismatched_keys"):
+        names = sorted(str(name) for name in found[fault])
+        if names:
+            raise ValueError(f"{len(names)} {fault.replace('_', ' ')}, for instance {names[0]}")
+    model = model.eval().to(device)
+    stops = model.generation_config.eos_token_id
+    # A checkpoint may ask for sampling or for a repetition penalty: greedy means neither.
+    model.generation_config = transformers.GenerationConfig(eos_token_id=stops, pad_token_id=0)
+    return model, {
+        "ok": True,
+        "vocab": _vocabulary(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": device,
+        "unexpected": sorted(map(str, found["unexpected_keys"]))[:MAX_NAMES],
+        "versions": _versions(),
+    }
+
+
+def write_logits(model: Any, ids: list[list[int]], file: str) -> Reply:
+    """Write the logits of every position of `ids` [B, T] to `file`, in chunks."""
+    import torch
+
+    with torch.inference_mode():
+        tokens = torch.tensor(ids, device=model.device)
+        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+        shape = list(logits.shape)
+        rows = logits.reshape(-1, shape[-1])
+        step = max(1, CHUNK_FLOATS // shape[-1])
+        finite = True
+        with open(file, "wb") as handle:
+            for start in range(0, rows.shape[0], step):
+                chunk = rows[start : start + step].float().cpu().contiguous()
+                finite = finite and bool(torch.isfinite(chunk).all())
+                handle.write(chunk.numpy().data)
+    return {"ok": True, "shape": shape, "finite": finite}
+
+
+def generate(model: Any, prompt_ids: list[int], max_new_tokens: int) -> Reply:
+    """Continue `prompt_ids` with the most probable tokens, within the model's positions."""
+    import torch
+
+    positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    room = min(max_new_tokens, positions - len(prompt_ids))
+    if room < 1:
+        return {"ok": True, "ids": []}
+    tokens = torch.tensor([prompt_ids], device=model.device)
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=room,
+            do_sample=False,
+        )
+    return {"ok": True, "ids": output[0, len(prompt_ids) :].tolist()}
+
+
+def _take_stdout() -> TextIO:
+    """Keep standard output for the answers; whatever else prints goes to standard error."""
+    private = os.dup(1)
+    os.dup2(2, 1)
+    return os.fdopen(private, "w", encoding="utf-8")
+
+
+def _vocabulary(model: Any) -> int:
+    head = model.get_output_embeddings()
+    if head is not None and hasattr(head, "out_features"):
+        return int(head.out_features)
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "compressed-tensors"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "disk"
+    # By name and by words: torch raises its own class on CUDA and a bare RuntimeError on a CPU.
+    out_of_memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    if isinstance(error, MemoryError) or out_of_memory:
+        return "memory"
+    return "package" if isinstance(error, ImportError) else "other"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:1000]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

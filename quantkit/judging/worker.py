@@ -1,0 +1,275 @@
+"""A runtime worker as its parent sees it: a process that is asked, awaited and never trusted.
+
+Each worker has threads of its own for its three pipes, so that neither a worker that reads nothing
+nor one that prints without end can block or fill its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from quantkit.errors import InputError, MissingPackageError, ResourceError, WorkerError
+
+MAX_ANSWER = 1 << 20
+"""Characters of an answer; a longer one is nonsense."""
+
+_LAST_WORDS = 5
+_WORDS_WIDTH = 600
+_SECRET_WORDS = frozenset(
+    {"TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "KEY", "CREDENTIALS"}
+)
+
+Answers = queue.Queue[tuple[str, str | None]]
+"""(role, line) as the workers speak; None for the line when a worker's output ended."""
+
+
+class Worker:
+    """One running worker. `role` is what messages call it: `baseline` or `candidate`."""
+
+    def __init__(self, role: str, command: Sequence[str], answers: Answers, threads: int) -> None:
+        self.role = role
+        self._asked = "start"
+        self._python = command[0]
+        self._answers = answers
+        self._requests: queue.Queue[str | None] = queue.Queue()
+        self._words: deque[str] = deque(maxlen=_LAST_WORDS)
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=child_environment(os.environ, threads, own=command[0] == sys.executable),
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                # A group of its own: Ctrl-C reaches the parent alone, which then stops the group.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise InputError(
+                f"cannot start the interpreter {command[0]}: {error.strerror or error};"
+                " see gate.python in the recipe"
+            ) from error
+        self._threads = [
+            threading.Thread(target=target, daemon=True)
+            for target in (self._send, self._listen, self._overhear)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def ask(self, request: Mapping[str, Any]) -> None:
+        """Send one request; it must not be sent before the last one was answered."""
+        self._asked = str(request["op"])
+        self._requests.put(json.dumps(request) + "\n")
+
+    def read_answer(self, line: str) -> dict[str, Any]:
+        """Return the answer in `line` if it is one and says that all went well.
+
+        Raises:
+            WorkerError: it is not, or the worker says that it failed.
+            ResourceError: the worker ran out of memory or disk.
+            MissingPackageError: the worker's interpreter lacks a package.
+        """
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            raise self.error(f"answered nonsense: {_clean(line)[:80]!r}") from None
+        if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
+            raise self.error(f"answered nonsense: {_clean(line)[:80]!r}")
+        if answer["ok"]:
+            return answer
+        words = _clean(str(answer.get("error", "no reason given")))
+        if answer.get("kind") in ("memory", "disk"):
+            raise ResourceError(f"the {self.role}'s worker ran out of {answer['kind']}: {words}")
+        if answer.get("kind") == "package":
+            raise MissingPackageError(
+                _clean(str(answer.get("package") or "compressed-tensors")),
+                f"judging the {self.role}",
+                f"install it for {self._python} ({words})",
+            )
+        raise self.error(f"failed at {self._asked!r}: {words}")
+
+    def death(self) -> WorkerError:
+        """Return what to raise when the output has ended: how the worker died, its last words."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=2)
+        code = self.process.poll()
+        if code is None:
+            return self.error("closed its output")
+        if code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+            likely = " (often: out of memory)" if name == "SIGKILL" else ""
+            return self.error(f"was killed by {name}{likely}")
+        return self.error(f"ended with exit code {code}")
+
+    def error(self, what: str) -> WorkerError:
+        """Return a `WorkerError` that says who, what, during which request, and the last words."""
+        if self.process.poll() is not None:
+            self._threads[-1].join(timeout=2)
+        words = " | ".join(self._words)[-_WORDS_WIDTH:]
+        said = f"; its last words: {words}" if words else "; it said nothing"
+        during = "" if what.startswith("failed at") else f" during {self._asked!r}"
+        return WorkerError(f"the {self.role}'s worker {what}{during}{said}")
+
+    def stop(self) -> None:
+        """End the process and everything that it started, at once: it holds nothing to save."""
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                _kill_group(self.process)
+        self.process.wait()
+        self._requests.put(None)
+        for thread in self._threads:
+            thread.join(timeout=2)
+
+    def _send(self) -> None:
+        assert self.process.stdin is not None
+        # A dead worker breaks the pipe; its end is told by the end of its output.
+        with contextlib.suppress(OSError), self.process.stdin as pipe:
+            for line in iter(self._requests.get, None):
+                pipe.write(line)
+                pipe.flush()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as pipe:
+            for line in _bounded_lines(pipe, MAX_ANSWER):
+                self._answers.put((self.role, line))
+        self._answers.put((self.role, None))
+
+    def _overhear(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as pipe:
+            for line in _bounded_lines(pipe, MAX_ANSWER):
+                if line.strip():
+                    self._words.append(_clean(line))
+
+
+def collect(
+    workers: Sequence[Worker], answers: Answers, timeout_seconds: float
+) -> list[dict[str, Any]]:
+    """Wait until each worker has answered once, and return the answers in the workers' order.
+
+    Raises:
+        WorkerError: a worker died, was silent for `timeout_seconds`, or answered nonsense.
+        ResourceError, MissingPackageError: as `Worker.read_answer`.
+    """
+    by_role = {worker.role: worker for worker in workers}
+    got: dict[str, dict[str, Any]] = {}
+    deadline = time.monotonic() + timeout_seconds
+    while len(got) < len(workers):
+        try:
+            role, line = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            silent = next(worker for worker in workers if worker.role not in got)
+            raise silent.error(f"was silent for {timeout_seconds:g} seconds") from None
+        if line is None:
+            raise by_role[role].death()
+        if role in got:
+            raise by_role[role].error(f"spoke unasked: {_clean(line)[:80]!r}")
+        got[role] = by_role[role].read_answer(line)
+    return [got[worker.role] for worker in workers]
+
+
+class Pair:
+    """The baseline's and the candidate's worker, which are asked in step."""
+
+    def __init__(self, workers: Sequence[Worker], answers: Answers, timeout: float) -> None:
+        self.workers = workers
+        self._answers = answers
+        self._timeout = timeout
+
+    def ask(self, baseline: Mapping[str, Any], candidate: Mapping[str, Any]) -> None:
+        """Send a request to each; both must have answered the last one."""
+        for worker, request in zip(self.workers, (baseline, candidate), strict=True):
+            worker.ask(request)
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Wait for both answers; raises as `collect`."""
+        return collect(self.workers, self._answers, self._timeout)
+
+
+@contextmanager
+def running_pair(command: Sequence[str], timeout: float) -> Iterator[Pair]:
+    """Start both workers with `command`; stop them whatever happens inside."""
+    answers: Answers = queue.Queue()
+    workers: list[Worker] = []
+    try:
+        for role in ("baseline", "candidate"):
+            workers.append(Worker(role, command, answers, worker_threads()))
+        yield Pair(workers, answers, timeout)
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def worker_threads() -> int:
+    """Threads of each of the two workers: half of the cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    wish = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cores, int(wish) if wish.isdigit() and int(wish) else cores) // 2)
+
+
+def child_environment(
+    environment: Mapping[str, str], threads: int, *, own: bool = True
+) -> dict[str, str]:
+    """Return `environment` for a worker: offline, quiet, and without tokens or keys.
+
+    Args:
+        environment: usually `os.environ`.
+        threads: threads of the worker's arithmetic.
+        own: whether it runs under this interpreter; another one must not see our PYTHONPATH.
+    """
+    child = {
+        name: value
+        for name, value in environment.items()
+        if not _SECRET_WORDS & set(name.upper().split("_"))
+    }
+    if not own:
+        for name in ("PYTHONPATH", "PYTHONHOME"):
+            child.pop(name, None)
+    return child | {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONSAFEPATH": "1",
+    }
+
+
+def worker_command(python: str | None, script: Path) -> list[str]:
+    """Return the command line of a worker; `python` None means this interpreter."""
+    return [python or sys.executable, str(script)]
+
+
+def _bounded_lines(pipe: IO[str], longest: int) -> Iterator[str]:
+    return iter(lambda: pipe.readline(longest), "")
+
+
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    if os.name == "posix":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+
+
+def _clean(text: str) -> str:
+    """One line without control characters: a worker's words end up on a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -1,0 +1,362 @@
+"""Tests of quantkit.judging.evaluate and .worker, with a worker whose model is a bigram table."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantkit.errors import (
+    ArtifactError,
+    CalibrationError,
+    InputError,
+    MissingPackageError,
+    QuantkitError,
+    ResourceError,
+    WorkerError,
+)
+from quantkit.judging import evaluate as module
+from quantkit.judging.evaluate import evaluate
+from quantkit.judging.worker import Answers, Worker, child_environment, worker_threads
+from quantkit.records import EvalResult, Event, TokenWindows
+from tests.judging.fake_worker import make_table
+
+FAKE = Path(__file__).with_name("fake_worker.py")
+VOCAB = 11
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary folders go; empty again after each test, whatever happened in it."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def make_fake(folder: Path, **model: object) -> Path:
+    """Write a folder that the fake worker can load."""
+    folder.mkdir()
+    (folder / "fake.json").write_text(json.dumps({"vocab": VOCAB, "seed": 1} | model))
+    return folder
+
+
+def make_windows(count: int = 5, length: int = 9, **fields: object) -> TokenWindows:
+    """Random windows in which every token counts."""
+    ids = np.random.default_rng(0).integers(0, VOCAB, (count, length))
+    values = {"ids": ids, "weights": np.ones(ids.shape, np.float32)} | fields
+    return TokenWindows(source="test", sha256="0" * 64, **values)  # type: ignore[arg-type]
+
+
+def run(
+    tmp_path: Path, windows: TokenWindows | None = None, timeout: float = 60.0, **candidate: object
+) -> EvalResult:
+    """Evaluate a fake candidate, by default one with another table, against a fake baseline."""
+    return evaluate(
+        make_fake(tmp_path / "baseline"),
+        make_fake(tmp_path / "candidate", **({"seed": 2} | candidate)),
+        windows or make_windows(),
+        timeout_seconds=timeout,
+        device="cpu",
+        worker=FAKE,
+    )
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this id exists; a zombie of ours does."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def assert_nothing_is_left(tmp_path: Path) -> None:
+    """Both workers have ended and their files are gone."""
+    pids = [int(path.stem) for path in tmp_path.glob("*/*.pid")]
+    assert len(pids) == 2
+    assert not [pid for pid in pids if is_alive(pid)]
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def slow_metrics(
+    windows: TokenWindows, vocab: int = VOCAB
+) -> tuple[list[list[float]], list[float]]:
+    """Per window (baseline nll, candidate nll, kl, agreement), and KL per position; with loops."""
+    tables = [make_table(vocab, seed).astype(np.float64) for seed in (1, 2)]
+    p_table, q_table = (np.exp(t) / np.exp(t).sum(axis=1, keepdims=True) for t in tables)
+    rows, each = [], []
+    for ids, weights in zip(windows.ids, windows.weights, strict=True):
+        scores = []
+        for t in range(len(ids) - 1):
+            if weights[t + 1] == 0:
+                continue
+            p, q = p_table[ids[t]], q_table[ids[t]]
+            kl = float(sum(p[v] * np.log(p[v] / q[v]) for v in range(vocab)))
+            target = ids[t + 1]
+            scores.append((-np.log(p[target]), -np.log(q[target]), kl, p.argmax() == q.argmax()))
+            each.append(kl)
+        rows.append([float(np.mean(column)) for column in zip(*scores, strict=True)])
+    return rows, each
+
+
+@pytest.mark.parametrize(("batch_tokens", "compare_floats"), [(1024, 1 << 17), (20, 30), (1, 1)])
+def test_numbers_equal_the_slow_reference_however_the_work_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_tokens: int, compare_floats: int
+) -> None:
+    """Batches of windows and pieces of positions change how the work is done and no result."""
+    monkeypatch.setattr(module, "BATCH_TOKENS", {"cpu": batch_tokens})
+    monkeypatch.setattr(module, "COMPARE_FLOATS", compare_floats)
+    windows = make_windows()
+
+    got = run(tmp_path, windows)
+
+    rows, each = slow_metrics(windows)
+    columns = (got.baseline_nll, got.candidate_nll, got.kl, got.agreement)
+    np.testing.assert_allclose(np.array(columns).T, rows, rtol=1e-6)
+    assert got.tokens == 5 * 8
+    assert got.kl_p99 == pytest.approx(np.percentile(each, 99), rel=1e-6)
+    assert got.kl_max == pytest.approx(max(each), rel=1e-6)
+    assert got.finite
+    assert got.versions == {"fake": "1", "dtype": "float32", "device": "cpu"}
+    assert_nothing_is_left(tmp_path)
+
+
+def test_positions_count_by_the_weight_of_the_token_that_they_predict(tmp_path: Path) -> None:
+    """A masked token is not scored, and a window without any counted token is left out."""
+    weights = np.ones((5, 9), np.float32)
+    weights[0, 3:7] = 0
+    weights[2] = 0
+    weights[4, 1:] = 0  # the first token of a window is never predicted
+    windows = make_windows(weights=weights)
+
+    got = run(tmp_path, windows)
+
+    kept = make_windows(ids=windows.ids[[0, 1, 3]], weights=weights[[0, 1, 3]])
+    rows, _ = slow_metrics(kept)
+    np.testing.assert_allclose(got.kl, [row[2] for row in rows], rtol=1e-6)
+    np.testing.assert_allclose(got.candidate_nll, [row[1] for row in rows], rtol=1e-6)
+    assert got.tokens == 4 + 8 + 8
+
+
+def test_progress_counts_windows_and_two_batches_lie_on_the_disk_at_most(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events go from 0 to all windows, and files are deleted as the work goes on."""
+    monkeypatch.setattr(module, "BATCH_TOKENS", {"cpu": 1})
+    events: list[Event] = []
+    files: list[int] = []
+
+    def tell(event: Event) -> None:
+        events.append(event)
+        files.append(len(list(scratch.rglob("*.f32"))))
+
+    evaluate(
+        make_fake(tmp_path / "a"),
+        make_fake(tmp_path / "b", seed=2),
+        make_windows(6),
+        timeout_seconds=60,
+        device="cpu",
+        progress=tell,
+        worker=FAKE,
+    )
+
+    assert [(event.stage, event.done, event.total) for event in events] == [
+        ("gate", done, 6) for done in range(7)
+    ]
+    assert max(files) <= 4
+    assert_nothing_is_left(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("exit", r"exit code 7 during 'logits'.* first words \| out of \[31mcheese"),
+        ("kill", r"killed by SIGKILL \(often: out of memory\).*so long"),
+        ("nonsense", "answered nonsense: 'hello, world'"),
+        ("list", "answered nonsense"),
+        ("flood", "answered nonsense: 'xxx"),
+        ("twice", "answered logits of shape None|spoke unasked"),
+        ("short", r"answered logits of shape \[5, 9, 11\] in 8 bytes"),
+        ("shape", r"answered logits of shape \[1, 1, 2\]"),
+        ("other", "failed at 'logits': no other left"),
+    ],
+)
+def test_a_worker_that_fails_is_an_error_with_its_last_words(
+    tmp_path: Path, fault: str, words: str
+) -> None:
+    """However the candidate's worker fails: one line, nothing runs on and nothing is left."""
+    with pytest.raises(WorkerError, match=words) as caught:
+        run(tmp_path, fault=fault)
+
+    message = str(caught.value)
+    assert message.startswith("the candidate's worker ")
+    assert message.isprintable()
+    assert len(message) < 1000
+    assert_nothing_is_left(tmp_path)
+
+
+def test_a_worker_that_hangs_is_given_up_after_the_limit(tmp_path: Path) -> None:
+    """Silence longer than the limit ends the evaluation, soon after the limit."""
+    started = time.monotonic()
+
+    with pytest.raises(WorkerError, match=r"candidate's worker was silent for 1\.5 seconds"):
+        run(tmp_path, timeout=1.5, fault="hang")
+
+    assert time.monotonic() - started < 15
+    assert_nothing_is_left(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [("memory", ResourceError), ("disk", ResourceError), ("package", MissingPackageError)],
+)
+def test_what_the_user_can_mend_is_told_apart(
+    tmp_path: Path, fault: str, kind: type[QuantkitError]
+) -> None:
+    """Lacking memory, disk or packages are not the artifact's fault."""
+    with pytest.raises(kind, match=f"no {fault} left"):
+        run(tmp_path, fault=fault)
+
+    assert_nothing_is_left(tmp_path)
+
+
+def test_noise_on_standard_error_blocks_nothing(tmp_path: Path) -> None:
+    """Eight megabytes of chatter are drained and forgotten."""
+    assert run(tmp_path, fault="noise").finite
+
+
+def test_numbers_that_are_not_finite_are_reported_and_not_hidden(tmp_path: Path) -> None:
+    """A NaN logit makes its window's divergence NaN and the result not finite."""
+    got = run(tmp_path, fault="nan")
+
+    assert not got.finite
+    assert np.isfinite(got.kl).tolist() == [False, True, True, True, True]
+
+
+def test_a_candidate_that_loops_is_suspicious(tmp_path: Path) -> None:
+    """The greedy continuations of both models are compared."""
+    assert "end in a loop" in run(tmp_path, fault="loop").suspicions[0]
+
+
+def test_tensors_that_the_runtime_ignores_are_suspicious(tmp_path: Path) -> None:
+    """Nothing of the artifact is skipped silently."""
+    got = run(tmp_path, unexpected=["model.layers.0.mystery"])
+
+    assert got.suspicions == (
+        "the runtime ignored 1 tensors of the artifact, for instance model.layers.0.mystery",
+    )
+
+
+def test_different_vocabularies_cannot_be_compared(tmp_path: Path) -> None:
+    """They mean another model or tokenizer, which is the user's to mend."""
+    with pytest.raises(ArtifactError, match=r"vocabulary of 12 tokens .* different model or token"):
+        run(tmp_path, vocab=12)
+
+    assert_nothing_is_left(tmp_path)
+
+
+def test_windows_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
+    """A token id beyond the vocabulary is told before any logits are asked for."""
+    with pytest.raises(CalibrationError, match="holds token 11, but the models have 11 tokens"):
+        run(tmp_path, make_windows(ids=np.full((5, 9), VOCAB)))
+
+
+def test_windows_without_a_counted_token_are_refused(tmp_path: Path) -> None:
+    """Nothing to score is an error and not a perplexity of NaN."""
+    with pytest.raises(CalibrationError, match="none of the evaluation tokens counts"):
+        run(tmp_path, make_windows(weights=np.zeros((5, 9), np.float32)))
+
+
+def test_an_interrupt_stops_both_workers(tmp_path: Path) -> None:
+    """Ctrl-C while a worker is awaited leaves no process and no file."""
+    control_c = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    control_c.start()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, fault="hang")
+
+    control_c.cancel()
+    assert_nothing_is_left(tmp_path)
+
+
+def test_an_interpreter_that_does_not_exist_is_an_input_error(tmp_path: Path) -> None:
+    """The message names it and the key of the recipe."""
+    with pytest.raises(InputError, match=r"/no/such/python.*gate\.python"):
+        evaluate(
+            make_fake(tmp_path / "a"),
+            make_fake(tmp_path / "b"),
+            make_windows(),
+            python="/no/such/python",
+            worker=FAKE,
+        )
+
+
+def test_asking_a_worker_that_reads_nothing_does_not_block(tmp_path: Path) -> None:
+    """A request larger than the pipe waits in a thread, so the time limit still works."""
+    script = tmp_path / "deaf.py"
+    script.write_text("import time; time.sleep(600)")
+    answers: Answers = Answers()
+    worker = Worker("candidate", [sys.executable, str(script)], answers, 1)
+    started = time.monotonic()
+
+    worker.ask({"op": "logits", "ids": [[1] * 500_000]})
+    worker.stop()
+
+    assert time.monotonic() - started < 10
+
+
+def test_workers_get_no_secrets_and_no_network(tmp_path: Path) -> None:
+    """Tokens and keys stay here; what merely resembles one travels."""
+    parent = {
+        "HF_TOKEN": "1",
+        "HUGGING_FACE_HUB_TOKEN": "2",
+        "AWS_SECRET_ACCESS_KEY": "3",
+        "OPENAI_API_KEY": "4",
+        "DB_PASSWORD": "5",
+        "TOKENIZERS_PARALLELISM": "true",
+        "PATH": "/bin",
+        "PYTHONPATH": "/here",
+    }
+
+    child = child_environment(parent, threads=3)
+
+    assert not {"1", "2", "4", "5"} & {child[name] for name in child if name in parent}
+    assert "AWS_SECRET_ACCESS_KEY" not in child
+    assert (child["PATH"], child["OMP_NUM_THREADS"]) == ("/bin", "3")
+    assert (child["HF_HUB_OFFLINE"], child["TOKENIZERS_PARALLELISM"]) == ("1", "false")
+    assert child["PYTHONPATH"] == "/here"
+    assert "PYTHONPATH" not in child_environment(parent, threads=3, own=False)
+
+
+def test_the_environment_of_a_running_worker_is_the_cleaned_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule above is applied to the processes that are started."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+
+    run(tmp_path)
+
+    for role in ("baseline", "candidate"):
+        seen = json.loads((tmp_path / role / "environment.json").read_text())
+        assert "hf_secret" not in seen.values()
+        assert seen["HF_HUB_OFFLINE"] == "1"
+
+
+def test_two_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the cores each, at least one, and no more than the user allows in all."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert worker_threads() == 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert worker_threads() == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert worker_threads() == 1

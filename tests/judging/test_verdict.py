@@ -1,0 +1,232 @@
+"""Tests of quantkit.judging.verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from quantkit.judging.statistics import mean_intervals
+from quantkit.judging.verdict import MIN_WINDOWS, judge
+from quantkit.recipe import GateSpec
+from quantkit.records import EvalResult
+
+
+def make_result(
+    windows: int = 64, increase: float = 0.01, kl: float = 0.02, agreement: float = 0.95
+) -> EvalResult:
+    """A measurement with about these values, and some spread between windows."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(3, 0.3, windows)
+    spread = rng.normal(0, 1, windows) - 0.0
+    spread -= spread.mean()
+    each = kl * (1 + 0.3 * spread)
+    return EvalResult(
+        runtime="transformers",
+        tokens=windows * 511,
+        baseline_nll=tuple(base),
+        candidate_nll=tuple(base + math.log1p(increase) + 0.005 * spread),
+        kl=tuple(each),
+        agreement=tuple(agreement + 0.01 * spread),
+        kl_p99=float(np.max(each)) * 5,
+        kl_max=float(np.max(each)) * 20,
+        finite=True,
+    )
+
+
+def spec(**limits: object) -> GateSpec:
+    """The default limits (3 %, 0.05, 90 %), or others."""
+    return GateSpec.model_validate({"data": "test"} | limits)
+
+
+def test_values_well_within_every_limit_pass() -> None:
+    """All three checks pass, in the order of the recipe's keys, and there is nothing to explain."""
+    got = judge(make_result(), spec())
+
+    assert got.verdict == "PASS"
+    assert [(check.name, check.verdict) for check in got.checks] == [
+        ("max_perplexity_increase", "PASS"),
+        ("max_kl", "PASS"),
+        ("min_top1_agreement", "PASS"),
+    ]
+    assert got.reasons == ()
+    assert (got.windows, got.confidence) == (64, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("worse", "name"),
+    [
+        ({"increase": 0.06}, "max_perplexity_increase"),
+        ({"kl": 0.09}, "max_kl"),
+        ({"agreement": 0.8}, "min_top1_agreement"),
+    ],
+)
+def test_one_value_wholly_outside_its_limit_fails(worse: dict[str, float], name: str) -> None:
+    """The others do not make up for it, and the reason names the check."""
+    got = judge(make_result(**worse), spec())  # type: ignore[arg-type]
+
+    assert got.verdict == "FAIL"
+    assert [check.name for check in got.checks if check.verdict == "FAIL"] == [name]
+    assert len(got.reasons) == 1
+    assert got.reasons[0].startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("kl", [0.0495, 0.0505])
+def test_an_interval_across_its_limit_is_inconclusive(kl: float) -> None:
+    """On whichever side the value itself lies: what is not proven does not pass."""
+    got = judge(make_result(kl=kl), spec())
+
+    assert got.verdict == "INCONCLUSIVE"
+    assert "not proven to be within the limit 0.05" in got.reasons[0]
+
+
+def test_the_bounds_decide_to_the_last_digit() -> None:
+    """A limit equal to the outer bound holds; the next smaller number does not."""
+    result = make_result()
+    high = judge(result, spec()).checks[1].high
+    low = judge(result, spec()).checks[1].low
+
+    def verdict(limit: float) -> str:
+        return judge(result, spec(max_kl=limit)).checks[1].verdict
+
+    assert verdict(high) == "PASS"
+    assert verdict(math.nextafter(high, 0)) == "INCONCLUSIVE"
+    assert verdict(low) == "INCONCLUSIVE"
+    assert verdict(math.nextafter(low, 0)) == "FAIL"
+
+
+def test_a_failure_outweighs_what_is_inconclusive() -> None:
+    """FAIL before INCONCLUSIVE before PASS."""
+    assert judge(make_result(kl=0.0495, agreement=0.8), spec()).verdict == "FAIL"
+
+
+def test_metrics_are_what_the_definitions_say() -> None:
+    """Perplexities from mean nll, the increase and its interval relative, KL with its tail."""
+    result = make_result()
+
+    got = judge(result, spec(seed=4))
+
+    difference = np.array(result.candidate_nll) - np.array(result.baseline_nll)
+    columns = np.stack([difference, result.kl, result.agreement], axis=1)
+    bounds = mean_intervals(columns, 0.95, 4)
+    assert got.perplexity is not None
+    assert got.kl is not None
+    assert got.top1_agreement is not None
+    assert got.perplexity.baseline == pytest.approx(np.exp(np.mean(result.baseline_nll)))
+    assert got.perplexity.value == pytest.approx(np.exp(np.mean(result.candidate_nll)))
+    assert got.perplexity.increase == pytest.approx(np.exp(difference.mean()) - 1)
+    assert got.perplexity.low == pytest.approx(np.exp(bounds[0, 0]) - 1)
+    assert got.perplexity.high == pytest.approx(np.exp(bounds[0, 1]) - 1)
+    assert (got.kl.low, got.kl.high) == tuple(bounds[1])
+    assert (got.kl.p99, got.kl.maximum) == (result.kl_p99, result.kl_max)
+    assert (got.top1_agreement.low, got.top1_agreement.high) == tuple(bounds[2])
+
+
+def test_the_comparison_is_paired() -> None:
+    """Windows of very different difficulty do not blur a small steady increase."""
+    base = np.linspace(1, 6, 32)
+    result = dataclasses.replace(
+        make_result(32), baseline_nll=tuple(base), candidate_nll=tuple(base + math.log(1.01))
+    )
+
+    got = judge(result, spec()).perplexity
+
+    assert got is not None
+    assert got.low == pytest.approx(0.01)
+    assert got.high == pytest.approx(0.01)
+
+
+def test_limits_that_are_not_set_are_not_checked() -> None:
+    """Their values are measured all the same."""
+    got = judge(make_result(kl=9.0), spec(max_kl=None, min_top1_agreement=None))
+
+    assert [check.name for check in got.checks] == ["max_perplexity_increase"]
+    assert got.verdict == "PASS"
+    assert got.kl is not None
+    assert got.kl.value == pytest.approx(9.0)
+
+
+def test_without_any_limit_nothing_passes() -> None:
+    """An empty list of checks proves nothing."""
+    got = judge(
+        make_result(), spec(max_kl=None, min_top1_agreement=None, max_perplexity_increase=None)
+    )
+
+    assert (got.verdict, got.checks) == ("INCONCLUSIVE", ())
+    assert "no limit" in got.reasons[0]
+
+
+@pytest.mark.parametrize("windows", [1, 2, MIN_WINDOWS - 1])
+def test_too_few_windows_decide_nothing_and_say_how_many_are_needed(windows: int) -> None:
+    """However good the values look."""
+    got = judge(make_result(windows), spec())
+
+    assert got.verdict == "INCONCLUSIVE"
+    assert {check.verdict for check in got.checks} == {"INCONCLUSIVE"}
+    assert f"{windows}, and at least 8 are needed" in got.reasons[-1]
+    assert judge(make_result(MIN_WINDOWS), spec()).verdict == "PASS"
+
+
+def test_a_divergence_of_exactly_zero_is_a_copy_and_fails() -> None:
+    """Also with too few windows: equality needs no statistics."""
+    for windows in (3, 64):
+        result = make_result(windows)
+        copied = dataclasses.replace(
+            result, candidate_nll=result.baseline_nll, kl=(0.0,) * windows, kl_max=0.0, kl_p99=0.0
+        )
+
+        got = judge(copied, spec())
+
+        assert got.verdict == "FAIL"
+        assert "exactly zero" in got.reasons[0]
+
+
+@pytest.mark.parametrize("where", ["baseline_nll", "candidate_nll", "kl"])
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_what_is_not_finite_fails_without_numbers(where: str, poison: float) -> None:
+    """No NaN can slip through a comparison or into a report."""
+    result = make_result()
+    values = {where: (poison, *getattr(result, where)[1:])}
+
+    got = judge(dataclasses.replace(result, finite=False, **values), spec())  # type: ignore[arg-type]
+
+    assert got.verdict == "FAIL"
+    assert (got.checks, got.perplexity, got.kl, got.top1_agreement) == ((), None, None, None)
+    assert "not finite" in got.reasons[0]
+    whose = {
+        "baseline_nll": "the baseline's",
+        "candidate_nll": "the artifact's",
+        "kl": "one of the",
+    }
+    assert whose[where] in got.reasons[0]
+    json.dumps(dataclasses.asdict(got), allow_nan=False)
+
+
+def test_an_infinite_logit_that_leaves_the_scores_finite_fails_too() -> None:
+    """The worker's word counts, not only the scores."""
+    assert judge(dataclasses.replace(make_result(), finite=False), spec()).verdict == "FAIL"
+
+
+def test_suspicions_fail_whatever_the_numbers_are() -> None:
+    """Those of the evaluation and those that are passed in, all told."""
+    result = dataclasses.replace(make_result(), suspicions=("it loops",))
+
+    got = judge(result, spec(), suspicions=["hashes differ"])
+
+    assert got.verdict == "FAIL"
+    assert got.reasons == ("it loops", "hashes differ")
+    assert {check.verdict for check in got.checks} == {"PASS"}
+
+
+def test_an_artifact_that_is_beyond_measure_fails_with_numbers_that_json_has() -> None:
+    """A perplexity that overflows is cut at e^700, far outside of any limit."""
+    result = make_result()
+    broken = dataclasses.replace(result, candidate_nll=tuple(5000.0 + i for i in range(64)))
+
+    got = judge(broken, spec())
+
+    assert got.verdict == "FAIL"
+    json.dumps(dataclasses.asdict(got), allow_nan=False)
