@@ -1,0 +1,192 @@
+"""What a verdict means in words, and what to try when it is not PASS."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from quantkit.records import Check, LayerRecord, Report
+from quantkit.report.layers import layer_error, worst_layers
+from quantkit.report.rounding import format_percent
+from quantkit.schemes import GROUP_SIZES
+
+_FUSED = MappingProxyType(
+    {
+        "q_proj": ("q_proj", "k_proj", "v_proj"),
+        "k_proj": ("q_proj", "k_proj", "v_proj"),
+        "v_proj": ("q_proj", "k_proj", "v_proj"),
+        "gate_proj": ("gate_proj", "up_proj"),
+        "up_proj": ("gate_proj", "up_proj"),
+    }
+)
+"""Layers that vLLM fuses and that must therefore keep one scheme."""
+
+HOPELESS_WINDOWS = 50
+"""So many times the windows are not worth advising: the value lies on its limit."""
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """One thing to try: why, and the lines to put into the recipe (or the command)."""
+
+    why: str
+    setting: str
+
+
+def verdict_sentence(report: Report) -> str:
+    """Say in one sentence what the verdict rests on."""
+    checks = _checks(report)
+    confidence = max((a.judgement.confidence for a in report.artifacts), default=0.0)
+    interval = f"{format_percent(confidence, 2)} interval"
+    if report.verdict == "UNJUDGED":
+        return "Nothing was measured: how close this is to its baseline is not known."
+    if report.verdict == "PASS":
+        return f"Every limit holds: the whole {interval} of each check lies within it."
+    ours = [check for check in checks if check.verdict == report.verdict]
+    if report.verdict == "FAIL":
+        found = f"{_of(ours, checks)} failed. " if ours else "It failed without a broken limit. "
+        return f"{found}Do not serve or publish this artifact."
+    if not ours:
+        return "What was measured is not enough to decide."
+    if all(check.low <= check.limit <= check.high for check in ours):
+        return f"{_of(ours, checks)} cannot be decided: the {interval} reaches across the limit."
+    return f"{_of(ours, checks)} cannot be decided: too little was measured."
+
+
+def all_reasons(report: Report) -> tuple[str, ...]:
+    """Return the reasons of every judgement, with the artifact's name where there are several."""
+    several = len(report.artifacts) > 1
+    return tuple(
+        f"{artifact.name}: {reason}" if several else reason
+        for artifact in report.artifacts
+        for reason in artifact.judgement.reasons
+    )
+
+
+def suggestions(report: Report) -> tuple[Suggestion, ...]:
+    """Return what to try next, most promising first; nothing for a PASS.
+
+    A failed limit is a matter of accuracy, so the advice is finer groups, a better method and more
+    bits for the three worst layers. A failure without a failed limit (an artifact that is not
+    finite, a worker that died) gets none: no setting of the recipe mends it.
+    """
+    if report.verdict == "UNJUDGED":
+        return (_judge_it(report),)
+    checks = _checks(report)
+    found: list[Suggestion] = []
+    if any(check.verdict == "FAIL" for check in checks):
+        found += _better_rounding(report.layers)
+    undecided = [check for check in checks if check.verdict == "INCONCLUSIVE"]
+    if undecided:
+        found += _more_windows(report, undecided)
+    return tuple(found)
+
+
+def _judge_it(report: Report) -> Suggestion:
+    baseline = shlex.quote(report.model)
+    paths = [shlex.quote(artifact.path) for artifact in report.artifacts]
+    return Suggestion(
+        "Judge it against its baseline; OUTPUT is the folder of the job that made it.",
+        "\n".join(f"quantkit gate OUTPUT/{path} --baseline {baseline}" for path in paths),
+    )
+
+
+def _checks(report: Report) -> list[Check]:
+    return [check for artifact in report.artifacts for check in artifact.judgement.checks]
+
+
+def _of(some: Sequence[Check], checks: Sequence[Check]) -> str:
+    if len(some) == len(checks):
+        return "The only check" if len(checks) == 1 else f"All {len(checks)} checks"
+    return f"{len(some)} of {len(checks)} checks"
+
+
+def _better_rounding(layers: Sequence[LayerRecord]) -> list[Suggestion]:
+    quantized = [layer for layer in layers if layer.scheme != "none"]
+    narrow = [layer for layer in quantized if layer.bits_per_weight < 8]
+    found: list[Suggestion] = []
+    if any(layer.method != "awq+gptq" for layer in narrow):
+        found.append(
+            Suggestion(
+                "Let the calibration data choose both the scaling and the rounding.",
+                "quantize:\n  method: awq+gptq",
+            )
+        )
+    smaller = _smaller_group(narrow)
+    if smaller is not None:
+        size, cost = smaller
+        found.append(
+            Suggestion(
+                f"Smaller groups follow the weights more closely, for {cost:.3g} bits more per "
+                "weight.",
+                f"quantize:\n  group_size: {size}",
+            )
+        )
+    worst = worst_layers(narrow)
+    if worst:
+        found.append(_more_bits(worst))
+    return found
+
+
+def _smaller_group(layers: Sequence[LayerRecord]) -> tuple[int, float] | None:
+    """The next smaller group size than the layers' largest, and its cost in bits per weight."""
+    if not layers:
+        return None
+    sizes = [layer.group_size or math.inf for layer in layers]
+    largest = max(sizes)
+    size = max((size for size in GROUP_SIZES if size < largest), default=None)
+    return None if size is None else (size, 16 / size - 16 / largest)
+
+
+def _more_bits(worst: Sequence[LayerRecord]) -> Suggestion:
+    names = ", ".join(f"{layer.name} ({format_percent(layer_error(layer))})" for layer in worst)
+    which = f"the {len(worst)} layers" if len(worst) > 1 else "the layer"
+    why = f"Give 8 bits to {which} with the largest error: {names}."
+    patterns = list(dict.fromkeys(name for layer in worst for name in _fused_names(layer.name)))
+    if len(patterns) > len(worst):
+        why += " Layers that vLLM fuses with one of them change together with it."
+    rows = [f"    - {{match: {_quote(name)}, scheme: w8a16}}" for name in patterns]
+    return Suggestion(why, "\n".join(["quantize:", "  overrides:", *rows]))
+
+
+def _quote(text: str) -> str:
+    """A JSON string is a quoted YAML scalar too, whatever is in it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _fused_names(name: str) -> list[str]:
+    """The names of the layers that share a scheme with `name`, itself included."""
+    parent, _, last = name.rpartition(".")
+    return [f"{parent}.{member}" if parent else member for member in _FUSED.get(last, (last,))]
+
+
+def _more_windows(report: Report, undecided: Sequence[Check]) -> list[Suggestion]:
+    """How many windows would bring each interval to its limit, as its width goes with 1/sqrt(N)."""
+    windows = max(artifact.judgement.windows for artifact in report.artifacts)
+    needed = max(_windows_factor(check) for check in undecided)
+    if not math.isfinite(needed) or needed > HOPELESS_WINDOWS or windows < 1:
+        return [
+            Suggestion(
+                "The value lies so near its limit that more windows will hardly decide. Take a "
+                "better method or more bits, or set the limit that you can live with.",
+                "",
+            )
+        ]
+    samples = math.ceil(windows * max(needed, 1.5) * 1.2 / 16) * 16
+    return [
+        Suggestion(
+            f"Measure more: the interval narrows with the square root of the windows, of which "
+            f"there were {windows}. Estimated need; the evaluation data must hold as many.",
+            f"gate:\n  samples: {samples}",
+        )
+    ]
+
+
+def _windows_factor(check: Check) -> float:
+    margin = abs(check.value - check.limit)
+    reach = check.high - check.value if check.value < check.limit else check.value - check.low
+    return (reach / margin) ** 2 if margin > 0 else math.inf

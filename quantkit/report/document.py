@@ -1,0 +1,108 @@
+"""report.json: the report as plain data, unrounded, for other programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from quantkit.records import ArtifactReport, Check, Judgement, Metric, Report
+
+SCHEMA = 1
+"""Raised when a key changes its meaning or goes; new keys alone do not raise it."""
+
+
+def report_document(report: Report) -> dict[str, Any]:
+    """Return the report as JSON-ready data.
+
+    Numbers are as the records have them; a NaN or an infinity, which JSON lacks, becomes None.
+
+    Raises:
+        TypeError: the evidence holds something that JSON has no form for.
+    """
+    document: dict[str, Any] = _plain(
+        {
+            "schema": SCHEMA,
+            "model": report.model,
+            "verdict": report.verdict,
+            "baseline": {"name": report.model, "size_bytes": report.baseline_bytes},
+            "artifacts": [_artifact(artifact) for artifact in report.artifacts],
+            "layers": [asdict(layer) for layer in report.layers],
+            "notes": report.notes,
+            "evidence": report.evidence,
+        }
+    )
+    return document
+
+
+def render_json(report: Report) -> str:
+    """Return report.json's text."""
+    return json.dumps(report_document(report), indent=2, allow_nan=False) + "\n"
+
+
+def _artifact(artifact: ArtifactReport) -> dict[str, Any]:
+    judgement = artifact.judgement
+    return {
+        "name": artifact.name,
+        "path": artifact.path,
+        "format": artifact.format,
+        "scheme": artifact.scheme,
+        "size_bytes": artifact.size_bytes,
+        "bits_per_weight": artifact.bits_per_weight,
+        "runtime": artifact.runtime,
+        "metrics": _metrics(judgement),
+        "checks": [_check(check) for check in judgement.checks],
+        "verdict": judgement.verdict,
+        "reasons": judgement.reasons,
+        "confidence": judgement.confidence,
+        "windows": judgement.windows,
+    }
+
+
+def _metrics(judgement: Judgement) -> dict[str, Any]:
+    """What was measured; None for what was not."""
+    perplexity, kl, agreement = judgement.perplexity, judgement.kl, judgement.top1_agreement
+    return {
+        "perplexity": perplexity
+        and {
+            "baseline": perplexity.baseline,
+            "value": perplexity.value,
+            "increase": perplexity.increase,
+            **_interval(perplexity),
+        },
+        "kl": kl and {"mean": kl.value, "p99": kl.p99, "max": kl.maximum, **_interval(kl)},
+        "top1_agreement": agreement and {"value": agreement.value, **_interval(agreement)},
+    }
+
+
+def _interval(metric: Metric) -> dict[str, float]:
+    return {"low": metric.low, "high": metric.high}
+
+
+def _check(check: Check) -> dict[str, Any]:
+    return {
+        "name": check.name,
+        "limit": check.limit,
+        "value": check.value,
+        "low": check.low,
+        "high": check.high,
+        "verdict": check.verdict,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Mappings and sequences as dicts and lists, paths as text, non-finite numbers as None."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"a report cannot hold a {type(value).__name__}: {value!r}")

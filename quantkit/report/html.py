@@ -1,0 +1,108 @@
+"""report.html: one file that needs no network, with the plot, the tables and the evidence."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from quantkit.records import ArtifactReport, Report
+from quantkit.report import plot
+from quantkit.report.advice import all_reasons, suggestions, verdict_sentence
+from quantkit.report.bars import CheckBar, check_bar
+from quantkit.report.evidence import evidence_sections, recipe_changes, recipe_text
+from quantkit.report.layers import (
+    geometric_mean,
+    layer_rows,
+    rounding_ratio,
+    worst_layers,
+)
+from quantkit.report.rounding import format_bytes
+from quantkit.report.rows import CheckRow, check_rows, headline_rows
+from quantkit.report.text import clean
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class _ArtifactChecks:
+    """The checks of one artifact, each with its bar where one can be drawn."""
+
+    artifact: ArtifactReport
+    confidence: str
+    rows: tuple[tuple[CheckRow, CheckBar | None], ...]
+
+
+def render_html(report: Report) -> str:
+    """Return the report as one HTML page.
+
+    Every value is escaped, and the page's own policy allows neither the network nor any script or
+    style but the two that are part of it.
+    """
+    style, script = _read("report.css"), _read("report.js")
+    context: dict[str, Any] = {
+        "report": report,
+        "sentence": verdict_sentence(report),
+        "reasons": all_reasons(report),
+        "suggestions": suggestions(report),
+        "baseline_size": format_bytes(report.baseline_bytes),
+        "headline": headline_rows(report),
+        "judged": tuple(map(_artifact_checks, report.artifacts)),
+        "plot": plot.error_plot(report.layers),
+        "geometry": plot,
+        "layers": layer_rows(report.layers),
+        "worst": layer_rows(worst_layers(report.layers)),
+        "mean_ratio": _mean_ratio(report),
+        "recipe": recipe_text(report.evidence),
+        "changes": recipe_changes(report.evidence),
+        "evidence": evidence_sections(report.evidence),
+        "style": Markup(style),
+        "script": Markup(script),
+        "policy": "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
+        f"style-src {_source_hash(style)}; script-src {_source_hash(script)}",
+    }
+    return _environment().get_template("report.html.jinja").render(context)
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_showable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _showable(value: Any) -> Any:
+    """Clean text of what no page can hold; markup of our own passes."""
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _read(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _source_hash(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+def _artifact_checks(artifact: ArtifactReport) -> _ArtifactChecks:
+    rows = tuple(
+        (row, check_bar(row.check, is_upper=row.is_upper, is_share="agreement" in row.check.name))
+        for row in check_rows(artifact.judgement)
+    )
+    return _ArtifactChecks(artifact, f"{100 * artifact.judgement.confidence:g}%", rows)
+
+
+def _mean_ratio(report: Report) -> str:
+    ratios = [ratio for ratio in map(rounding_ratio, report.layers) if ratio is not None]
+    mean = geometric_mean(ratios)
+    return "" if mean is None else f"{mean:.2f}×"

@@ -1,0 +1,217 @@
+"""README.md of an artifact: the model card that travels with the weights."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from quantkit.durable import write_text
+from quantkit.records import ArtifactReport, Report, Verdict
+from quantkit.report.evidence import recipe_changes, recipe_text
+from quantkit.report.markdown import table
+from quantkit.report.rows import check_rows, headline_cells, headline_rows
+from quantkit.report.text import clean_line, code_block, code_span, escape_markdown
+from quantkit.schemes import RUNTIME_NOTES, SCHEMES
+
+CARRIED_KEYS = ("license", "license_name", "license_link", "language")
+"""Front matter of the original that holds for a quantized copy too."""
+
+_MOST_README_BYTES = 1 << 20
+_FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?(@[\w.-]+)?")
+
+_VERDICT_WORDS: Mapping[Verdict, str] = MappingProxyType(
+    {
+        "PASS": "This artifact was measured against its 16-bit baseline and is within every limit.",
+        "FAIL": "Do not use this artifact: it is not close enough to its 16-bit baseline.",
+        "INCONCLUSIVE": "Not proven: the measurement does not decide whether this artifact is "
+        "close enough to its 16-bit baseline.",
+        "UNJUDGED": "Not proven: nobody has measured this artifact against its 16-bit baseline.",
+    }
+)
+
+
+def write_model_card(
+    report: Report, artifact: ArtifactReport, folder: Path, source_folder: Path
+) -> Path:
+    """Write the card of `artifact` as README.md into `folder`, with the original's licence.
+
+    Raises:
+        ResourceError, OutputError: the file cannot be written.
+    """
+    carried = read_carried_front_matter(source_folder / "README.md")
+    path = folder / "README.md"
+    write_text(path, render_model_card(report, artifact, carried=carried))
+    return path
+
+
+def render_model_card(
+    report: Report,
+    artifact: ArtifactReport,
+    *,
+    carried: Mapping[str, Any] = MappingProxyType({}),
+    location: str = ".",
+) -> str:
+    """Return the text of the card. It has no timings: the same job gives the same card.
+
+    Args:
+        report: the report that `artifact` is a row of.
+        artifact: what the card is about.
+        carried: front matter of the original's card; `CARRIED_KEYS` are taken over.
+        location: Hub id or folder to put into the commands.
+    """
+    title = f"{_model_name(report)}, quantized to {artifact.scheme}"
+    parts = [
+        _front_matter(report, artifact, carried),
+        f"# {escape_markdown(title)}",
+        *_verdict(artifact),
+        _measured(report, artifact),
+        _serving(report, artifact, location),
+        _origin(report),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def read_carried_front_matter(readme: Path) -> dict[str, Any]:
+    """Return those of `CARRIED_KEYS` that a model card's front matter has; none if unreadable.
+
+    A card without a licence is no reason to stop a job, so nothing is raised.
+    """
+    try:
+        with readme.open("rb") as file:
+            text = file.read(_MOST_README_BYTES).decode("utf-8", errors="replace")
+    except OSError:
+        return {}
+    match = _FRONT_MATTER.match(text)
+    if match is None:
+        return {}
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(match.group(1))):
+            return {}
+        found = yaml.safe_load(match.group(1))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return _carried(found) if isinstance(found, dict) else {}
+
+
+def _carried(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The carried keys whose values are a line of text or a list of such."""
+    kept: dict[str, Any] = {}
+    for key in CARRIED_KEYS:
+        value = found.get(key)
+        if isinstance(value, str):
+            kept[key] = clean_line(value)
+        elif isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+            kept[key] = [clean_line(item) for item in value]
+    return kept
+
+
+def _front_matter(report: Report, artifact: ArtifactReport, carried: Mapping[str, Any]) -> str:
+    keys: dict[str, Any] = {}
+    base = _hub_id(report)
+    if base is not None:
+        keys["base_model"] = base
+        keys["base_model_relation"] = "quantized"
+    keys["library_name"] = "transformers"
+    keys["pipeline_tag"] = "text-generation"
+    tags = ["quantkit", artifact.format, artifact.scheme]
+    keys["tags"] = list(dict.fromkeys(clean_line(tag) for tag in tags if tag))
+    keys |= _carried(carried)
+    text = yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=1000)
+    return f"---\n{text}---"
+
+
+def _hub_id(report: Report) -> str | None:
+    """The Hub id of the original; None for a folder, which the front matter cannot name."""
+    model = report.evidence.get("model")
+    if isinstance(model, Mapping) and "revision" in model and model["revision"] is None:
+        return None
+    match = _HUB_ID.fullmatch(report.model)
+    return report.model.partition("@")[0] if match else None
+
+
+def _model_name(report: Report) -> str:
+    """The Hub id, or a folder's last name: its path concerns nobody who reads the card."""
+    return _hub_id(report) or re.split(r"[/\\]", report.model.rstrip("/\\"))[-1] or report.model
+
+
+def _verdict(artifact: ArtifactReport) -> list[str]:
+    judgement = artifact.judgement
+    parts = [f"> **{judgement.verdict}**: {_VERDICT_WORDS[judgement.verdict]}"]
+    if judgement.reasons and judgement.verdict != "PASS":
+        parts.append("\n".join(f"- {escape_markdown(reason)}" for reason in judgement.reasons))
+    return parts
+
+
+def _measured(report: Report, artifact: ArtifactReport) -> str:
+    (row,) = headline_rows(replace(report, artifacts=(artifact,)))
+    cells = {key: text for key, text in headline_cells(row).items() if key != "Artifact"}
+    lines = [[escape_markdown(key), escape_markdown(text)] for key, text in cells.items()]
+    parts = ["## Measured", table(["", ""], lines)]
+    judgement = artifact.judgement
+    if judgement.checks:
+        confidence = f"{100 * judgement.confidence:g}%"
+        checks = [
+            [
+                *(escape_markdown(t) for t in (row.label, row.limit, row.value, row.interval)),
+                row.verdict,
+            ]
+            for row in check_rows(judgement)
+        ]
+        parts.append(
+            f"Both models saw the same {judgement.windows} windows of text in "
+            f"{escape_markdown(artifact.runtime)}; intervals are at {confidence} confidence."
+        )
+        parts.append(table(["Check", "Limit", "Value", "Interval", "Verdict"], checks))
+    return "\n\n".join(parts)
+
+
+def _serving(report: Report, artifact: ArtifactReport, location: str) -> str:
+    quoted = json.dumps(location)
+    where = "" if location != "." else " in this folder"
+    notes = [f"- {escape_markdown(note)}." for note in _runtime_notes(report, artifact)]
+    return "\n\n".join(
+        [
+            "## Use",
+            f"With vLLM{where}:",
+            code_block(f"vllm serve {shlex.quote(location)}", "sh"),
+            f"With transformers{where} (`pip install transformers compressed-tensors`):",
+            code_block(
+                "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+                f"tokenizer = AutoTokenizer.from_pretrained({quoted})\n"
+                f'model = AutoModelForCausalLM.from_pretrained({quoted}, dtype="auto")\n'
+                'inputs = tokenizer("Once upon a time", return_tensors="pt")\n'
+                "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))",
+                "python",
+            ),
+            *(["\n".join(notes)] if notes else []),
+        ]
+    )
+
+
+def _runtime_notes(report: Report, artifact: ArtifactReport) -> Sequence[str]:
+    used = {artifact.scheme, *(layer.scheme for layer in report.layers)} & set(SCHEMES)
+    return [note for (scheme, _), note in RUNTIME_NOTES.items() if scheme in used]
+
+
+def _origin(report: Report) -> str:
+    parts = [
+        "## Origin",
+        f"Made with quantkit from {code_span(_model_name(report))}. `quantkit.json`, one folder up "
+        "from these files, holds the evidence: hashes, versions, data and the error of each layer.",
+    ]
+    recipe = recipe_text(report.evidence)
+    if recipe is not None:
+        parts += ["The recipe:", code_block(recipe, "yaml")]
+        changes = recipe_changes(report.evidence)
+        if changes:
+            parts += ["Changed on the command line:", code_block("\n".join(changes))]
+    return "\n\n".join(parts)
