@@ -28,7 +28,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path`, as `write_atomically` does."""
-    write_atomically(path, lambda beside: beside.write_bytes(text.encode()) and None)
+
+    def write(beside: Path) -> None:
+        beside.write_bytes(text.encode())
+
+    write_atomically(path, write)
 
 
 def sync(path: Path) -> None:

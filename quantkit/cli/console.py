@@ -1,0 +1,139 @@
+"""What reaches the terminal: one reply on stdout; progress and errors on stderr."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from quantkit.records import Event, Progress
+
+_SECONDS_BETWEEN_LINES = 10.0
+_UNBOUNDED_WIDTH = 1000
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a command has to say: for programs, for people, and for the shell."""
+
+    document: Mapping[str, Any] | Sequence[Any]
+    """JSON-ready; the one document of `--json`."""
+    lines: Sequence[RenderableType]
+    """What people see; strings are printed as they are, without markup."""
+    exit_code: int = 0
+
+
+def render_reply(reply: Reply, *, as_json: bool, stdout: TextIO) -> str:
+    """Return the text that goes to `stdout`: one JSON document, or lines for people."""
+    return render_json(reply.document) if as_json else render_lines(reply.lines, stdout)
+
+
+def print_error(message: str, exit_code: int, *, as_json: bool, stdout: TextIO) -> None:
+    """Write `error: ...` to stderr and, for `--json`, the document that says the same."""
+    write(f"error: {printable(message)}\n", sys.stderr)
+    if as_json:
+        write(render_json({"error": message, "exit_code": exit_code}), stdout)
+
+
+def printable(text: str) -> str:
+    """Escape control characters: messages quote bytes that strangers wrote."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
+    )
+
+
+def render_json(document: object) -> str:
+    """Return `document` as JSON text that any parser reads: no NaN, no Infinity."""
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def render_lines(lines: Sequence[RenderableType], stream: TextIO) -> str:
+    """Return rich renderables as text for `stream`: styled and wrapped only on a terminal."""
+    from rich.console import Console
+
+    terminal = stream.isatty()
+    buffer = io.StringIO()
+    width = None if terminal else _UNBOUNDED_WIDTH
+    console = Console(file=buffer, force_terminal=terminal, width=width, highlight=False)
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=isinstance(line, str))
+    return "\n".join(row.rstrip() for row in buffer.getvalue().split("\n"))
+
+
+def write(text: str, stream: TextIO) -> None:
+    """Write and flush; when the other end of a pipe is closed, drop this and all that follows."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        # The interpreter flushes once more at exit and would complain then.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def show_progress(quiet: bool) -> Iterator[Progress | None]:
+    """Yield what the API calls after each step: bars on a terminal, lines without one."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with _bars() as progress:
+            yield progress
+    else:
+        yield _lines(sys.stderr)
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    """One bar a stage on stderr, with the time that is left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[message]}", markup=False),
+    )
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        tasks = {}
+
+        def show(event: Event) -> None:
+            if event.stage not in tasks:
+                tasks[event.stage] = bars.add_task(event.stage, message="")
+            bars.update(
+                tasks[event.stage],
+                completed=event.done,
+                total=event.total,
+                message=printable(event.message),
+            )
+
+        yield show
+
+
+def _lines(stream: TextIO) -> Progress:
+    """One line for each step that has something to say, and now and then for the others."""
+    last: dict[str, float] = {}
+
+    def show(event: Event) -> None:
+        now = time.monotonic()
+        waited = now - last.get(event.stage, now)
+        last.setdefault(event.stage, now)
+        if event.message or event.done == event.total or waited > _SECONDS_BETWEEN_LINES:
+            last[event.stage] = now
+            message = f"  {printable(event.message)}" if event.message else ""
+            write(f"{event.stage} {event.done}/{event.total}{message}\n", stream)
+
+    return show

@@ -1,0 +1,67 @@
+"""`quantkit gate`: judge an artifact that exists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import quantkit
+from quantkit.cli.console import Reply, show_progress
+from quantkit.cli.options import (
+    DeviceOption,
+    JsonOption,
+    OverridesOption,
+    OverwriteOption,
+    QuietOption,
+    given,
+)
+from quantkit.cli.reports import gate_reply
+
+EXAMPLE = "Example: quantkit gate artifacts/model-awq4 --baseline MODEL --recipe awq4"
+
+
+def gate(
+    artifact: Annotated[
+        str, typer.Argument(metavar="ARTIFACT", help="Folder of a quantized model.")
+    ],
+    baseline: Annotated[
+        str,
+        typer.Option("--baseline", metavar="MODEL", help="The original: Hub id or folder."),
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", metavar="RECIPE", help="Takes the limits from its gate."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DATA", help="Evaluation text to use.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", metavar="FOLDER", help="Where the report goes."),
+    ] = None,
+    overrides: OverridesOption = None,
+    device: DeviceOption = None,
+    overwrite: OverwriteOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> Reply:
+    """Judge a quantized model against its 16-bit original."""
+    with show_progress(quiet) as progress:
+        report = quantkit.gate(
+            artifact,
+            baseline=baseline,
+            **given(
+                recipe=recipe,
+                data=data,
+                output=output,
+                overrides=overrides,
+                device=device,
+                overwrite=overwrite,
+                progress=progress,
+            ),
+        )
+    folder = Path(artifact)
+    reports = Path(output) if output is not None else folder.with_name(f"{folder.name}.gate")
+    return gate_reply(report, reports)

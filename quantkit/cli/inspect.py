@@ -1,0 +1,64 @@
+"""`quantkit inspect`: what is in an artifact."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+import quantkit
+from quantkit.cli.console import Reply
+from quantkit.cli.options import JsonOption
+from quantkit.report.rounding import format_bytes
+
+if TYPE_CHECKING:
+    from quantkit.formats.inspect import InspectedLayer, Inspection
+
+EXAMPLE = "Example: quantkit inspect artifacts/model-awq4"
+
+
+def inspect(
+    artifact: Annotated[
+        str, typer.Argument(metavar="ARTIFACT", help="Folder of a quantized model, or its output.")
+    ],
+    json: JsonOption = False,
+) -> Reply:
+    """Show what is in an artifact: schemes, sizes, bits per weight, and what is wrong with it.
+
+    Reads the config and the headers only; works on anybody's compressed-tensors folder.
+    """
+    found = quantkit.inspect(artifact)
+    document = {**asdict(found), "folder": str(found.folder)}
+    return Reply(document, _lines(found), exit_code=2 if found.problems else 0)
+
+
+def _lines(found: Inspection) -> list[Any]:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    tensors = ", ".join(f"{count} x {dtype}" for dtype, count in found.tensors.items())
+    layers = Counter(_storage(layer) for layer in found.layers)
+    for row in (
+        ("folder", str(found.folder)),
+        ("format", found.format),
+        ("architecture", found.architecture or "not named"),
+        ("scheme", found.scheme),
+        ("weights", f"{found.parameters:,}"),
+        ("size", format_bytes(found.tensor_bytes)),
+        ("bits per weight", f"{found.bits_per_weight:.2f}"),
+        ("tensors", tensors),
+        *(("matrices", f"{count} x {storage}") for storage, count in layers.most_common()),
+        ("verdict", found.verdict or "none recorded"),
+    ):
+        table.add_row(*row)
+    return [table, *(f"problem: {problem}" for problem in found.problems)]
+
+
+def _storage(layer: InspectedLayer) -> str:
+    if layer.scheme == "none":
+        return f"{layer.bits}-bit floating point"
+    group = "one scale a row" if layer.group_size is None else f"group size {layer.group_size}"
+    return f"{layer.scheme}, {group}"

@@ -1,0 +1,63 @@
+"""The options that several commands share; their names are the API's parameter names."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from quantkit.errors import InputError
+
+RecipeOption = Annotated[
+    str,
+    typer.Option("--recipe", metavar="RECIPE", help="A recipe file or the name of a shipped one."),
+]
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="Hub id, id@revision or folder; as --model."),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="Replaces the recipe's model."),
+]
+OutputOption = Annotated[
+    str | None,
+    typer.Option("--output", metavar="FOLDER", help="Replaces the recipe's output."),
+]
+OverridesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Overrides any key of the recipe; may be repeated."
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", metavar="auto|cpu|cuda", help="Where the model runs."),
+]
+OverwriteOption = Annotated[
+    bool | None,
+    typer.Option("--overwrite", help="Replace an output that exists."),
+]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document instead of text."),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+def one_model(argument: str | None, option: str | None) -> str | None:
+    """Return the model, which may be given as an argument or as `--model`.
+
+    Raises:
+        InputError: both are given and differ.
+    """
+    if argument is not None and option is not None and argument != option:
+        raise InputError(
+            f"the model is given twice, as {argument!r} and as --model {option!r}: give it once"
+        )
+    return option if argument is None else argument
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Return what was given on the command line; for the rest the API's own defaults hold."""
+    return {name: value for name, value in values.items() if value is not None}

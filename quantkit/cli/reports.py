@@ -1,0 +1,92 @@
+"""The last lines of a job: headline table, verdict, size, where the report is, how to serve."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from quantkit.cli.console import Reply
+from quantkit.records import EXIT_CODES, Artifact, Report, Result, Verdict
+from quantkit.report.advice import all_reasons, verdict_sentence
+from quantkit.report.document import report_document
+from quantkit.report.rounding import format_bytes, format_ratio
+from quantkit.report.rows import headline_cells, headline_rows
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_STYLES: dict[Verdict, str] = {
+    "PASS": "bold green",
+    "FAIL": "bold red",
+    "INCONCLUSIVE": "bold yellow",
+    "UNJUDGED": "bold yellow",
+}
+
+
+def quantize_reply(result: Result) -> Reply:
+    """What `quantkit quantize` says about a finished job."""
+    page = result.output / "report" / "report.html"
+    serve = None if result.verdict == "FAIL" else _serve_command(result.artifacts)
+    document = {
+        "output": str(result.output),
+        "report": str(page),
+        "serve": serve,
+        **_document(result.report, result.exit_code),
+    }
+    return Reply(document, _lines(result.report, page, serve), result.exit_code)
+
+
+def gate_reply(report: Report, folder: Path) -> Reply:
+    """What `quantkit gate` says about an artifact; `folder` holds the reports."""
+    page, exit_code = folder / "report.html", EXIT_CODES[report.verdict]
+    document = {"report": str(page), **_document(report, exit_code)}
+    return Reply(document, _lines(report, page, None), exit_code)
+
+
+def _document(report: Report, exit_code: int) -> dict[str, Any]:
+    whole = report_document(report)
+    shown = ("model", "verdict", "baseline", "artifacts", "notes")
+    return {"exit_code": exit_code, **{key: whole[key] for key in shown}}
+
+
+def _lines(report: Report, page: Path, serve: str | None) -> list[RenderableType]:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    cells = [headline_cells(row) for row in headline_rows(report)]
+    for _ in cells:
+        table.add_column()
+    for title in cells[0] if cells else ():
+        table.add_row(title, *(Text(artifact[title]) for artifact in cells))
+    verdict = Text.assemble(
+        "verdict  ", (report.verdict, _STYLES[report.verdict]), f"  {verdict_sentence(report)}"
+    )
+    lines: list[RenderableType] = ["", table, "", verdict]
+    lines += [f"         {reason}" for reason in all_reasons(report)]
+    lines += [f"note     {note}" for note in report.notes]
+    lines += [f"size     {_size(report, size)}" for size in _sizes(report)]
+    lines.append(f"report   {page}")
+    if serve is not None:
+        lines.append(f"serve    {serve}")
+    return lines
+
+
+def _sizes(report: Report) -> Sequence[int]:
+    return [artifact.size_bytes for artifact in report.artifacts]
+
+
+def _size(report: Report, size: int) -> str:
+    ratio = format_ratio(size, report.baseline_bytes)
+    return f"{format_bytes(size)}; the original has {format_bytes(report.baseline_bytes)}: {ratio}"
+
+
+def _serve_command(artifacts: Sequence[Artifact]) -> str | None:
+    """The command that serves the first artifact that vLLM reads."""
+    for artifact in artifacts:
+        if artifact.format == "compressed-tensors":
+            return shlex.join(["vllm", "serve", str(artifact.folder)])
+    return None

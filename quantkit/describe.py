@@ -1,0 +1,92 @@
+"""JSON-ready descriptions of what a job worked with: for evidence, and for a resume to compare."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from quantkit.records import Artifact, Plan, Source, TokenWindows
+
+_PACKAGES = ("torch", "transformers", "compressed-tensors", "safetensors", "tokenizers", "numpy")
+
+
+@dataclass
+class Stopwatch:
+    """Seconds spent in each stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside to `stage`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what computed the result."""
+    found = {"python": sys.version.split()[0]}
+    for package in ("quantkit", *_PACKAGES):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_windows(windows: TokenWindows | None) -> dict[str, Any] | None:
+    """Where token windows came from, their shape and their hash."""
+    if windows is None:
+        return None
+    count, length = windows.ids.shape
+    return {
+        "source": windows.source,
+        "sha256": windows.sha256,
+        "windows": count,
+        "sequence_length": length,
+        "notes": list(windows.notes),
+    }
+
+
+def describe_artifact(artifact: Artifact, root: Path) -> dict[str, Any]:
+    """An artifact's files and their hashes, with its folder relative to `root`."""
+    return {
+        "name": artifact.name,
+        "format": artifact.format,
+        "path": artifact.folder.relative_to(root).as_posix(),
+        "files": dict(sorted(artifact.files.items())),
+        "tensor_bytes": artifact.tensor_bytes,
+        "bits_per_weight": artifact.bits_per_weight,
+    }
+
+
+def describe_model(source: Source, files: Mapping[str, str]) -> dict[str, Any]:
+    """The checkpoint: what the user called it, its revision, its files' hashes."""
+    return {"name": source.name, "revision": source.revision, "files": dict(sorted(files.items()))}
+
+
+def describe_plan(plan: Plan) -> dict[str, Any]:
+    """The part of a plan that the solved blocks depend on."""
+    layers = {
+        linear.name: [linear.scheme.name, linear.group_size, linear.method.name]
+        for block in plan.blocks
+        for group in block.groups
+        for linear in group.linears
+    }
+    return {"family": plan.family, "scale_dtype": plan.scale_dtype, "layers": layers}

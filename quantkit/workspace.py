@@ -1,0 +1,206 @@
+"""The resumable job on disk: one file a solved block, found again after an interruption.
+
+    <output>.partial/
+      lock                 held while a job runs
+      workspace/
+        job.json           what the job depends on; a resume with anything else is refused
+        block-00003-<first 16 digits of its sha256>.safetensors
+
+A block's file is complete or absent: it is written beside, synced and renamed, and its name holds
+its hash, which is computed again before it is used.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from quantkit.durable import sync, write_text
+from quantkit.errors import InputError, OutputError, writing
+from quantkit.records import LayerRecord, QuantizedLayer, SolvedBlock
+from quantkit.schemes import SCHEMES
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A job's folder of solved blocks."""
+
+    folder: Path
+
+
+@contextmanager
+def locked(partial: Path) -> Iterator[None]:
+    """Hold the job's lock while working in `partial`, which is made when it is absent.
+
+    Raises:
+        OutputError: another process works there, or the folder cannot be made.
+    """
+    with writing(partial):
+        partial.mkdir(parents=True, exist_ok=True)
+        handle = (partial / "lock").open("a+")
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.seek(0)
+            raise OutputError(
+                f"another job works on {partial} ({handle.read().strip()}): wait for it or stop it"
+            ) from None
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {os.uname().nodename}")
+        handle.flush()
+        yield
+
+
+def open_workspace(partial: Path, depends: Mapping[str, Any], *, restart: bool) -> Workspace:
+    """Open the workspace in `partial`, or make it.
+
+    Args:
+        partial: the job's folder beside the output.
+        depends: JSON-ready; everything that the solved blocks depend on.
+        restart: throw away the blocks of a job that depended on something else.
+
+    Raises:
+        InputError: blocks of another job are there and `restart` is False; says what differs.
+    """
+    folder = partial / "workspace"
+    job = folder / "job.json"
+    if job.is_file():
+        found = _read_json(job)
+        different = sorted(
+            key for key in {*found, *depends} if found.get(key) != _plain(depends.get(key))
+        )
+        if not different:
+            return Workspace(folder)
+        if not restart:
+            raise InputError(
+                f"{partial} holds an unfinished job that differs in {', '.join(different)}: go on "
+                f"with what it was started with, or start again with --overwrite"
+            )
+    shutil.rmtree(folder, ignore_errors=True)
+    with writing(folder):
+        folder.mkdir(parents=True)
+        write_text(job, json.dumps(depends, indent=2, sort_keys=True) + "\n")
+    return Workspace(folder)
+
+
+def _plain(value: Any) -> Any:
+    """The value as it comes back from JSON."""
+    return json.loads(json.dumps(value))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def store_block(workspace: Workspace, block: SolvedBlock) -> None:
+    """Write a solved block; it is on the disk when this returns.
+
+    Raises:
+        ResourceError, OutputError: it cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    layers = []
+    for layer in block.layers:
+        tensors[f"codes:{layer.name}"] = layer.codes
+        tensors[f"scale:{layer.name}"] = layer.scale
+        if layer.zero_point is not None:
+            tensors[f"zero_point:{layer.name}"] = layer.zero_point
+        layers.append([layer.name, layer.scheme.name, layer.group_size])
+    tensors |= {f"dense:{name}": tensor for name, tensor in block.dense.items()}
+    tensors |= {f"replay:{name}": tensor for name, tensor in block.replay.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    about = {
+        "index": block.index,
+        "layers": layers,
+        "records": [asdict(record) for record in block.records],
+    }
+    beside = workspace.folder / f"block-{block.index:05d}.writing"
+    with writing(beside):
+        try:
+            save_file(tensors, beside, metadata={"block": json.dumps(about)})
+        except SafetensorError as error:
+            raise _as_os_error(error) from error
+        sync(beside)
+        name = f"block-{block.index:05d}-{_digest(beside)}.safetensors"
+        beside.replace(workspace.folder / name)
+        sync(workspace.folder)
+
+
+def _as_os_error(error: SafetensorError) -> OSError:
+    """The writer's library wraps the system's error in text: `... (os error 28)`."""
+    _, found, tail = str(error).rpartition("os error ")
+    number = tail.rstrip(") ")
+    if found and number.isdigit():
+        return OSError(int(number), os.strerror(int(number)))
+    return OSError(0, str(error))
+
+
+def stored_blocks(workspace: Workspace) -> frozenset[int]:
+    """Return the indexes of the blocks that are stored whole; damaged files are removed."""
+    whole = set()
+    for path in sorted(workspace.folder.glob("block-*-*.safetensors")):
+        _, index, digest = path.stem.split("-")
+        if digest == _digest(path):
+            whole.add(int(index))
+        else:
+            path.unlink()
+    return frozenset(whole)
+
+
+def load_block(workspace: Workspace, index: int) -> SolvedBlock:
+    """Return a block that `stored_blocks` named."""
+    return _read_block(next(workspace.folder.glob(f"block-{index:05d}-*.safetensors")))
+
+
+def _read_block(path: Path) -> SolvedBlock:
+    with safe_open(path, framework="pt") as reader:
+        about = json.loads(reader.metadata()["block"])
+        tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+    layers = tuple(
+        QuantizedLayer(
+            name,
+            SCHEMES[scheme],
+            group_size,
+            tensors[f"codes:{name}"],
+            tensors[f"scale:{name}"],
+            tensors.get(f"zero_point:{name}"),
+        )
+        for name, scheme, group_size in about["layers"]
+    )
+    return SolvedBlock(
+        index=about["index"],
+        layers=layers,
+        dense=_with_prefix(tensors, "dense:"),
+        records=tuple(LayerRecord(**record) for record in about["records"]),
+        replay=_with_prefix(tensors, "replay:"),
+    )
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()[:16]

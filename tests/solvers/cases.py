@@ -1,0 +1,92 @@
+"""Weights, statistics and plans for the solver tests; slow, obvious float64 losses."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from quantkit.records import LayerStats, LinearPlan
+from quantkit.schemes import METHODS, SCHEMES
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+INTEGER_SCHEMES = ("w4a16", "w4a16_asym", "w8a16")
+SCALE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def make_weight(rows: int, columns: int, seed: int) -> Tensor:
+    """Heavy-tailed weights float32 [rows, columns] of the size that trained layers have."""
+    generator = np.random.default_rng(seed)
+    return torch.from_numpy(0.03 * generator.standard_t(5, (rows, columns))).float()
+
+
+def make_moment(columns: int, seed: int, tokens: int | None = None) -> Tensor:
+    """Second moment float32 [columns, columns] of correlated inputs with uneven channels."""
+    generator = np.random.default_rng(seed)
+    tokens = 8 * columns if tokens is None else tokens
+    mixing = generator.standard_normal((columns, columns)) / np.sqrt(columns)
+    channels = np.exp(generator.standard_normal(columns))
+    inputs = (generator.standard_normal((tokens, columns)) @ (mixing + np.eye(columns))) * channels
+    return torch.from_numpy(inputs.T @ inputs / tokens).float()
+
+
+def make_plan(
+    name: str,
+    weight: Tensor,
+    method: str = "gptq",
+    scheme: str = "w4a16",
+    group_size: int | None = 32,
+) -> LinearPlan:
+    """A plan for one linear layer with this weight."""
+    rows, columns = weight.shape
+    return LinearPlan(name, rows, columns, False, SCHEMES[scheme], group_size, METHODS[method])
+
+
+def exact_losses(error: Tensor, moment: Tensor) -> Tensor:
+    """e H e^T of each row of `error` [O, I], in float64."""
+    wide, matrix = error.double(), moment.double()
+    return torch.einsum("oi,ij,oj->o", wide, matrix, wide)
+
+
+@st.composite
+def hard_weights(draw: st.DrawFn, rows: int, columns: int) -> Tensor:
+    """Weights [rows, columns] with zero, constant, huge, denormal and lopsided rows among them."""
+    weight = make_weight(rows, columns, draw(st.integers(0, 99)))
+    kinds = ("plain", "zero", "constant", "huge", "denormal", "positive", "one", "negative")
+    for row in range(rows):
+        kind = draw(st.sampled_from(kinds))
+        if kind == "zero":
+            weight[row] = 0.0
+        elif kind == "constant":
+            weight[row] = draw(st.sampled_from((0.25, -3.0, 1e-6)))
+        elif kind == "huge":
+            weight[row] = weight[row].sign() * 3e38
+        elif kind == "denormal":
+            weight[row] *= 1e-41
+        elif kind == "positive":
+            weight[row] = weight[row].abs() + 1.0
+        elif kind == "negative":
+            weight[row] = -weight[row].abs()
+        elif kind == "one":
+            weight[row] = 0.0
+            weight[row, draw(st.integers(0, columns - 1))] = 5.0
+    return weight
+
+
+@st.composite
+def hard_stats(draw: st.DrawFn, columns: int) -> LayerStats:
+    """Second moments: well-behaved, rank-deficient, with dead or dominant channels, zero, tiny."""
+    kind = draw(st.sampled_from(("plain", "few", "dead", "dominant", "zero", "tiny", "vast")))
+    seed = draw(st.integers(0, 99))
+    tokens = columns // 4 if kind == "few" else 8 * columns
+    moment = make_moment(columns, seed, tokens)
+    if kind == "dead":
+        moment[::3] = 0.0
+        moment[:, ::3] = 0.0
+    elif kind == "dominant":
+        moment[3] *= 1e3
+        moment[:, 3] *= 1e3
+    elif kind in ("zero", "tiny", "vast"):
+        moment *= {"zero": 0.0, "tiny": 1e-12, "vast": 1e12}[kind]
+    return LayerStats(moment, tokens)

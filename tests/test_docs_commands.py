@@ -1,0 +1,153 @@
+"""Every documented command parses, every documented target exists, every link leads somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.exceptions import TyperException
+from typer.main import get_command
+
+from quantkit.cli.main import app
+from tests.cli.running import COMMAND, ROOT, environment
+
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+RUN = "<!-- run -->"
+"""The line above a block whose commands are really run."""
+
+MEANINGS = ("quantkit", "make", "vllm", "source")
+"""The programs that a documented command may begin with."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """The commands of one fenced block."""
+
+    page: str
+    line: int
+    commands: tuple[str, ...]
+    runs: bool
+
+
+def read_blocks(page: Path) -> list[Block]:
+    """The console and shell blocks of a page; in a console block, commands begin with `$`."""
+    blocks: list[Block] = []
+    language, start, commands, above = "", 0, [], ""
+    inside = False
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.startswith("```") and not inside:
+            inside, language, start, commands = True, line.strip("` "), number, []
+        elif line.startswith("```"):
+            inside = False
+            if language in ("console", "bash", "sh"):
+                blocks.append(Block(page.name, start, tuple(commands), above == RUN))
+            above = ""
+        elif inside and language == "console":
+            commands += [line[2:]] if line.startswith("$ ") else []
+        elif inside and line.strip():
+            commands.append(line)
+        elif not inside and line.strip():
+            above = line.strip()
+    return blocks
+
+
+BLOCKS = [block for page in PAGES for block in read_blocks(page)]
+COMMANDS = [
+    pytest.param(command, id=f"{block.page}:{block.line}: {command}")
+    for block in BLOCKS
+    for command in block.commands
+]
+
+
+def parse(arguments: list[str]) -> None:
+    """Let the real parser read `arguments`, without running anything.
+
+    Raises:
+        TyperException: it refuses them.
+    """
+    command: Any = get_command(app)
+    with command.make_context("quantkit", list(arguments)) as context:
+        while hasattr(command, "resolve_command"):
+            rest = [*context._protected_args, *context.args]
+            name, command, rest = command.resolve_command(context, rest)
+            context = command.make_context(name, rest, parent=context)
+
+
+def test_there_are_commands_to_check() -> None:
+    """Otherwise the reader of the pages is broken."""
+    assert len(COMMANDS) > 20
+    assert sum(block.runs for block in BLOCKS) >= 5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_documented_command_is_understood(command: str) -> None:
+    """By the parser of quantkit, or by the Makefile."""
+    program, *arguments = shlex.split(command, comments=True)
+    assert program in MEANINGS
+    if program == "quantkit":
+        parse(arguments)
+    elif program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        assert set(arguments) <= set(targets)
+
+
+def test_a_wrong_command_would_be_noticed() -> None:
+    """The parser is the real one."""
+    for wrong in (
+        ["quantise"],
+        ["plan"],
+        ["quantize", "--recipe", "x", "--grup"],
+        ["recipes", "x"],
+    ):
+        with pytest.raises(TyperException):
+            parse(wrong)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [block for block in BLOCKS if block.runs],
+    ids=[f"{block.page}:{block.line}" for block in BLOCKS if block.runs],
+)
+def test_a_block_that_is_marked_runs(block: Block, tmp_path: Path) -> None:
+    """From an empty folder that has the repository's models, texts and recipes."""
+    for name in ("models", "calib_data", "recipes"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for command in block.commands:
+        program, *arguments = shlex.split(command)
+        assert program == "quantkit"
+        done = subprocess.run(
+            [*COMMAND, *arguments],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
+    """To a file that is there."""
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert not [target for target in targets if not (page.parent / target).exists()]
+
+
+def test_recipes_name_commands_that_parse() -> None:
+    """The comment on top of a shipped recipe shows how it is used."""
+    for path in sorted((ROOT / "recipes").glob("*.yaml")):
+        shown = re.findall(r"^#\s+quantkit (.*)$", path.read_text(), flags=re.MULTILINE)
+        for command in shown:
+            parse(shlex.split(command))
+
+
+def test_the_help_examples_parse() -> None:
+    """The line below each `--help`."""
+    root: Any = get_command(app)
+    for shown in (root, *root.commands.values(), *root.commands["recipes"].commands.values()):
+        example = shown.epilog.removeprefix("Example: quantkit ").split(" > ")[0]
+        parse(shlex.split(example))

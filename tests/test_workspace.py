@@ -1,0 +1,138 @@
+"""The workspace and the staging of outputs."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantkit.errors import InputError, OutputError
+from quantkit.records import LayerRecord, QuantizedLayer, SolvedBlock
+from quantkit.schemes import SCHEMES
+from quantkit.staging import check_output, commit, partial_of
+from quantkit.workspace import load_block, locked, open_workspace, store_block, stored_blocks
+
+
+def make_block(index: int, scheme: str = "w4a16_asym") -> SolvedBlock:
+    """A block of one layer."""
+    name = f"model.layers.{index}.mlp.up_proj"
+    codes = torch.randint(-8, 8, (4, 32), dtype=torch.int8)
+    scale = torch.rand(4, 1).bfloat16()
+    zero_point = torch.zeros(4, 1, dtype=torch.int8) if scheme.endswith("asym") else None
+    layer = QuantizedLayer(name, SCHEMES[scheme], 32, codes, scale, zero_point)
+    record = LayerRecord(name, scheme, 32, "gptq", 4.5, 0.01, 0.02, 0.03, damping=0.01)
+    dense = {f"model.layers.{index}.norm.weight": torch.rand(32).bfloat16()}
+    return SolvedBlock(index, (layer,), dense, (record,), {f"fold:{name}": torch.rand(32)})
+
+
+@pytest.mark.parametrize("scheme", ["w4a16", "w4a16_asym"])
+def test_a_block_comes_back_as_it_was_stored(tmp_path: Path, scheme: str) -> None:
+    """Every tensor, name and number survives."""
+    workspace = open_workspace(tmp_path, {"a": 1}, restart=False)
+    block = make_block(3, scheme)
+
+    store_block(workspace, block)
+    found = load_block(workspace, 3)
+
+    assert stored_blocks(workspace) == {3}
+    assert found.records == block.records
+    layer, expected = found.layers[0], block.layers[0]
+    assert (layer.name, layer.scheme, layer.group_size) == (
+        expected.name,
+        expected.scheme,
+        expected.group_size,
+    )
+    assert torch.equal(layer.codes, expected.codes)
+    assert torch.equal(layer.scale, expected.scale)
+    assert (layer.zero_point is None) == (expected.zero_point is None)
+    for name, tensor in block.dense.items():
+        assert torch.equal(found.dense[name], tensor)
+    for name, tensor in block.replay.items():
+        assert torch.equal(found.replay[name], tensor)
+
+
+def test_a_damaged_block_is_not_used(tmp_path: Path) -> None:
+    """A file whose bytes are not those of its name is removed and solved again."""
+    workspace = open_workspace(tmp_path, {}, restart=False)
+    store_block(workspace, make_block(0))
+    store_block(workspace, make_block(1))
+    path = next(workspace.folder.glob("block-00001-*"))
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+
+    assert stored_blocks(workspace) == {0}
+    assert not path.exists()
+
+
+def test_the_same_job_is_resumed_and_another_is_refused(tmp_path: Path) -> None:
+    """A resume must agree in everything that the blocks depend on."""
+    store_block(open_workspace(tmp_path, {"seed": 0}, restart=False), make_block(0))
+
+    assert stored_blocks(open_workspace(tmp_path, {"seed": 0}, restart=False)) == {0}
+    with pytest.raises(InputError, match="differs in seed"):
+        open_workspace(tmp_path, {"seed": 1}, restart=False)
+    assert stored_blocks(open_workspace(tmp_path, {"seed": 1}, restart=True)) == frozenset()
+
+
+def hold(folder: Path, holding, release) -> None:
+    """Hold the lock of a folder in another process."""
+    with locked(folder):
+        holding.set()
+        release.wait(30)
+
+
+def test_a_second_job_on_the_same_output_is_refused(tmp_path: Path) -> None:
+    """The lock names its holder."""
+    context = multiprocessing.get_context("fork")
+    holding, release = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, holding, release))
+    other.start()
+    assert holding.wait(30)
+
+    with pytest.raises(OutputError, match=f"process {other.pid} on "), locked(tmp_path):
+        pass
+    release.set()
+    other.join(30)
+    with locked(tmp_path):
+        pass
+
+
+def test_an_existing_output_needs_overwrite(tmp_path: Path) -> None:
+    """And what quantkit did not write is never replaced."""
+    output = tmp_path / "out"
+    check_output(output, overwrite=False)
+    output.mkdir()
+    with pytest.raises(OutputError, match="--overwrite"):
+        check_output(output, overwrite=False)
+    check_output(output, overwrite=True)
+    (output / "thesis.tex").write_text("dear")
+    with pytest.raises(OutputError, match="leaves it alone"):
+        check_output(output, overwrite=True)
+    (output / "quantkit.json").write_text("{}")
+    check_output(output, overwrite=True)
+
+
+def test_an_output_below_a_file_is_refused(tmp_path: Path) -> None:
+    """The error names the file that is in the way."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="file is a file"):
+        check_output(tmp_path / "file" / "deep" / "out", overwrite=False)
+
+
+def test_commit_replaces_the_old_output_as_a_whole(tmp_path: Path) -> None:
+    """Neither the workspace nor the lock nor the old files remain."""
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "old").write_text("old")
+    partial = partial_of(output)
+    (partial / "workspace").mkdir(parents=True)
+    (partial / "lock").write_text("")
+    (partial / "new").write_text("new")
+
+    commit(partial, output)
+
+    assert [path.name for path in output.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
