@@ -74,8 +74,9 @@ def test_no_row_gets_worse_than_with_absmax_scales(
     """e H e^T of each row in float64, up to the resolution of the float32 search."""
     moment = stats.second_moment
 
-    found = search_scales_jointly(weight, scheme, group_size, dtype, moment, sweeps=2)
+    search = search_scales_jointly(weight, scheme, group_size, dtype, moment, sweeps=2)
 
+    found = search.scale, search.zero_point
     plain = choose_absmax(weight, scheme, group_size, dtype)
     before, after = (error_in_units(weight, pair, scheme) for pair in (plain, found))
     resolution = 1e-5 * before.square().sum(1) * moment.diagonal().sum()
@@ -98,24 +99,22 @@ def test_the_search_finds_clearly_better_scales_on_realistic_weights(
     joint = search_scales_jointly(weight, scheme, 64, torch.bfloat16, moment, sweeps=2)
 
     diagonal = importance.diag()
-    errors = [error_in_units(weight, found, scheme) for found in (plain, separate, joint)]
+    pairs = (plain, separate, (joint.scale, joint.zero_point))
+    errors = [error_in_units(weight, pair, scheme) for pair in pairs]
     assert exact_losses(errors[1], diagonal).sum() < 0.9 * exact_losses(errors[0], diagonal).sum()
     assert exact_losses(errors[2], moment).sum() < 0.9 * exact_losses(errors[0], moment).sum()
 
 
 def test_a_scale_that_serves_the_one_important_column_is_found() -> None:
-    """Only column 0 counts, at 0.78 of the largest weight: a scale that meets it is chosen."""
-    weight = torch.tensor([[0.78, 1.0, -0.5, 0.1]])
+    """4.5 is half a step off under absmax, whose step is 1, and a code under steps of 0.9."""
+    weight = torch.tensor([[4.5, 7.5, -1.0, 0.0]])
     importance = torch.tensor([1.0, 0.0, 0.0, 0.0])
     scheme = SCHEMES["w4a16"]
 
     scale, _ = search_scales(weight, scheme, None, torch.float32, importance)
 
-    codes = quantize(weight, scale, None, 4)
-    plain = choose_absmax(weight, scheme, None, torch.float32)[0]
-    plain_codes = quantize(weight, plain, None, 4)
-    error = abs(dequantize(codes, scale, None)[0, 0] - 0.78)
-    assert error < 0.2 * abs(dequantize(plain_codes, plain, None)[0, 0] - 0.78)
+    value = dequantize(quantize(weight, scale, None, 4), scale, None)[0, 0]
+    assert value.item() == pytest.approx(4.5, abs=1e-5)
 
 
 def test_rows_are_searched_independently() -> None:
@@ -128,7 +127,7 @@ def test_rows_are_searched_independently() -> None:
         search_scales_jointly(row, scheme, 32, torch.bfloat16, moment, 2) for row in weight.split(1)
     ]
 
-    assert torch.equal(together[0], torch.cat([scale for scale, _ in alone]))
+    assert torch.equal(together.scale, torch.cat([row.scale for row in alone]))
 
 
 def test_a_channel_scale_is_the_same_as_scaling_weight_and_moment() -> None:
@@ -144,7 +143,38 @@ def test_a_channel_scale_is_the_same_as_scaling_weight_and_moment() -> None:
         weight, scheme, 32, torch.bfloat16, moment, 1, channel_scale=channel.expand_as(weight)
     )
 
-    assert torch.equal(scaled[0], given_apart[0])
+    assert torch.equal(scaled.scale, given_apart.scale)
+    torch.testing.assert_close(scaled.losses, given_apart.losses)
+
+
+def test_the_losses_are_those_of_the_scales_before_and_after() -> None:
+    """Against float64, in the units of the weights."""
+    weight, moment = make_weight(16, 128, seed=7), make_moment(128, seed=7)
+    scheme = SCHEMES["w4a16_asym"]
+
+    search = search_scales_jointly(weight, scheme, 32, torch.bfloat16, moment, sweeps=2)
+
+    for losses, pair in (
+        (search.losses, (search.scale, search.zero_point)),
+        (search.plain_losses, choose_absmax(weight, scheme, 32, torch.bfloat16)),
+    ):
+        error = dequantize(quantize(weight, *pair, 4), *pair) - weight
+        torch.testing.assert_close(losses, exact_losses(error, moment), rtol=1e-4, atol=0)
+
+
+def test_importance_can_differ_between_rows() -> None:
+    """Each row with its own weights is the row searched alone with them."""
+    weight = make_weight(6, 64, seed=8)
+    importance = torch.rand(6, 64, generator=torch.Generator().manual_seed(0)) ** 3
+    scheme = SCHEMES["w4a16_asym"]
+
+    together = search_scales(weight, scheme, 32, torch.bfloat16, importance)
+    alone = [
+        search_scales(weight[row : row + 1], scheme, 32, torch.bfloat16, importance[row])
+        for row in range(6)
+    ]
+
+    assert torch.equal(together[0], torch.cat([scale for scale, _ in alone]))
 
 
 def test_a_coarse_grid_lies_between_absmax_and_the_fine_grid() -> None:

@@ -1,0 +1,180 @@
+"""Groups of layers that share an input, and how results are measured."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from quantkit.errors import CalibrationError
+from quantkit.numerics.affine import choose_absmax, dequantize_layer, quantize
+from quantkit.records import LayerStats
+from quantkit.schemes import SCHEMES
+from quantkit.solvers import measure, output_energy, solve_group
+from tests.solvers.cases import exact_losses, make_moment, make_plan, make_weight
+
+
+def test_plain_rounding_needs_no_statistics() -> None:
+    """Absmax scales and nearest codes."""
+    weight = make_weight(8, 64, seed=0)
+
+    (solution,) = solve_group([weight], None, [make_plan("a", weight, "rtn")], torch.bfloat16)
+
+    scale, zero_point = choose_absmax(weight, SCHEMES["w4a16"], 32, torch.bfloat16)
+    assert torch.equal(solution.layer.scale, scale)
+    assert torch.equal(solution.layer.codes, quantize(weight, scale, zero_point, 4))
+    assert solution.layer.name == "a"
+    assert solution.damping is None
+    assert solution.fallback is None
+
+
+def test_layers_solved_together_are_the_layers_solved_alone() -> None:
+    """q, k and v as one matrix, each with its own name and rows."""
+    weights = [make_weight(rows, 64, seed=rows) for rows in (16, 8, 4)]
+    plans = [make_plan(name, weight) for name, weight in zip("qkv", weights, strict=True)]
+    stats = LayerStats(make_moment(64, seed=1), 5000)
+
+    together = solve_group(weights, stats, plans, torch.bfloat16)
+    alone = [
+        solve_group([weight], stats, [plan], torch.bfloat16)[0]
+        for weight, plan in zip(weights, plans, strict=True)
+    ]
+
+    for joint, single in zip(together, alone, strict=True):
+        assert joint.layer.name == single.layer.name
+        assert torch.equal(joint.layer.codes, single.layer.codes)
+        assert torch.equal(joint.layer.scale, single.layer.scale)
+
+
+def test_layers_of_a_group_can_have_different_settings() -> None:
+    """The answers come in the order of the plans."""
+    weights = [make_weight(8, 64, seed=seed) for seed in range(4)]
+    plans = [
+        make_plan("a", weights[0], "gptq", "w4a16", 32),
+        make_plan("b", weights[1], "rtn", "w8a16", 64),
+        make_plan("c", weights[2], "gptq", "w4a16", 32),
+        make_plan("d", weights[3], "awq", "w4a16_asym", None),
+    ]
+    stats = LayerStats(make_moment(64, 2), 5000)
+
+    solutions = solve_group(weights, stats, plans, torch.float16)
+
+    assert [solution.layer.name for solution in solutions] == ["a", "b", "c", "d"]
+    assert [solution.layer.scale.shape[1] for solution in solutions] == [2, 1, 2, 1]
+    assert [solution.layer.zero_point is None for solution in solutions] == [1, 1, 1, 0]
+    assert [solution.damping for solution in solutions] == [0.01, None, 0.01, None]
+    assert all(solution.layer.scale.dtype == torch.float16 for solution in solutions)
+    for weight, solution in zip(weights, solutions, strict=True):
+        assert solution.layer.codes.shape == weight.shape
+        assert measure(weight, dequantize_layer(solution.layer), stats)[0] < 0.02
+
+
+def test_statistics_and_weights_are_left_as_they_were() -> None:
+    """They are the caller's."""
+    weight, moment = make_weight(8, 64, seed=3), make_moment(64, seed=3)
+    copies = weight.clone(), moment.clone()
+    plans = [make_plan("a", weight, method) for method in ("rtn", "awq", "gptq")]
+
+    solve_group([weight] * 3, LayerStats(moment, 5000), plans, torch.bfloat16)
+
+    assert torch.equal(weight, copies[0])
+    assert torch.equal(moment, copies[1])
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_a_layer_that_no_token_reached_is_rounded_plainly_and_says_so(method: str) -> None:
+    """The silent failure of uncalibrated experts."""
+    weight = make_weight(8, 32, seed=4)
+    stats = LayerStats(torch.zeros(32, 32), 0)
+
+    (solution,) = solve_group([weight], stats, [make_plan("a", weight, method)], torch.bfloat16)
+
+    assert solution.fallback == "rtn: no calibration token reached the layer"
+
+
+def test_rows_without_output_on_the_calibration_tokens_are_still_rounded() -> None:
+    """Inputs that are always zero: every rounding is as good; gptq reports that it gave up."""
+    weight = make_weight(8, 32, seed=5)
+    stats = LayerStats(torch.zeros(32, 32), 100)
+
+    (solution,) = solve_group([weight], stats, [make_plan("a", weight)], torch.bfloat16)
+
+    assert solution.fallback is not None
+    assert measure(weight, dequantize_layer(solution.layer), stats)[1] < 0.02
+
+
+def test_statistics_that_are_not_finite_are_an_error_that_names_the_layer() -> None:
+    """An overflow in the model must not become an artifact."""
+    weight, moment = make_weight(8, 32, seed=6), make_moment(32, seed=6)
+    moment[3, 3] = torch.inf
+
+    with pytest.raises(CalibrationError, match=r"input of model\.q_proj is not finite"):
+        solve_group(
+            [weight], LayerStats(moment, 100), [make_plan("model.q_proj", weight)], torch.bfloat16
+        )
+
+
+def test_a_method_without_its_statistics_is_refused() -> None:
+    """A defect of the caller, not of the user."""
+    weight = make_weight(8, 32, seed=7)
+
+    with pytest.raises(ValueError, match="method gptq needs statistics"):
+        solve_group([weight], None, [make_plan("a", weight)], torch.bfloat16)
+
+
+def test_a_layer_that_is_not_to_be_quantized_is_refused() -> None:
+    """Scheme none has no codes."""
+    weight = make_weight(8, 32, seed=7)
+    plan = make_plan("a", weight, "rtn", "none", None)
+
+    with pytest.raises(ValueError, match="scheme none has no integer codes"):
+        solve_group([weight], None, [plan], torch.bfloat16)
+
+
+def test_errors_are_measured_relative_to_output_and_weight() -> None:
+    """Against float64."""
+    weight, moment = make_weight(8, 32, seed=8), make_moment(32, seed=8)
+    dequantized = weight + 0.001 * make_weight(8, 32, seed=9)
+
+    relative, of_weight = measure(weight, dequantized, LayerStats(moment, 100))
+
+    error = (dequantized - weight).double()
+    expected = exact_losses(error, moment).sum() / exact_losses(weight, moment).sum()
+    assert relative == pytest.approx(float(expected), rel=1e-4)
+    expected = error.square().sum() / weight.double().square().sum()
+    assert of_weight == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_the_losses_of_a_solution_are_those_of_its_codes(method: str) -> None:
+    """Against float64: the layer's own and that of plain rounding; the energy is the output's."""
+    weights = [make_weight(rows, 96, seed=rows) for rows in (24, 8)]
+    plans = [make_plan(name, weight, method) for name, weight in zip("kv", weights, strict=True)]
+    stats = LayerStats(make_moment(96, seed=10), 5000)
+
+    solutions = solve_group(weights, stats, plans, torch.bfloat16)
+
+    plain = solve_group(
+        weights, None, [make_plan("x", weight, "rtn") for weight in weights], torch.bfloat16
+    )
+    for weight, solution, rounded in zip(weights, solutions, plain, strict=True):
+        for loss, layer in (
+            (solution.loss, solution.layer),
+            (solution.plain_loss, rounded.layer),
+        ):
+            error = dequantize_layer(layer) - weight
+            expected = float(exact_losses(error, stats.second_moment).sum())
+            assert loss == pytest.approx(expected, rel=1e-4)
+        energy = float(exact_losses(weight, stats.second_moment).sum())
+        assert output_energy(weight, stats) == pytest.approx(energy, rel=1e-4)
+
+
+def test_measures_of_zero_and_huge_weights_are_finite() -> None:
+    """Nothing to nothing is no error, and no square overflows."""
+    stats = LayerStats(make_moment(32, seed=1), 100)
+    zero, huge = torch.zeros(4, 32), torch.full((4, 32), 3e38)
+
+    assert measure(zero, zero, stats) == (0.0, 0.0)
+    relative, of_weight = measure(huge, huge * 0.5, stats)
+    assert relative == pytest.approx(0.25)
+    assert of_weight == pytest.approx(0.25)
+    assert measure(huge, huge, None) == (None, 0.0)
