@@ -14,8 +14,8 @@ from torch import Tensor
 _LEAST_DAMPING = 0.01
 _MOST_DAMPING = 1.0
 
-_CHUNK_ELEMENTS = 1 << 24
-"""Elements of a temporary: 64 MiB of float32."""
+_CHUNK_ELEMENTS = 1 << 22
+"""Elements of a temporary: 16 MiB of float32."""
 
 
 @dataclass(frozen=True)

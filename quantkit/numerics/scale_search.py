@@ -46,11 +46,8 @@ class Grid:
 
 
 FINE = Grid(tuple(0.60 + 0.03 * step for step in range(16)), (-1, 0, 1))
-COARSE = Grid((0.72, 0.79, 0.86, 0.93), (0,))
+COARSE = Grid((0.74, 0.82, 0.90, 0.96), (0,))
 """Enough to tell which of two matrices is the easier to round."""
-
-_CHUNK_ELEMENTS = 1 << 18
-"""Weights treated at a time: the temporaries then stay in a core's cache."""
 
 
 def search_scales(
@@ -65,7 +62,7 @@ def search_scales(
 
     Args:
         weight: float32 [O, I].
-        importance: float32 [I], the weights v.
+        importance: float32 [I], the weights v, or [O, I] where they differ between rows.
 
     Returns:
         scale [O, G] in `scale_dtype` and zero_point int8 [O, G], or None for symmetric schemes.
@@ -74,20 +71,43 @@ def search_scales(
         ValueError: `group_size` does not divide I.
     """
     columns = group_columns(weight.shape[1], group_size)
-    grouped_importance = importance.reshape(-1, columns)
+    grouped_importance = importance.reshape(-1, weight.shape[1] // columns, columns)
 
-    def loss(error: Tensor) -> Tensor:
-        return error.square_().mul_(grouped_importance).sum(2)
+    def search(rows: Tensor, here: Tensor) -> tuple[Tensor, Tensor | None]:
+        def loss(error: Tensor) -> Tensor:
+            return error.square_().mul_(here).sum(2)
 
-    def search(rows: Tensor) -> tuple[Tensor, Tensor | None]:
         absmax, zero_point = choose_absmax(rows, scheme, group_size, scale_dtype)
         # In units of its absmax scale no group overflows or vanishes in the objective.
         unit = absmax.float()
         part = _Part(rows.reshape(*unit.shape, -1) / unit.unsqueeze(2), unit, None, absmax, scheme)
         return _improve(part, absmax, zero_point, loss, grid)
 
-    rows = max(1, _CHUNK_ELEMENTS // weight.shape[1])
-    return _join([search(part) for part in torch.split(weight, rows)])
+    rows = _rows_at_once(weight, 1)
+    shared = len(grouped_importance) == 1
+    return _join(
+        [
+            search(
+                weight[start : start + rows],
+                grouped_importance if shared else grouped_importance[start : start + rows],
+            )
+            for start in range(0, weight.shape[0], rows)
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class JointSearch:
+    """What a joint search found.
+
+    scale: [O, G] in the stored dtype; zero_point: int8 [O, G] or None. losses: e H e^T of each
+    row, float64 [O]; plain_losses: the same for absmax scales.
+    """
+
+    scale: Tensor
+    zero_point: Tensor | None
+    losses: Tensor
+    plain_losses: Tensor
 
 
 def search_scales_jointly(
@@ -99,7 +119,7 @@ def search_scales_jointly(
     sweeps: int,
     grid: Grid = FINE,
     channel_scale: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> JointSearch:
     """Choose the scales that minimise e H e^T of each row, group by group, starting from absmax.
 
     No step raises the loss of a row, so none ends above that of absmax scales.
@@ -111,13 +131,10 @@ def search_scales_jointly(
         channel_scale: float32 [O, I], positive, or None. Where given, codes stand for
             `weight * channel_scale`, and e is the error after division by the channel scale.
 
-    Returns:
-        As `search_scales`.
-
     Raises:
         ValueError: `group_size` does not divide I.
     """
-    rows = max(64, 4 * _CHUNK_ELEMENTS // weight.shape[1])
+    rows = _rows_at_once(weight, 64)
     parts = []
     for start in range(0, weight.shape[0], rows):
         here = slice(start, start + rows)
@@ -134,7 +151,19 @@ def search_scales_jointly(
             scheme,
         )
         parts.append(_search_jointly(part, zero_point, second_moment, sweeps, grid))
-    return _join(parts)
+    scale, zero_point = _join([(part.scale, part.zero_point) for part in parts])
+    return JointSearch(
+        scale,
+        zero_point,
+        torch.cat([part.losses for part in parts]),
+        torch.cat([part.plain_losses for part in parts]),
+    )
+
+
+def _rows_at_once(weight: Tensor, least: int) -> int:
+    """Return how many rows to treat at a time: few enough for a core's cache, many for a GPU."""
+    elements = 1 << 19 if weight.device.type == "cpu" else 1 << 25
+    return max(least, elements // weight.shape[1])
 
 
 def _join(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
@@ -159,13 +188,16 @@ class _Part:
 
 def _search_jointly(
     part: _Part, zero_point: Tensor | None, second_moment: Tensor, sweeps: int, grid: Grid
-) -> tuple[Tensor, Tensor | None]:
+) -> JointSearch:
     """`search_scales_jointly` for a few rows; starts from absmax."""
     scale = part.absmax.clone()
     _, groups, size = part.grouped.shape
     error = _error(part, scale, zero_point)
     residual = error.flatten(1) @ second_moment
-    for group in [*range(groups)] * sweeps:
+    square = part.unit.squeeze(1).double().square()
+    plain_losses = torch.sum(residual * error.flatten(1), dim=1, dtype=torch.float64) * square
+    # Without other groups a second sweep would find the same again.
+    for group in [*range(groups)] * (sweeps if groups > 1 else 1):
         at = slice(group, group + 1)
         columns = slice(group * size, (group + 1) * size)
         block = second_moment[columns, columns]
@@ -190,7 +222,8 @@ def _search_jointly(
         new = _error(here, scale[:, at], zero_better)[:, 0]
         residual.addmm_(new - old, second_moment[columns])
         error[:, group] = new
-    return scale, zero_point
+    losses = torch.sum(residual * error.flatten(1), dim=1, dtype=torch.float64) * square
+    return JointSearch(scale, zero_point, losses, plain_losses)
 
 
 def _improve(

@@ -31,7 +31,7 @@ def test_a_code_moves_to_where_the_other_error_is_made_up_for() -> None:
     # A group of two columns in a matrix of two: its scale is refitted too, from 1 to
     # (v H w^T) / (v H v^T) = 0.76 with v = [1, 0].
     new_codes, new_scale, _ = polish(
-        weight, codes, torch.ones(1, 1), None, SCHEMES["w4a16"], moment, damping=0.0, sweeps=1
+        weight, codes, torch.ones(1, 1), None, SCHEMES["w4a16"], moment, ridge=0.0, sweeps=1
     )
 
     assert new_codes.tolist() == [[1, 0]]
@@ -51,7 +51,7 @@ def test_no_single_code_can_be_improved_in_the_end(
     codes = quantize(weight, scale, zero_point, scheme.weight_bits)
 
     codes, scale, final_losses = polish(
-        weight, codes, scale, zero_point, scheme, moment, damping=0.0, sweeps=40
+        weight, codes, scale, zero_point, scheme, moment, ridge=0.0, sweeps=40
     )
 
     smallest, largest = code_range(scheme.weight_bits)
@@ -82,7 +82,7 @@ def test_polishing_raises_no_loss(
     codes = quantize(weight, scale, zero_point, scheme.weight_bits)
 
     *polished, _ = polish(
-        weight, codes, scale, zero_point, scheme, stats.second_moment, damping=0.0, sweeps=2
+        weight, codes, scale, zero_point, scheme, stats.second_moment, ridge=0.0, sweeps=2
     )
 
     largest = weight.double().abs().amax(1, keepdim=True).clamp(min=1e-45)
@@ -104,7 +104,7 @@ def test_dead_columns_keep_their_codes() -> None:
     scale, _ = choose_absmax(weight, scheme, None, torch.bfloat16)
     codes = quantize(weight, scale, None, 4)
 
-    polished, _, _ = polish(weight, codes, scale, None, scheme, moment, damping=0.0, sweeps=2)
+    polished, _, _ = polish(weight, codes, scale, None, scheme, moment, ridge=0.0, sweeps=2)
 
     assert torch.equal(polished[:, 10], codes[:, 10])
     assert not torch.equal(polished, codes)
@@ -119,7 +119,7 @@ def test_the_rounding_that_is_polished_is_left_as_it_was() -> None:
         codes = quantize(weight, scale, None, 4)
         copies = codes.clone(), scale.clone()
 
-        polish(weight, codes, scale, None, scheme, moment, damping=0.0, sweeps=1)
+        polish(weight, codes, scale, None, scheme, moment, ridge=0.0, sweeps=1)
 
         assert torch.equal(codes, copies[0])
         assert torch.equal(scale, copies[1])

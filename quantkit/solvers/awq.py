@@ -1,0 +1,170 @@
+"""Activation-aware scaling (AWQ, arXiv 2306.00978): choose the scale per channel to fold.
+
+With the second moment H of the input, the output error of a candidate scale s is tr(E H E^T), where
+E = dequantize(round(W * s)) / s - W: no forward pass is needed. Each candidate is judged with the
+rounder that will be used in the end, on a sample of rows, many candidates at once as rows of one
+matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantkit.numerics.affine import choose_absmax, dequantize, quantize
+from quantkit.numerics.linalg import Factor, row_losses
+from quantkit.numerics.scale_search import COARSE, search_scales, search_scales_jointly
+from quantkit.records import LayerStats, LinearPlan
+from quantkit.solvers.gptq import compensate, curvature, factor_by_activity
+from quantkit.solvers.rounding import alike
+
+_STEPS = 20
+_SAMPLED_ROWS = 64
+"""Rows of a group by which the candidates are ranked; they are spread evenly over all rows."""
+
+_ELEMENTS_AT_ONCE = 1 << 21
+"""Sampled weights times candidates: about ten float32 tensors of that size at a time."""
+
+_SMALLEST = 1e-4
+"""Bound of rms(x) and mean|w| relative to their means: a dead channel has no scale to speak of."""
+
+
+@dataclass(frozen=True)
+class FoldChoice:
+    """The scale to fold in front of a group.
+
+    scale: float32 [I], all ones for the identity. exponent: power of the activation's magnitude;
+    None for the identity. loss, identity_loss: tr(E H E^T) over the sampled rows.
+    """
+
+    scale: Tensor
+    exponent: float | None
+    loss: float
+    identity_loss: float
+
+
+def choose_fold(
+    weights: Sequence[Tensor],
+    stats: LayerStats,
+    linears: Sequence[LinearPlan],
+    scale_dtype: torch.dtype,
+    repeat: int = 1,
+    head_dim: int = 0,
+) -> FoldChoice:
+    """Choose the scale per input channel that lowers the output error of a group the most.
+
+    The candidates are the identity and s = rms(x)^a / mean|w|^b for a in (0, 1] in 20 steps and
+    b in {0, 1 - a}, divided by sqrt(max s * min s).
+
+    Args:
+        weights: float32 [O_i, I], one for each of `linears`; unquantized ones are not judged.
+        stats: of the shared input.
+        scale_dtype: of the scales of the groups.
+        repeat: query heads that share a key/value head, where the fold crosses grouped attention:
+            the scale is then equal along them, I being [kv_head, repeat, head_dim] flattened.
+    """
+    moment = stats.second_moment
+    judged = [index for index, linear in enumerate(linears) if linear.quantized]
+    weights = [weights[index] for index in judged]
+    linears = [linears[index] for index in judged]
+    identity = torch.ones_like(moment.diagonal())
+    if not judged or stats.tokens == 0:
+        return FoldChoice(identity, None, 0.0, 0.0)
+    exponents, candidates = _candidates(weights, moment, repeat, head_dim)
+    scales = torch.cat([identity.unsqueeze(0), candidates])
+    losses = _losses(weights, linears, scale_dtype, stats, scales)
+    # On a tie the identity, which comes first, wins; a loss that is not a number never does.
+    best = int(losses.nan_to_num(nan=torch.inf).argmin())
+    exponent = None if best == 0 else exponents[best - 1]
+    return FoldChoice(scales[best], exponent, float(losses[best]), float(losses[0]))
+
+
+def _candidates(
+    weights: Sequence[Tensor], moment: Tensor, repeat: int, head_dim: int
+) -> tuple[list[float], Tensor]:
+    """Return the exponents a and the scales [K, I] of all candidates but the identity."""
+    square = moment.diagonal()
+    magnitude = sum((weight.abs().sum(dim=0) for weight in weights), torch.zeros_like(square))
+    if repeat > 1:
+        square = _pool(square, repeat, head_dim)
+        magnitude = _pool(magnitude, repeat, head_dim)
+    activation = _relative(square.sqrt())
+    magnitude = _relative(magnitude)
+    exponents, scales = [], []
+    for step in range(1, _STEPS + 1):
+        exponent = step / _STEPS
+        for other in (0.0, 1.0 - exponent) if step < _STEPS else (0.0,):
+            scale = activation**exponent / magnitude**other
+            exponents.append(exponent)
+            scales.append(scale / (scale.max() * scale.min()).sqrt())
+    return exponents, torch.stack(scales)
+
+
+def _pool(values: Tensor, repeat: int, head_dim: int) -> Tensor:
+    """Average [kv_head, repeat, head_dim] over `repeat`, keeping the shape [I]."""
+    heads = values.reshape(-1, repeat, head_dim)
+    return heads.mean(dim=1, keepdim=True).expand_as(heads).reshape(-1)
+
+
+def _relative(values: Tensor) -> Tensor:
+    """Divide by the mean, with a floor; all ones where the mean is zero."""
+    mean = values.mean()
+    relative = values / mean
+    return torch.where(mean > 0, relative.clamp(min=_SMALLEST), torch.ones_like(values))
+
+
+def _losses(
+    weights: Sequence[Tensor],
+    linears: Sequence[LinearPlan],
+    scale_dtype: torch.dtype,
+    stats: LayerStats,
+    scales: Tensor,
+) -> Tensor:
+    """Return tr(E H E^T) over sampled rows for each of the scales [K, I], float64 [K]."""
+    stride = max(1, sum(len(weight) for weight in weights) // _SAMPLED_ROWS)
+    factor = None
+    if any(linear.method.rounder == "gptq" for linear in linears):
+        factor = factor_by_activity(stats)
+    moment = stats.second_moment
+    total = torch.zeros(len(scales), dtype=torch.float64, device=moment.device)
+    for members in alike(linears):
+        sample = torch.cat([weights[index] for index in members])[::stride]
+        parts = [
+            _losses_of(sample, linears[members[0]], scale_dtype, moment, factor, part)
+            for part in torch.split(scales, max(1, _ELEMENTS_AT_ONCE // sample.numel()))
+        ]
+        total += torch.cat(parts)
+    return total
+
+
+def _losses_of(
+    sample: Tensor,
+    linear: LinearPlan,
+    scale_dtype: torch.dtype,
+    moment: Tensor,
+    factor: Factor | None,
+    scales: Tensor,
+) -> Tensor:
+    """Return the losses [K] of rows [R, I] that share scheme, group size and rounder."""
+    scheme, group_size = linear.scheme, linear.group_size
+    tiled = sample.repeat(len(scales), 1)
+    channel = scales.repeat_interleave(len(sample), dim=0)
+    if linear.method.rounder == "search":
+        losses = search_scales_jointly(
+            tiled, scheme, group_size, scale_dtype, moment, 1, COARSE, channel
+        ).losses
+        return losses.reshape(len(scales), -1).sum(dim=1)
+    scaled = tiled * channel
+    if linear.method.rounder == "gptq" and factor is not None:
+        found = search_scales(
+            scaled, scheme, group_size, scale_dtype, curvature(factor) / channel.square(), COARSE
+        )
+        codes = compensate(tiled, *found, scheme, factor, channel)
+    else:
+        found = choose_absmax(scaled, scheme, group_size, scale_dtype)
+        codes = quantize(scaled, *found, scheme.weight_bits)
+    error = dequantize(codes, *found).sub_(scaled).div_(channel)
+    return row_losses(error, moment).reshape(len(scales), -1).sum(dim=1)

@@ -1,0 +1,166 @@
+"""Solve the linear layers of a group, which share an input, and measure the result."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from quantkit.errors import CalibrationError
+from quantkit.numerics.affine import row_units
+from quantkit.numerics.linalg import row_losses
+from quantkit.records import LayerStats, LinearPlan, QuantizedLayer
+from quantkit.schemes import Rounder
+from quantkit.solvers.gptq import round_compensated
+from quantkit.solvers.rounding import Rounding, alike
+from quantkit.solvers.rtn import round_plainly
+from quantkit.solvers.search import round_searched
+
+CALIBRATED_ROUNDERS: Mapping[Rounder, Callable[..., Rounding]] = MappingProxyType(
+    {"search": round_searched, "gptq": round_compensated}
+)
+"""Rounder -> its function; each takes the statistics. `rtn` takes none."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One solved layer.
+
+    damping: fraction of mean(diag H) that was added before the factorization, or None.
+    loss: tr(E H E^T) of the layer, and plain_loss what plain rounding of the same weight would
+    have; None where the method takes no second moment.
+    fallback: why the layer, or some of its rows, got plain rounding, or None.
+    """
+
+    layer: QuantizedLayer
+    damping: float | None
+    fallback: str | None
+    loss: float | None = None
+    plain_loss: float | None = None
+
+
+def solve_group(
+    weights: Sequence[Tensor],
+    stats: LayerStats | None,
+    linears: Sequence[LinearPlan],
+    scale_dtype: torch.dtype,
+) -> tuple[Solution, ...]:
+    """Quantize linear layers that share an input; those with equal settings as one matrix.
+
+    Args:
+        weights: float32 [O_i, I], one for each of `linears`.
+        stats: of the shared input, or None where every method is data-free.
+        linears: quantized ones only.
+        scale_dtype: in which scales are stored.
+
+    Returns:
+        One solution for each of `linears`, on the device of the weights.
+
+    Raises:
+        CalibrationError: the statistics are not finite.
+        ValueError: a method needs statistics and there are none, or a layer is not quantized.
+    """
+    if stats is not None and not bool(stats.second_moment.diagonal().isfinite().all()):
+        raise CalibrationError(
+            f"the input of {linears[0].name} is not finite on the calibration tokens: "
+            "the model overflows on them, so check the checkpoint and its dtype"
+        )
+    solutions: dict[int, Solution] = {}
+    for members in alike(linears):
+        parts = [weights[index] for index in members]
+        # A layer on its own is not copied.
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        rounding = _round(joined, stats, linears[members[0]], scale_dtype)
+        start = 0
+        for index, part in zip(members, parts, strict=True):
+            rows = slice(start, start + len(part))
+            solutions[index] = _take(rounding, rows, linears[index])
+            start += len(part)
+    return tuple(solutions[index] for index in range(len(linears)))
+
+
+def _round(
+    weight: Tensor, stats: LayerStats | None, linear: LinearPlan, scale_dtype: torch.dtype
+) -> Rounding:
+    """Round the rows of layers that are all to be treated like `linear`."""
+    if linear.scheme.weight_kind != "int":
+        raise ValueError(f"{linear.name}: scheme {linear.scheme.name} has no integer codes")
+    rounder = linear.method.rounder
+    if rounder == "rtn":
+        return round_plainly(weight, linear.scheme, linear.group_size, scale_dtype)
+    if stats is None:
+        raise ValueError(f"{linear.name}: method {linear.method.name} needs statistics")
+    if stats.tokens == 0:
+        plain = round_plainly(weight, linear.scheme, linear.group_size, scale_dtype)
+        return dataclasses.replace(plain, fallback="rtn: no calibration token reached the layer")
+    return CALIBRATED_ROUNDERS[rounder](
+        weight, linear.scheme, linear.group_size, scale_dtype, stats
+    )
+
+
+def _take(rounding: Rounding, rows: slice, linear: LinearPlan) -> Solution:
+    """Return the solution of one layer, copied so that it does not keep the others alive."""
+    fallback = rounding.fallback
+    if rounding.plain_rows is not None:
+        plain = rounding.plain_rows[rows]
+        if bool(plain.any()):
+            count = int(plain.sum())
+            fallback = f"rtn: {count} of {len(plain)} rows, where the method was not better"
+    zero_point = rounding.zero_point
+    layer = QuantizedLayer(
+        name=linear.name,
+        scheme=linear.scheme,
+        group_size=linear.group_size,
+        codes=rounding.codes[rows].clone(),
+        scale=rounding.scale[rows].clone(),
+        zero_point=None if zero_point is None else zero_point[rows].clone(),
+    )
+    return Solution(
+        layer,
+        rounding.damping,
+        fallback,
+        loss=None if rounding.losses is None else float(rounding.losses[rows].sum()),
+        plain_loss=None
+        if rounding.plain_losses is None
+        else float(rounding.plain_losses[rows].sum()),
+    )
+
+
+def measure(
+    weight: Tensor, dequantized: Tensor, stats: LayerStats | None
+) -> tuple[float | None, float]:
+    """Return the relative output error and the relative weight error of a solved layer.
+
+    Args:
+        weight: float32 [O, I], what was solved; dequantized: float32 [O, I], what came out.
+
+    Returns:
+        tr(E H E^T) / tr(W H W^T), or None without statistics, and |E|^2 / |W|^2. A ratio of
+        nothing to nothing is 0.
+    """
+    # Exact, and no square overflows: both ratios do not depend on the unit.
+    unit = row_units(weight.abs().amax().reshape(1, 1))
+    original = weight / unit
+    error = (dequantized / unit).sub_(original)
+    output_error = None
+    if stats is not None:
+        parts = (row_losses(matrix, stats.second_moment).sum() for matrix in (error, original))
+        output_error = _ratio(*parts)
+    squares = (torch.sum(matrix.square_(), dtype=torch.float64) for matrix in (error, original))
+    return output_error, _ratio(*squares)
+
+
+def output_energy(weight: Tensor, stats: LayerStats) -> float:
+    """Return tr(W H W^T) of float32 [O, I], the squared output that losses are relative to.
+
+    A fold does not change it, since W * s meets H / (s s^T).
+    """
+    return float(row_losses(weight, stats.second_moment).sum())
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    return float(part / whole) if float(whole) > 0 else float(part > 0)

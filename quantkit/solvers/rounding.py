@@ -1,0 +1,79 @@
+"""What every rounding method returns, and the guarantee that none is worse than plain rounding.
+
+Shapes: O output features (rows of all layers that are solved together), I input features,
+G groups along I.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantkit.numerics.affine import dequantize, row_units
+from quantkit.numerics.linalg import row_losses
+from quantkit.records import LinearPlan
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Codes of the rows of one or more layers.
+
+    codes: int8 [O, I]; scale: [O, G] in the stored dtype; zero_point: int8 [O, G] or None.
+    losses: e H e^T of each row, float64 [O], and plain_losses the same for plain rounding; None
+    where there was no second moment.
+    damping: fraction of mean(diag H) that was added before a factorization, or None.
+    plain_rows: bool [O], rows that got plain rounding because the method was not better there;
+    None where the method cannot be worse. fallback: why every row got plain rounding, or None.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    losses: Tensor | None = None
+    plain_losses: Tensor | None = None
+    damping: float | None = None
+    plain_rows: Tensor | None = None
+    fallback: str | None = None
+
+
+def keep_better_rows(
+    weight: Tensor, second_moment: Tensor, candidate: Rounding, plain: Rounding
+) -> Rounding:
+    """Take each row from `candidate`, or from `plain` where that has the lower loss.
+
+    Args:
+        weight: float32 [O, I]; second_moment: float32 [I, I].
+        candidate: with its losses.
+    """
+    unit = row_units(weight)
+    error = dequantize(plain.codes, plain.scale, plain.zero_point).sub_(weight).div_(unit)
+    plain_losses = row_losses(error, second_moment) * unit.squeeze(1).double().square()
+    if candidate.losses is None:
+        raise ValueError("the candidate has no losses to compare by")
+    # Written so that a loss that is not a number counts as worse.
+    worse = ~(candidate.losses <= plain_losses)
+    rows = worse.unsqueeze(1)
+    zero_point = candidate.zero_point
+    if zero_point is not None and plain.zero_point is not None:
+        zero_point = torch.where(rows, plain.zero_point, zero_point)
+    return Rounding(
+        codes=torch.where(rows, plain.codes, candidate.codes),
+        scale=torch.where(rows, plain.scale, candidate.scale),
+        zero_point=zero_point,
+        losses=torch.where(worse, plain_losses, candidate.losses),
+        plain_losses=plain_losses,
+        damping=candidate.damping,
+        plain_rows=worse,
+    )
+
+
+def alike(linears: Sequence[LinearPlan]) -> list[list[int]]:
+    """Return the indices of linear layers that can be solved as one matrix, in order."""
+    members: dict[object, list[int]] = {}
+    for index, linear in enumerate(linears):
+        key = (linear.scheme, linear.group_size, linear.method.rounder)
+        members.setdefault(key, []).append(index)
+    return list(members.values())
