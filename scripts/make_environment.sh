@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Make a virtual environment with some packages at the versions of a constraints file; instant
+# when it is there already.
+#
+# usage: scripts/make_environment.sh VENV CONSTRAINTS PACKAGE...
+#   A package written as name: is installed without its dependencies, after theirs: what its
+#   metadata asks for is installed first, less the packages that the constraints do not name.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$1
+constraints=$2
+shift 2
+
+fail() {
+  echo "set-up: $1" >&2
+  exit 1
+}
+
+base=$("$root/scripts/find_python.sh")
+key=$("$base" -c 'import hashlib, sys
+text = repr(sys.argv[2:] + [sys.version]).encode() + open(sys.argv[1], "rb").read()
+print(hashlib.sha256(text).hexdigest())' "$constraints" "$venv" "$@")
+stamp="$venv/.quantkit-setup"
+if [[ "$(cat "$stamp" 2>/dev/null || true)" == "$key" ]]; then exit 0; fi
+
+started=$SECONDS
+if [[ -e "$venv" ]]; then
+  [[ -f "$venv/pyvenv.cfg" ]] || fail "$venv exists and is not a virtual environment: move it away"
+  rm -rf "$venv"
+fi
+echo "set-up: $venv with $*"
+"$base" -m venv "$venv" || fail "cannot make a virtual environment with $base"
+pip=("$venv/bin/python" -m pip --disable-pip-version-check)
+"${pip[@]}" install -qq --upgrade -c "$constraints" pip ||
+  fail "cannot reach a package index; see pip's message above"
+"$root/scripts/install_torch.sh" "$venv" "$(sed -n 's/^torch==//p' "$constraints")"
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+for package in "$@"; do
+  if [[ "$package" != *: ]]; then
+    "${pip[@]}" install -qq -c "$constraints" "$package" || fail "cannot install $package"
+    continue
+  fi
+  name=${package%:}
+  "${pip[@]}" download -qq --no-deps -c "$constraints" -d "$scratch" "$name" ||
+    fail "cannot download $name"
+  "$venv/bin/python" - "$constraints" "$scratch" >"$scratch/requirements.txt" <<'PYTHON'
+import email.parser, pathlib, re, sys, zipfile
+from pip._vendor.packaging.requirements import Requirement
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+lines = pathlib.Path(sys.argv[1]).read_text().splitlines()
+pinned = {canonical(line.partition("==")[0]) for line in lines if "==" in line}
+(wheel,) = pathlib.Path(sys.argv[2]).glob("*.whl")
+with zipfile.ZipFile(wheel) as archive:
+    (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    metadata = email.parser.Parser().parsestr(archive.read(name).decode())
+for line in metadata.get_all("Requires-Dist", []):
+    requirement = Requirement(line)
+    applies = not requirement.marker or requirement.marker.evaluate({"extra": ""})
+    if applies and canonical(requirement.name) in pinned and requirement.name != "torch":
+        print(line)
+PYTHON
+  "${pip[@]}" install -qq -c "$constraints" -r "$scratch/requirements.txt" ||
+    fail "cannot install what $name needs"
+  "${pip[@]}" install -qq --no-deps "$scratch"/*.whl || fail "cannot install $name"
+done
+echo "$key" >"$stamp"
+echo "set-up: done in $((SECONDS - started)) s"
