@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from quantkit.cli.main import main
+from quantkit.cli.main import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

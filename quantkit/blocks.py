@@ -35,7 +35,8 @@ from quantkit.solvers import (
     fold_into_dense,
     fold_into_layer,
     fold_into_norm,
-    measure,
+    measure_weights,
+    output_energy,
     scale_stats,
     solve_group,
 )
@@ -71,8 +72,7 @@ def solve_input_group(
 
     Args:
         group: the layers and what stands in front of them.
-        stats: second moment of their input; None for methods that need no calibration. Its
-            tensor is used up.
+        stats: second moment of their input; None for methods that need no calibration.
         tensors: the block's tensors as the checkpoint has them.
         draft: changed in place.
         scale_dtype: dtype of the scales in the artifact.
@@ -82,21 +82,37 @@ def solve_input_group(
     """
     linears = [linear for linear in group.linears if linear.quantized]
     weights = [tensors[f"{linear.name}.weight"].float() for linear in linears]
-    plain_errors = _errors_of_plain_rounding(weights, stats, linears, scale_dtype)
+    energies = [None if stats is None else output_energy(weight, stats) for weight in weights]
     fold = _fold(group, linears, weights, stats, tensors, draft, scale_dtype)
+    plain_losses: list[float | None] = [None] * len(linears)
     if fold.scale is not None and stats is not None:
+        # Before the weights are scaled; without a fold the solutions bring theirs along.
+        plain_losses = _losses_of_plain_rounding(weights, stats, linears, scale_dtype)
         weights = [weight * fold.scale for weight in weights]
         stats = scale_stats(stats, fold.scale)
         draft.replay[f"fold:{linears[0].name}"] = fold.scale
     live = {}
     solutions = solve_group(weights, stats, linears, scale_dtype)
-    for linear, weight, plain, solution in zip(
-        linears, weights, plain_errors, solutions, strict=True
+    for linear, weight, energy, plain, solution in zip(
+        linears, weights, energies, plain_losses, solutions, strict=True
     ):
         decoded = dequantize_layer(solution.layer)
+        loss = solution.loss
+        if loss is None and stats is not None:
+            loss = output_energy(decoded - weight, stats)
         draft.layers[linear.name] = solution.layer
         draft.records.append(
-            _record(linear, solution, fold, plain, measure(weight, decoded, stats))
+            _record(
+                linear,
+                solution,
+                fold,
+                relative_error=_ratio(loss, energy),
+                rtn_relative_error=_ratio(
+                    next((x for x in (plain, solution.plain_loss, loss) if x is not None), None),
+                    energy,
+                ),
+                weight_error=measure_weights(weight, decoded),
+            )
         )
         if fold.scale is not None:
             decoded = decoded / fold.scale
@@ -133,21 +149,26 @@ def replay_input_group(group: GroupPlan, block: SolvedBlock) -> dict[str, Tensor
     return live
 
 
-def _errors_of_plain_rounding(
+def _losses_of_plain_rounding(
     weights: Sequence[Tensor],
-    stats: LayerStats | None,
+    stats: LayerStats,
     linears: Sequence[LinearPlan],
     scale_dtype: torch.dtype,
 ) -> list[float | None]:
-    """Relative output errors of rtn on the untransformed weights, to compare with."""
-    if stats is None:
-        return [None] * len(linears)
+    """Losses of rtn on the untransformed weights, to compare with."""
     plain = [replace(linear, method=METHODS["rtn"]) for linear in linears]
     solutions = solve_group(weights, None, plain, scale_dtype)
     return [
-        measure(weight, dequantize_layer(solution.layer), stats)[0]
+        output_energy(dequantize_layer(solution.layer).sub_(weight), stats)
         for weight, solution in zip(weights, solutions, strict=True)
     ]
+
+
+def _ratio(loss: float | None, energy: float | None) -> float | None:
+    """Loss relative to the output; nothing to nothing is 0."""
+    if loss is None or energy is None:
+        return None
+    return loss / energy if energy > 0 else float(loss > 0)
 
 
 def _fold(
@@ -218,8 +239,10 @@ def _record(
     linear: LinearPlan,
     solution: Solution,
     fold: _Fold,
-    plain_error: float | None,
-    errors: tuple[float | None, float],
+    *,
+    relative_error: float | None,
+    rtn_relative_error: float | None,
+    weight_error: float,
 ) -> LayerRecord:
     layer = solution.layer
     groups = layer.scale.shape[1]
@@ -227,16 +250,17 @@ def _record(
         1 if layer.zero_point is None else 1 + groups / linear.in_features
     )
     bits += 8 * layer.scale.element_size() * groups / linear.in_features
-    notes = [note for note in (fold.fallback, solution.fallback) if note]
+    unscaled = fold.fallback if linear.method.transform is not None else None
+    notes = [note for note in (unscaled, solution.fallback) if note]
     return LayerRecord(
         name=linear.name,
         scheme=linear.scheme.name,
         group_size=linear.group_size,
         method=linear.method.name,
         bits_per_weight=bits,
-        relative_error=errors[0],
-        rtn_relative_error=plain_error,
-        weight_error=errors[1],
+        relative_error=relative_error,
+        rtn_relative_error=rtn_relative_error,
+        weight_error=weight_error,
         damping=solution.damping,
         awq_exponent=fold.exponent,
         fallback="; ".join(notes) or None,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.headers import read_json
+from quantkit.checkpoint.reader import Checkpoint
 from quantkit.describe import (
     Stopwatch,
     describe_artifact,
@@ -17,7 +20,9 @@ from quantkit.describe import (
     peak_memory_bytes,
 )
 from quantkit.durable import write_text
+from quantkit.formats.inspect import Inspection, find_evidence
 from quantkit.job import Job, describe_compute
+from quantkit.recipe import GateSpec
 from quantkit.records import (
     Artifact,
     ArtifactReport,
@@ -25,6 +30,7 @@ from quantkit.records import (
     LayerRecord,
     Plan,
     Report,
+    TokenWindows,
     Verdict,
 )
 
@@ -62,8 +68,55 @@ def build_report(
         verdict=verdict,
         layers=tuple(layers),
         notes=job.notes,
-        evidence=_collect_evidence(job, artifacts, verdict, layers, watch, root),
+        evidence={
+            **_collect_evidence(job, artifacts, verdict, layers, watch, root),
+            "measured_with": _describe_runtimes(rows),
+        },
     )
+
+
+def build_gate_report(
+    artifact: Path,
+    found: Inspection,
+    baseline: Checkpoint,
+    windows: TokenWindows,
+    spec: GateSpec,
+    judgement: Judgement,
+    watch: Stopwatch,
+    notes: Sequence[str],
+) -> Report:
+    """Put together what a gate found on the artifact that the user calls `artifact`."""
+    row = ArtifactReport(
+        name=Path(os.path.abspath(artifact)).name,
+        path=str(artifact),
+        format=found.format,
+        scheme=found.scheme,
+        size_bytes=found.tensor_bytes,
+        bits_per_weight=found.bits_per_weight,
+        runtime="transformers",
+        judgement=judgement,
+    )
+    return Report(
+        model=baseline.source.name,
+        baseline_bytes=sum(tensor.size for tensor in baseline.tensors.values()),
+        artifacts=(row,),
+        verdict=judgement.verdict,
+        layers=(),
+        notes=tuple(notes),
+        evidence={
+            "model": describe_model(baseline.source, {}),
+            "gate": spec.model_dump(mode="json"),
+            "evaluation": describe_windows(windows),
+            "versions": package_versions(),
+            "measured_with": _describe_runtimes([row]),
+            "timings": {"seconds": dict(watch.seconds)},
+        },
+    )
+
+
+def _describe_runtimes(rows: Sequence[ArtifactReport]) -> dict[str, dict[str, str]]:
+    """Artifact -> what its runtime computed with; it may be another interpreter than ours."""
+    return {row.name: dict(row.judgement.measured_with) for row in rows}
 
 
 def _collect_evidence(
@@ -117,10 +170,11 @@ def write_evidence(evidence: Mapping[str, Any], folder: Path) -> None:
     write_text(folder / "quantkit.json", json.dumps(evidence, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_evidence(folder: Path) -> Mapping[str, Any] | None:
-    """Return the `quantkit.json` of an output folder, or None where none can be read."""
-    try:
-        document = json.loads((folder / "quantkit.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return document if isinstance(document, dict) else None
+def read_evidence(folder: Path) -> Mapping[str, Any]:
+    """Return the evidence of the artifact whose files are in `folder`; empty where there is none.
+
+    Raises:
+        CheckpointError: it is there and is no JSON object.
+    """
+    path = find_evidence(folder)
+    return {} if path is None else read_json(path)

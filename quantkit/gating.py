@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from quantkit.errors import InputError, WorkerError
-from quantkit.evidence import read_evidence
-from quantkit.job import Job, RecipeLike, load
+from quantkit.errors import InputError, RecipeError, WorkerError
+from quantkit.inputs import RecipeLike, load
+from quantkit.job import Job
 from quantkit.judging.evaluate import evaluate
 from quantkit.judging.suspicions import compare_bits_per_weight, compare_hashes
 from quantkit.judging.verdict import judge
+from quantkit.judging.worker import find_interpreter
 from quantkit.recipe import GateSpec, apply_override, validate
 from quantkit.records import Artifact, Judgement, Progress, TokenWindows
+
+
+def check_runtime(job: Job) -> None:
+    """Refuse a gate whose runtime cannot be started, before any work.
+
+    Raises:
+        InputError: the recipe names an interpreter that is not there.
+    """
+    spec = job.loaded.recipe.gate
+    if spec is not None and job.evaluation is not None:
+        find_interpreter(spec.python.get("transformers"))
 
 
 def judge_artifact(job: Job, artifact: Artifact, tell: Progress) -> Judgement:
@@ -63,27 +76,53 @@ def judge_files(
 
 def find_gate_spec(
     recipe: RecipeLike | None,
-    folder: Path,
+    evidence: Mapping[str, Any],
     data: str | os.PathLike[str] | None,
     overrides: Sequence[str],
 ) -> GateSpec:
-    """Limits and data: the recipe's, else the artifact's own, else the defaults.
+    """Limits and data: the recipe's, else those in the artifact's own evidence, else the defaults.
 
     Raises:
         InputError: no evaluation data is named, or an override is wrong.
     """
+    for pair in overrides:
+        if not pair.startswith("gate."):
+            raise RecipeError(f"--set {pair!r}: only keys below `gate` matter here: gate.KEY=VALUE")
     if recipe is not None:
         spec = load(recipe, None, None, overrides).recipe.gate
-        spec = spec or GateSpec(data="")
     else:
-        evidence = read_evidence(folder) or {}
-        resolved = evidence.get("recipe", {}).get("resolved", {})
-        tree = {"version": 1, "gate": resolved.get("gate") or {"data": ""}}
+        tree = {"version": 1, "gate": recorded_gate(evidence) or {"data": ""}}
         for pair in overrides:
             apply_override(tree, pair)
-        spec = validate(tree, where="gate").gate or GateSpec(data="")
+        spec = validate(tree).gate
+    spec = spec or GateSpec(data="")
     if data is not None:
         spec = spec.model_copy(update={"data": os.fspath(data)})
     if not spec.data:
         raise InputError("no evaluation data: pass --data FILE, or a --recipe with a gate")
     return spec
+
+
+def check_recorded_files(evidence: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+    """Compare the files in `folder` with those that its own evidence names; return suspicions."""
+    rows = evidence.get("artifacts")
+    for row in rows if isinstance(rows, list) else []:
+        if not isinstance(row, dict) or row.get("path") != folder.absolute().name:
+            continue
+        files = row.get("files")
+        if isinstance(files, dict):
+            return compare_hashes(folder, {name: str(digest) for name, digest in files.items()})
+    return ()
+
+
+def recorded_gate(evidence: Mapping[str, Any]) -> Any:
+    """The gate of the recipe that made the artifact, still to be validated.
+
+    Without its interpreters: what to run on this machine is not for an artifact to say.
+    """
+    found: Any = evidence
+    for key in ("recipe", "resolved", "gate"):
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return found
+    return {key: value for key, value in found.items() if key != "python"}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,51 +14,10 @@ from quantkit.calibration.doctor import check_overlap, check_vocabulary
 from quantkit.checkpoint.reader import Checkpoint, hash_files, open_checkpoint
 from quantkit.checkpoint.source import resolve_source
 from quantkit.describe import describe_model, describe_plan, describe_windows, package_versions
-from quantkit.errors import RecipeError
+from quantkit.inputs import LoadedRecipe, check_inputs
 from quantkit.planning import make_plan
-from quantkit.recipe import (
-    CalibrationSpec,
-    GateSpec,
-    Recipe,
-    find_recipe,
-    load_recipe,
-    read_recipe_text,
-)
-from quantkit.records import Plan, TokenWindows
-from quantkit.staging import check_output
-
-RecipeLike = Recipe | str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class LoadedRecipe:
-    """A validated recipe and, where it came from a file, that file's text."""
-
-    recipe: Recipe
-    text: str | None
-    overrides: tuple[str, ...]
-
-    @property
-    def model(self) -> str:
-        """The model to work on.
-
-        Raises:
-            RecipeError: none is named.
-        """
-        if self.recipe.model is None:
-            raise RecipeError("no model: name one on the command line or as `model:` in the recipe")
-        return self.recipe.model
-
-    @property
-    def output(self) -> Path:
-        """The folder to write.
-
-        Raises:
-            RecipeError: none is named.
-        """
-        if self.recipe.output is None:
-            raise RecipeError("no output: pass --output or write `output:` in the recipe")
-        return Path(self.recipe.output)
+from quantkit.recipe import CalibrationSpec, GateSpec
+from quantkit.records import LinearPlan, Plan, TokenWindows
 
 
 @dataclass(frozen=True)
@@ -87,36 +44,14 @@ class Job:
         return dtype
 
 
-def load(
-    recipe: RecipeLike,
-    model: str | os.PathLike[str] | None,
-    output: str | os.PathLike[str] | None,
-    overrides: Sequence[str],
-) -> LoadedRecipe:
-    """Read and validate a recipe; a `Recipe` gets only its model and output replaced.
-
-    Raises:
-        RecipeError: as `load_recipe`; or overrides were given for a `Recipe`.
-    """
-    if not isinstance(recipe, Recipe):
-        text = read_recipe_text(find_recipe(recipe))
-        loaded = load_recipe(recipe, model=model, output=output, overrides=overrides)
-        return LoadedRecipe(loaded, text, tuple(overrides))
-    if overrides:
-        raise RecipeError("overrides go with a recipe from a file: change the Recipe itself")
-    changes = {"model": model, "output": output}
-    given = {key: os.fspath(value) for key, value in changes.items() if value is not None}
-    return LoadedRecipe(recipe.model_copy(update=given), None, ())
-
-
 def prepare(loaded: LoadedRecipe, *, device: str, overwrite: bool, gate: bool) -> Job:
-    """Check the output, open the checkpoint, plan, and read all data.
+    """Check the inputs and the output, open the checkpoint, plan, and read all data.
 
     Raises:
         InputError, ResourceError: whatever would stop the job later.
     """
     recipe = loaded.recipe
-    check_output(loaded.output, overwrite=overwrite)
+    check_inputs(loaded, overwrite=overwrite, gate=gate)
     chosen_device = choose_device(device)
     checkpoint = open_checkpoint(resolve_source(loaded.model))
     plan = make_plan(recipe, checkpoint, gate=gate)
@@ -125,9 +60,9 @@ def prepare(loaded: LoadedRecipe, *, device: str, overwrite: bool, gate: bool) -
     if calibrated or gate:
         tokenizer = load_tokenizer(checkpoint.source.folder)
     if calibrated and recipe.calibration is not None:
-        calibration = load_calibration(recipe.calibration, tokenizer, plan)
+        calibration = load_calibration(recipe.calibration, tokenizer, checkpoint, plan)
     if gate and recipe.gate is not None:
-        evaluation = load_evaluation(recipe.gate, tokenizer)
+        evaluation = load_evaluation(recipe.gate, tokenizer, checkpoint)
     dtype, probe = torch.float32, None
     if calibrated:
         scale_dtype: torch.dtype = getattr(torch, plan.scale_dtype)
@@ -142,36 +77,30 @@ def prepare(loaded: LoadedRecipe, *, device: str, overwrite: bool, gate: bool) -
         dtype=dtype,
         probe=probe,
         model_files=hash_files(checkpoint),
-        notes=(*plan.notes, *_check_data(calibration, evaluation, checkpoint)),
+        notes=(*plan.notes, *_collect_notes(calibration, evaluation)),
     )
 
 
-def _check_data(
-    calibration: TokenWindows | None, evaluation: TokenWindows | None, checkpoint: Checkpoint
-) -> list[str]:
-    """Refuse unfit data; return what was noticed in data that is fit."""
+def _collect_notes(calibration: TokenWindows | None, evaluation: TokenWindows | None) -> list[str]:
+    """Refuse an evaluation on calibration data; return what was noticed in data that is fit."""
     notes: list[str] = []
-    vocabulary = checkpoint.config.get("vocab_size")
     for windows in (calibration, evaluation):
         if windows is not None:
             notes += windows.notes
-            if isinstance(vocabulary, int):
-                check_vocabulary(windows, vocabulary)
     if calibration is not None and evaluation is not None:
         notes += check_overlap(calibration, evaluation)
     return notes
 
 
-def load_calibration(spec: CalibrationSpec, tokenizer: Any, plan: Plan) -> TokenWindows:
-    """Return the seeded windows of the calibration data."""
-    widths = [
-        linear.in_features
-        for block in plan.blocks
-        for group in block.groups
-        for linear in group.linears
-        if linear.quantized
-    ]
-    return load_windows(
+def load_calibration(
+    spec: CalibrationSpec, tokenizer: Any, checkpoint: Checkpoint, plan: Plan
+) -> TokenWindows:
+    """Return the seeded windows of the calibration data.
+
+    Raises:
+        CalibrationError: the data does not suffice or does not fit the model.
+    """
+    windows = load_windows(
         spec.data,
         split=spec.split,
         text_column=spec.text_column,
@@ -180,13 +109,19 @@ def load_calibration(spec: CalibrationSpec, tokenizer: Any, plan: Plan) -> Token
         sequence_length=spec.sequence_length,
         seed=spec.seed,
         assistant_only=spec.assistant_only,
-        in_features=max(widths),
+        in_features=max(linear.in_features for linear in _calibrated(plan)),
     )
+    _check_vocabulary(windows, checkpoint)
+    return windows
 
 
-def load_evaluation(spec: GateSpec, tokenizer: Any) -> TokenWindows:
-    """Return the first windows of the gate's data."""
-    return load_windows(
+def load_evaluation(spec: GateSpec, tokenizer: Any, checkpoint: Checkpoint) -> TokenWindows:
+    """Return the first windows of the gate's data.
+
+    Raises:
+        CalibrationError: the data does not suffice or does not fit the model.
+    """
+    windows = load_windows(
         spec.data,
         split=spec.split,
         text_column=spec.text_column,
@@ -196,16 +131,29 @@ def load_evaluation(spec: GateSpec, tokenizer: Any) -> TokenWindows:
         seed=spec.seed,
         order="sequential",
     )
+    _check_vocabulary(windows, checkpoint)
+    return windows
+
+
+def _check_vocabulary(windows: TokenWindows, checkpoint: Checkpoint) -> None:
+    vocabulary = checkpoint.config.get("vocab_size")
+    if isinstance(vocabulary, int):
+        check_vocabulary(windows, vocabulary)
 
 
 def needs_calibration(plan: Plan) -> bool:
     """Whether any quantized layer's method looks at statistics."""
-    return any(
-        linear.quantized and linear.method.needs_calibration
+    return bool(_calibrated(plan))
+
+
+def _calibrated(plan: Plan) -> list[LinearPlan]:
+    return [
+        linear
         for block in plan.blocks
         for group in block.groups
         for linear in group.linears
-    )
+        if linear.quantized and linear.method.needs_calibration
+    ]
 
 
 def depends_on(job: Job) -> dict[str, Any]:

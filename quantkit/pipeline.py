@@ -8,39 +8,39 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantkit.blocks import Draft, finish_block, replay_input_group, solve_input_group
 from quantkit.calibration.compute import choose_device
 from quantkit.calibration.data import load_tokenizer
-from quantkit.calibration.walk import walk
+from quantkit.calibration.walk import GroupStop, walk
 from quantkit.checkpoint.reader import Checkpoint, open_checkpoint, read_tensor
 from quantkit.checkpoint.skeleton import build_skeleton
 from quantkit.checkpoint.source import resolve_source
-from quantkit.describe import Stopwatch, describe_model, describe_windows, package_versions
-from quantkit.errors import InputError, RecipeError, ResourceError
-from quantkit.evidence import build_report, write_evidence
+from quantkit.checkpoint.structure import output_embedding_name
+from quantkit.describe import Stopwatch
+from quantkit.errors import CheckpointError, RecipeError, ResourceError, is_out_of_memory
+from quantkit.evidence import build_gate_report, build_report, read_evidence, write_evidence
 from quantkit.formats.compressed_tensors import write_compressed_tensors
 from quantkit.formats.inspect import Inspection, inspect_artifact
-from quantkit.gating import find_gate_spec, judge_artifact, judge_files
-from quantkit.job import (
-    Job,
-    RecipeLike,
-    depends_on,
-    load,
-    load_evaluation,
-    needs_calibration,
-    prepare,
+from quantkit.gating import (
+    check_recorded_files,
+    check_runtime,
+    find_gate_spec,
+    judge_artifact,
+    judge_files,
+    recorded_gate,
 )
+from quantkit.inputs import RecipeLike, check_gate_inputs, check_inputs, load
+from quantkit.job import Job, depends_on, load_evaluation, needs_calibration, prepare
 from quantkit.planning import make_plan
 from quantkit.records import (
     Artifact,
-    ArtifactReport,
     BlockPlan,
     Event,
     GroupPlan,
@@ -52,10 +52,11 @@ from quantkit.records import (
     SolvedBlock,
 )
 from quantkit.report import write_model_card, write_reports
-from quantkit.staging import check_output, commit, discard, partial_of
+from quantkit.staging import check_output, commit, discard, gate_output, partial_of
 from quantkit.workspace import (
     Workspace,
     load_block,
+    load_records,
     locked,
     open_workspace,
     store_block,
@@ -73,6 +74,8 @@ def plan(
 ) -> Plan:
     """Say what a job would do, from the recipe, the config and the headers alone.
 
+    Data is looked for and not read.
+
     Args:
         recipe: a `Recipe`, the path of one, or the name of a shipped one.
         model: replaces the recipe's model.
@@ -86,8 +89,7 @@ def plan(
         ResourceError: the disk is too small.
     """
     loaded = load(recipe, model, output, overrides)
-    if loaded.recipe.output is not None:
-        check_output(loaded.output, overwrite=overwrite)
+    check_inputs(loaded, overwrite=overwrite, output_needed=False)
     return make_plan(loaded.recipe, open_checkpoint(resolve_source(loaded.model)))
 
 
@@ -118,7 +120,8 @@ def quantize(
         progress: called after each step.
 
     Raises:
-        InputError: something that was given cannot be used; nothing is left behind.
+        InputError: something that was given cannot be used. What is found before the work leaves
+            nothing behind.
         ResourceError: memory or disk ran out; the solved blocks are kept.
     """
     tell = progress or _silent
@@ -127,8 +130,9 @@ def quantize(
         tell(Event("prepare", 0, 1, "reading the recipe, the checkpoint's headers and the data"))
         loaded = load(recipe, model, output, overrides)
         job = prepare(loaded, device=device, overwrite=overwrite, gate=gate)
+        check_runtime(job)
         tell(Event("prepare", 1, 1))
-    with _staged(loaded.output) as partial, _memory_errors():
+    with _staged(loaded.output, overwrite=overwrite) as partial, _memory_errors():
         workspace = open_workspace(partial, depends_on(job), restart=overwrite)
         with watch.time("quantize"):
             _solve(job, workspace, tell)
@@ -177,52 +181,65 @@ def _solve(job: Job, workspace: Workspace, tell: Progress) -> None:
         for group in _quantized_groups(block):
             solve_input_group(group, None, tensors, draft, job.scale_dtype)
         store_block(workspace, finish_block(block, draft))
-        tell(_solved(block, job.plan, draft))
+        tell(_solved(block, todo, draft))
 
 
 def _solve_in_walk(job: Job, workspace: Workspace, stored: frozenset[int], tell: Progress) -> None:
     """The sequential loop: capture, solve, store, replace, advance."""
     if job.calibration is None:
         raise RecipeError("the method needs calibration data: write `calibration:` in the recipe")
+    skeleton = build_skeleton(job.checkpoint)
+    todo = [block for block in job.plan.blocks if _quantized_groups(block)]
     stops = walk(
-        build_skeleton(job.checkpoint),
+        skeleton,
         job.plan.blocks,
         lambda block: _read_block(job.checkpoint, block),
-        lambda: _read_outside(job.checkpoint, job.plan),
+        lambda: _read_outside(job.checkpoint, job.plan, skeleton),
         job.calibration,
         device=job.device,
         dtype=job.dtype,
         needs_stats=lambda block, group: block.index not in stored,
     )
-    for stop in stops:
-        groups = _quantized_groups(stop.block)
-        if stop.group is groups[0]:
-            known = load_block(workspace, stop.block.index) if stop.block.index in stored else None
-            draft = Draft()
-        if known is not None:
-            live = replay_input_group(stop.group, known)
-        else:
-            live = solve_input_group(stop.group, stop.stats, stop.tensors, draft, job.scale_dtype)
-        for name, weight in live.items():
-            stop.replace(name, weight)
-        if stop.group is groups[-1]:
-            if known is None:
-                store_block(workspace, finish_block(stop.block, draft))
-            tell(_solved(stop.block, job.plan, draft))
+    draft, known = Draft(), None
+    with closing(stops):
+        for stop in stops:
+            groups = _quantized_groups(stop.block)
+            if stop.group is groups[0] and stop.block.index in stored:
+                known = load_block(workspace, stop.block.index)
+            _settle(stop, known, draft, job.scale_dtype)
+            if stop.group is groups[-1]:
+                if known is None:
+                    store_block(workspace, finish_block(stop.block, draft))
+                tell(_solved(stop.block, todo, draft))
+                draft, known = Draft(), None
+            # Held on to, it would keep this block in memory while the next one is read.
+            del stop
+
+
+def _settle(
+    stop: GroupStop, known: SolvedBlock | None, draft: Draft, scale_dtype: torch.dtype
+) -> None:
+    """Let the walk go on with a group's quantized weights, solved now or in an earlier run."""
+    if known is None:
+        live = solve_input_group(stop.group, stop.stats, stop.tensors, draft, scale_dtype)
+    else:
+        live = replay_input_group(stop.group, known)
+    for name, weight in live.items():
+        stop.replace(name, weight)
 
 
 def _quantized_groups(block: BlockPlan) -> list[GroupPlan]:
     return [group for group in block.groups if any(linear.quantized for linear in group.linears)]
 
 
-def _solved(block: BlockPlan, whole: Plan, draft: Draft) -> Event:
+def _solved(block: BlockPlan, todo: Sequence[BlockPlan], draft: Draft) -> Event:
     errors = [
         record.relative_error for record in draft.records if record.relative_error is not None
     ]
     message = block.prefix
     if errors:
         message += f", output error {sum(errors) / len(errors):.2%}"
-    return Event("quantize", block.index + 1, len(whole.blocks), message)
+    return Event("quantize", todo.index(block) + 1, len(todo), message)
 
 
 def _read_block(checkpoint: Checkpoint, block: BlockPlan) -> Mapping[str, Tensor]:
@@ -230,15 +247,14 @@ def _read_block(checkpoint: Checkpoint, block: BlockPlan) -> Mapping[str, Tensor
     return {name: read_tensor(checkpoint, name) for name in names}
 
 
-def _read_outside(checkpoint: Checkpoint, whole: Plan) -> Mapping[str, Tensor]:
-    """The tensors that belong to no block and are not the head."""
-    prefixes = tuple(f"{block.prefix}." for block in whole.blocks)
-    names = [
-        name
-        for name in checkpoint.tensors
-        if not name.startswith(prefixes) and not name.startswith("lm_head.")
-    ]
-    return {name: read_tensor(checkpoint, name) for name in names}
+def _read_outside(checkpoint: Checkpoint, whole: Plan, skeleton: nn.Module) -> Mapping[str, Tensor]:
+    """The tensors of the model that belong to no block and not to its head."""
+    skipped = (
+        *(f"{block.prefix}." for block in whole.blocks),
+        f"{output_embedding_name(skeleton)}.",
+    )
+    names = sorted(checkpoint.tensors.keys() & skeleton.state_dict(keep_vars=True).keys())
+    return {name: read_tensor(checkpoint, name) for name in names if not name.startswith(skipped)}
 
 
 def _write(job: Job, workspace: Workspace, partial: Path, tell: Progress) -> list[Artifact]:
@@ -295,13 +311,18 @@ def gate(
     tell = progress or _silent
     watch = Stopwatch()
     folder = Path(artifact)
-    target = Path(output) if output is not None else folder.with_name(f"{folder.name}.gate")
-    check_output(target, overwrite=overwrite)
+    target = gate_output(artifact, output)
+    check_gate_inputs(target, os.fspath(baseline), data, overwrite=overwrite)
     found = inspect_artifact(folder)
-    spec = find_gate_spec(recipe, folder, data, overrides)
+    recorded = read_evidence(found.folder)
+    spec = find_gate_spec(recipe, recorded, data, overrides)
     checkpoint = open_checkpoint(resolve_source(os.fspath(baseline)))
-    windows = load_evaluation(spec, load_tokenizer(checkpoint.source.folder))
-    with _staged(target) as partial, _memory_errors():
+    tokenizer = load_tokenizer(checkpoint.source.folder)
+    windows = load_evaluation(spec, tokenizer, checkpoint)
+    notes = (*found.problems, *windows.notes)
+    if recipe is None and recorded_gate(recorded):
+        notes = (*notes, "the limits are those that the artifact's own quantkit.json names")
+    with _staged(target, overwrite=overwrite) as partial, _memory_errors():
         with watch.time("gate"):
             judgement = judge_files(
                 checkpoint.source.folder,
@@ -309,35 +330,11 @@ def gate(
                 windows,
                 spec,
                 device=choose_device(device).type,
-                suspicions=(),
+                suspicions=check_recorded_files(recorded, found.folder),
                 progress=tell,
             )
-        row = ArtifactReport(
-            name=folder.name,
-            path=str(folder),
-            format=found.format,
-            scheme=found.scheme,
-            size_bytes=found.tensor_bytes,
-            bits_per_weight=found.bits_per_weight,
-            runtime="transformers",
-            judgement=judgement,
-        )
-        evidence = {
-            "model": describe_model(checkpoint.source, {}),
-            "gate": spec.model_dump(mode="json"),
-            "evaluation": describe_windows(windows),
-            "versions": package_versions(),
-            "timings": {"seconds": dict(watch.seconds)},
-        }
-        baseline_bytes = sum(tensor.size for tensor in checkpoint.tensors.values())
-        report = Report(
-            checkpoint.source.name,
-            baseline_bytes,
-            (row,),
-            judgement.verdict,
-            (),
-            windows.notes,
-            evidence,
+        report = build_gate_report(
+            folder, found, checkpoint, windows, spec, judgement, watch, notes
         )
         write_reports(report, partial)
         commit(partial, target)
@@ -345,26 +342,28 @@ def gate(
 
 
 def _layer_records(whole: Plan, workspace: Workspace) -> list[LayerRecord]:
-    stored = stored_blocks(workspace)
     return [
         record
         for block in whole.blocks
-        if block.index in stored
-        for record in load_block(workspace, block.index).records
+        if _quantized_groups(block)
+        for record in load_records(workspace, block.index)
     ]
 
 
 @contextmanager
-def _staged(output: Path) -> Iterator[Path]:
+def _staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
     """Fill `<output>.partial` under its lock; keep it only where a job can go on from it."""
     partial = partial_of(output)
     existed = partial.exists()
     with locked(partial):
         try:
+            # Another job may have finished the same output in the meantime.
+            check_output(output, overwrite=overwrite)
             yield partial
         except BaseException as error:
+            # Only a damaged checkpoint makes solved blocks worthless: its files have to change.
             resumable = any((partial / "workspace").glob("block-*")) and (
-                existed or not isinstance(error, InputError)
+                existed or not isinstance(error, CheckpointError)
             )
             if not resumable:
                 discard(partial)
@@ -376,7 +375,9 @@ def _memory_errors() -> Iterator[None]:
     """Say what to do when memory runs out."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ResourceError(
             "not enough memory: lower calibration.samples or calibration.sequence_length "
             f"({str(error).splitlines()[0] if str(error) else 'allocation refused'})"

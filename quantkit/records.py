@@ -324,6 +324,8 @@ class Judgement:
     top1_agreement: Metric | None
     confidence: float
     windows: int
+    measured_with: Mapping[str, str] = field(default_factory=dict)
+    """Packages, dtype and device of the runtime, as `EvalResult.versions` has them."""
 
 
 # --- report -----------------------------------------------------------------------------------

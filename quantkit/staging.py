@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from pathlib import Path
 
 from quantkit.durable import sync
 from quantkit.errors import OutputError, writing
 
-_OURS = ("quantkit.json", "report.json")
+_OUTPUT_MARKS = ({"quantkit.json"}, {"report.json", "report.md", "report.html", "junit.xml"})
+"""Files that together mark a folder as an output of `quantize`, or of `gate`."""
+
+_PARTIAL_MARKS = ({"lock"}, *_OUTPUT_MARKS)
+"""The same for a folder that is being filled."""
 
 
 def partial_of(output: Path) -> Path:
@@ -17,25 +25,44 @@ def partial_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
+def gate_output(
+    artifact: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
+) -> Path:
+    """Where `gate` puts its reports: `output`, by default `<artifact>.gate`."""
+    if output is not None:
+        return Path(output)
+    folder = Path(artifact)
+    if not _has_name(folder):
+        folder = folder.resolve()
+    return folder.parent / f"{folder.name}.gate"
+
+
+def _has_name(path: Path) -> bool:
+    """Whether a path ends in a name of its own, as `.` and `..` do not."""
+    return path.name not in ("", "..")
+
+
 def check_output(output: Path, *, overwrite: bool) -> None:
     """Refuse an output that exists or cannot be made, before any work.
 
     Raises:
-        OutputError: it exists and `overwrite` is False; or it holds something other than an
-            output of quantkit; or no folder can be made there.
+        OutputError: it exists and `overwrite` is False; or it, or the folder that is filled before
+            it, holds something that quantkit did not write; or no folder can be made there.
     """
+    if not _has_name(output):
+        raise OutputError(f"output {str(output)!r} has no name of its own: name a folder to make")
     if output.is_symlink() or output.exists():
         if not overwrite:
             raise OutputError(
                 f"output {output} exists: choose another --output, or pass --overwrite"
             )
-        ours = output.is_dir() and (
-            not any(output.iterdir()) or any((output / name).is_file() for name in _OURS)
-        )
-        if output.is_symlink() or not ours:
+        if output.is_symlink() or not _is_ours(output, _OUTPUT_MARKS):
             raise OutputError(
                 f"output {output} is not a folder that quantkit wrote: --overwrite leaves it alone"
             )
+    partial = partial_of(output)
+    if partial.is_symlink() or (partial.exists() and not _is_ours(partial, _PARTIAL_MARKS)):
+        raise OutputError(f"{partial} is in the way, and quantkit did not write it: move it")
     parent = output.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -45,23 +72,43 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         raise OutputError(f"output {output} cannot be made: no permission to write in {parent}")
 
 
+def _is_ours(folder: Path, marks: Sequence[AbstractSet[str]]) -> bool:
+    """Whether replacing a folder loses nothing but what quantkit wrote, or nothing at all."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return not names or any(mark <= names for mark in marks)
+
+
 def commit(partial: Path, output: Path) -> None:
     """Make the finished `partial` the output, in place of one that was to be overwritten.
 
     Raises:
-        ResourceError, OutputError: the rename failed; `partial` stays.
+        ResourceError, OutputError: the rename failed; `partial` and the old output stay.
     """
-    replaced = output.with_name(f"{output.name}.replaced")
     with writing(output):
         shutil.rmtree(partial / "workspace", ignore_errors=True)
-        (partial / "lock").unlink(missing_ok=True)
         sync(partial)
-        shutil.rmtree(replaced, ignore_errors=True)
-        if output.exists():
-            output.rename(replaced)
-        partial.rename(output)
+        with _moved_aside(output):
+            partial.rename(output)
+        (output / "lock").unlink(missing_ok=True)
         sync(output.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def _moved_aside(output: Path) -> Iterator[None]:
+    """Make room for a new output; the old one goes only when that stands in its place."""
+    if not output.exists():
+        yield
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f"{output.name}.replaced-", dir=output.parent))
+    output.rename(aside)
+    try:
+        yield
+    except BaseException:
+        aside.rename(output)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def discard(partial: Path) -> None:

@@ -53,11 +53,13 @@ def locked(partial: Path) -> Iterator[None]:
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             handle.seek(0)
             raise OutputError(
                 f"another job works on {partial} ({handle.read().strip()}): wait for it or stop it"
             ) from None
+        except OSError as error:
+            raise OutputError(f"cannot lock {partial}: {error.strerror}") from error
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {os.uname().nodename}")
         handle.flush()
@@ -166,7 +168,21 @@ def stored_blocks(workspace: Workspace) -> frozenset[int]:
 
 def load_block(workspace: Workspace, index: int) -> SolvedBlock:
     """Return a block that `stored_blocks` named."""
-    return _read_block(next(workspace.folder.glob(f"block-{index:05d}-*.safetensors")))
+    return _read_block(_path_of(workspace, index))
+
+
+def load_records(workspace: Workspace, index: int) -> tuple[LayerRecord, ...]:
+    """Return the records of a block that `stored_blocks` named, without reading its tensors."""
+    with safe_open(_path_of(workspace, index), framework="pt") as reader:
+        return _records(json.loads(reader.metadata()["block"]))
+
+
+def _path_of(workspace: Workspace, index: int) -> Path:
+    return next(workspace.folder.glob(f"block-{index:05d}-*.safetensors"))
+
+
+def _records(about: Mapping[str, Any]) -> tuple[LayerRecord, ...]:
+    return tuple(LayerRecord(**record) for record in about["records"])
 
 
 def _read_block(path: Path) -> SolvedBlock:
@@ -188,7 +204,7 @@ def _read_block(path: Path) -> SolvedBlock:
         index=about["index"],
         layers=layers,
         dense=_with_prefix(tensors, "dense:"),
-        records=tuple(LayerRecord(**record) for record in about["records"]),
+        records=_records(about),
         replay=_with_prefix(tensors, "replay:"),
     )
 

@@ -91,6 +91,8 @@ def test_a_layer_that_keeps_its_precision_is_not_scaled_silently(tmp_path: Path)
     assert up.awq_exponent is None
     assert up.fallback is not None
     assert "shares its input" in up.fallback
+    gate = records["model.layers.0.mlp.gate_proj"]
+    assert "not scaled" not in (gate.fallback or "")
     assert "model.layers.0.self_attn.q_proj" not in records
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import pytest
 from typer.exceptions import TyperException
 from typer.main import get_command
 
+import quantkit
 from quantkit.cli.main import app
-from tests.cli.running import COMMAND, ROOT, environment
+from tests.cli.running import ROOT, run_here
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN = "<!-- run -->"
@@ -120,14 +121,25 @@ def test_a_block_that_is_marked_runs(block: Block, tmp_path: Path) -> None:
     for command in block.commands:
         program, *arguments = shlex.split(command)
         assert program == "quantkit"
-        done = subprocess.run(
-            [*COMMAND, *arguments],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-        )
+        done = run_here(*arguments, folder=tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_documented_python_uses_what_quantkit_exports() -> None:
+    """The examples parse, and every `quantkit.name` in them is public."""
+    blocks = [
+        block
+        for page in PAGES
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    ]
+    used = {
+        node.attr
+        for block in blocks
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "quantkit"
+    }
+    assert "quantize" in used
+    assert used <= set(quantkit.__all__)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from quantkit import errors
-from quantkit.errors import OutputError, PlanError, ResourceError, nearest, writing
+from quantkit.errors import (
+    OutputError,
+    PlanError,
+    ResourceError,
+    is_out_of_memory,
+    nearest,
+    writing,
+)
 
 EXIT_CODES = {
     "QuantkitError": 1,
@@ -100,3 +107,15 @@ def test_what_is_no_system_error_passes_through() -> None:
     """A defect is not dressed up as trouble with the disk."""
     with pytest.raises(KeyError), writing(Path("out/x")):
         raise KeyError("x")
+
+
+def test_memory_that_ran_out_is_recognised() -> None:
+    """Python and torch have three ways to say it; another RuntimeError is none of them."""
+    import torch
+
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 50)
+    assert is_out_of_memory(refused.value)
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("shape"))

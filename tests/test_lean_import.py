@@ -44,7 +44,14 @@ def test_importing_quantkit_takes_less_than_three_tenths_of_a_second() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["quantkit", "quantkit.cli.main", "quantkit.recipe", "quantkit.records", "quantkit.schemes"],
+    [
+        "quantkit",
+        "quantkit.cli.main",
+        "quantkit.inputs",
+        "quantkit.recipe",
+        "quantkit.records",
+        "quantkit.schemes",
+    ],
 )
 def test_a_light_module_imports_nothing_heavy_and_starts_nothing(module: str) -> None:
     """Recipes are read, help is printed and errors are told without torch or a socket."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,14 @@ def test_installed_demo_recipe_finds_its_model_from_any_folder(wheel: Path, tmp_
 
     assert done.returncode == 0, done.stderr
     assert list(elsewhere.iterdir()) == []
+
+
+def test_console_script_names_a_function_that_is_there() -> None:
+    """`quantkit` and `python -m quantkit` start the same way."""
+    module, _, name = PROJECT["project"]["scripts"]["quantkit"].partition(":")
+
+    assert callable(getattr(import_module(module), name))
+    assert f"from {module} import {name}" in (ROOT / "quantkit" / "__main__.py").read_text()
 
 
 def test_constraints_pin_every_dependency() -> None:

@@ -133,6 +133,15 @@ def test_all_but_the_first_parameter_are_given_by_name(name: str) -> None:
     assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in rest)
 
 
+def test_every_command_has_json_and_quiet() -> None:
+    """A script passes both without knowing which command talks much."""
+    root = get_command(app)
+    for name, shown in [*root.commands.items(), *root.commands["recipes"].commands.items()]:
+        if name != "recipes":
+            flags = {flag for option in shown.params for flag in option.opts}
+            assert {"--json", "--quiet"} <= flags, name
+
+
 def test_every_command_shows_an_example() -> None:
     """`--help` ends with a line that can be tried."""
     root = get_command(app)

@@ -11,8 +11,15 @@ import torch
 from quantkit.errors import InputError, OutputError
 from quantkit.records import LayerRecord, QuantizedLayer, SolvedBlock
 from quantkit.schemes import SCHEMES
-from quantkit.staging import check_output, commit, partial_of
-from quantkit.workspace import load_block, locked, open_workspace, store_block, stored_blocks
+from quantkit.staging import check_output, commit, gate_output, partial_of
+from quantkit.workspace import (
+    load_block,
+    load_records,
+    locked,
+    open_workspace,
+    store_block,
+    stored_blocks,
+)
 
 
 def make_block(index: int, scheme: str = "w4a16_asym") -> SolvedBlock:
@@ -37,7 +44,7 @@ def test_a_block_comes_back_as_it_was_stored(tmp_path: Path, scheme: str) -> Non
     found = load_block(workspace, 3)
 
     assert stored_blocks(workspace) == {3}
-    assert found.records == block.records
+    assert found.records == load_records(workspace, 3) == block.records
     layer, expected = found.layers[0], block.layers[0]
     assert (layer.name, layer.scheme, layer.group_size) == (
         expected.name,
@@ -111,8 +118,30 @@ def test_an_existing_output_needs_overwrite(tmp_path: Path) -> None:
     (output / "thesis.tex").write_text("dear")
     with pytest.raises(OutputError, match="leaves it alone"):
         check_output(output, overwrite=True)
+    (output / "report.json").write_text("{}")
+    with pytest.raises(OutputError, match="leaves it alone"):
+        check_output(output, overwrite=True)
     (output / "quantkit.json").write_text("{}")
     check_output(output, overwrite=True)
+
+
+@pytest.mark.parametrize("name", [".", "..", "", "a/..", "/"])
+def test_an_output_without_a_name_of_its_own_is_refused(name: str) -> None:
+    """A folder is renamed into its place: the working folder cannot be that place."""
+    with pytest.raises(OutputError, match="has no name of its own"):
+        check_output(Path(name), overwrite=True)
+
+
+def test_a_gate_reports_beside_the_artifact_unless_told_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for an artifact that is called `.`: its folder has a name."""
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path / "demo")
+    assert gate_output("artifacts/demo") == Path("artifacts/demo.gate")
+    assert gate_output("artifacts/demo/", "reports") == Path("reports")
+    assert gate_output(".") == tmp_path / "demo.gate"
+    assert gate_output("/") == Path("/.gate")
 
 
 def test_an_output_below_a_file_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from quantkit.errors import InputError
+
 _SIZE = 256
 _REPEATS = 7
 _CLEARLY_FASTER = 1.5
@@ -36,8 +38,6 @@ def choose_device(wanted: str) -> torch.device:
     Raises:
         InputError: `cuda` is asked for and torch sees none.
     """
-    from quantkit.errors import InputError
-
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if wanted in ("auto", "cuda"):

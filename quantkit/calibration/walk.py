@@ -12,8 +12,8 @@ Memory: one block's weights, the suspended activations, one second moment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -67,13 +67,17 @@ def walk(
     device: torch.device,
     dtype: torch.dtype,
     needs_stats: Callable[[BlockPlan, GroupPlan], bool],
-) -> Iterator[GroupStop]:
+) -> Generator[GroupStop, None, None]:
     """Yield every group with something to quantize, in the order in which the forward meets them.
+
+    A stop is of no use once the next one is asked for: whoever drops it by then keeps the walk to
+    one block's weights and one second moment. Close a walk that is not followed to its end.
 
     Args:
         model: the whole model with its parameters on the meta device.
         blocks: what to visit.
-        load_block: reads a block's tensors from the checkpoint.
+        load_block: reads a block's tensors from the checkpoint; those that the model has no place
+            for are left aside.
         load_outside: reads the embedding and what else stands outside of the blocks.
         windows: the calibration tokens.
         device: where the forward runs.
@@ -84,9 +88,11 @@ def walk(
         CheckpointError: the forward does not meet the blocks and groups in the order of the plan,
             or an activation is not finite.
     """
-    with torch.inference_mode(), _hooked(model, blocks, dtype):
+    with torch.inference_mode(), _hooked(model, blocks, dtype), ExitStack() as stack:
+        _place_buffers(model, device)
         _fill(model, load_outside(), device, None)
         forwards = _start(model, windows, device)
+        stack.callback(_end, forwards)
         for number, block in enumerate(blocks):
             _advance(forwards, block.prefix)
             if number:
@@ -100,9 +106,8 @@ def walk(
                     continue
                 stats = _arrive(forwards, group, needs_stats(block, group), device)
                 yield GroupStop(block, group, stats, tensors, _replacer(model, device, dtype))
+                del stats
             del tensors
-        for forward in forwards:
-            forward.run.throw(GreenletExit)
         _empty(model.get_submodule(blocks[-1].prefix))
 
 
@@ -126,6 +131,12 @@ def _start(model: nn.Module, windows: TokenWindows, device: torch.device) -> lis
             weights = torch.from_numpy(windows.weights[start : start + step]).to(device)
         forwards.append(_Forward(greenlet(_runner(decoder, ids)), weights))
     return forwards
+
+
+def _end(forwards: Sequence[_Forward]) -> None:
+    """End the forwards where they stand: nothing behind the last group is needed."""
+    for forward in forwards:
+        forward.run.throw(GreenletExit)
 
 
 def _runner(decoder: nn.Module, ids: Tensor) -> Callable[[], None]:
@@ -154,10 +165,11 @@ def _arrive(
     if moment is None:
         return None
     stats = finish(moment)
-    if not bool(torch.isfinite(stats.second_moment).all()):
+    # No entry of a second moment is larger than the largest of its diagonal.
+    if not bool(stats.second_moment.diagonal().isfinite().all()):
         raise CheckpointError(
             f"the input of {first.name} is not finite: the model overflows on the calibration "
-            f"data; try --set on another compute dtype or check the checkpoint"
+            f"data, so check the checkpoint and its dtype"
         )
     return stats
 
@@ -225,16 +237,31 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
+def _place_buffers(model: nn.Module, device: torch.device) -> None:
+    """Rotary frequencies and the like are real from the start, but on the CPU."""
+    for module in model.modules():
+        for leaf, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[leaf] = buffer.to(device)
+
+
 def _fill(
     model: nn.Module,
     tensors: Mapping[str, Tensor],
     device: torch.device,
     dtype: torch.dtype | None,
 ) -> None:
-    """Put the checkpoint's tensors in the place of the meta parameters of the same names."""
+    """Put the checkpoint's tensors in the place of the meta parameters of the same names.
+
+    Old checkpoints have tensors that today's modules compute by themselves (`rotary_emb.inv_freq`);
+    the plan names whatever has no place in the model.
+    """
+    modules = dict(model.named_modules())
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
+        module = modules.get(owner)
+        if module is None:
+            continue
         value = tensor.to(device=device, dtype=dtype or tensor.dtype)
         if leaf in module._parameters:
             module._parameters[leaf] = nn.Parameter(value, requires_grad=False)

@@ -182,12 +182,17 @@ def _read(info: TensorInfo) -> Tensor:
 
 def _hash(path: Path) -> str:
     digest = hashlib.sha256()
-    for piece in _pieces(path):
+    for piece in read_pieces(path):
         digest.update(piece)
     return digest.hexdigest()
 
 
-def _pieces(path: Path) -> Iterator[memoryview]:
+def read_pieces(path: Path) -> Iterator[memoryview]:
+    """Yield a file's bytes; a piece is valid until the next one is asked for.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     buffer = memoryview(bytearray(1 << 20))
     try:
         with path.open("rb", buffering=0) as handle:

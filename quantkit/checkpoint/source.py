@@ -43,7 +43,7 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 """The file that maps tensors to shards, by preference; its name less `.index.json` is the file of
 a checkpoint without shards."""
 
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 
 
 def resolve_source(model: str) -> Source:
@@ -58,21 +58,33 @@ def resolve_source(model: str) -> Source:
     Raises:
         CheckpointError: there is neither such a folder nor such a model, or it is not accessible.
     """
+    folder = find_folder(model)
+    if folder is not None:
+        return Source(model, folder, None)
+    repo, _, revision = model.partition("@")
+    return _download(model, repo, revision or None)
+
+
+def find_folder(model: str) -> Path | None:
+    """Return the folder that `model` names, or None where it can only be a Hub id.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
     if not model.strip():
         raise CheckpointError("the model's name is empty: name a folder or a Hub id")
     try:
         folder = Path(model).expanduser()
         if folder.is_dir():
-            return Source(model, folder, None)
+            return folder
         is_file = folder.exists()
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"model {model!r} cannot be looked up: {error}") from None
     if is_file:
         raise CheckpointError(f"model {model!r} is a file: name the folder that holds config.json")
-    match = _HUB_ID.fullmatch(model)
-    if match is None or _looks_like_path(model):
+    if not _HUB_ID.fullmatch(model) or _looks_like_path(model):
         raise CheckpointError(f"model {model!r}: there is no such folder")
-    return _download(model, match["repo"], match["revision"])
+    return None
 
 
 def list_side_files(folder: Path) -> tuple[str, ...]:

@@ -7,17 +7,21 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
     from quantkit.records import Event, Progress
 
+_EVERY_STEP = frozenset({"quantize", "write"})
+"""Stages of which each step is worth a line: the blocks, the formats."""
 _SECONDS_BETWEEN_LINES = 10.0
+"""Of the other stages, whose steps are many and small."""
 _UNBOUNDED_WIDTH = 1000
 
 
@@ -44,11 +48,25 @@ def print_error(message: str, exit_code: int, *, as_json: bool, stdout: TextIO) 
         write(render_json({"error": message, "exit_code": exit_code}), stdout)
 
 
-def printable(text: str) -> str:
-    """Escape control characters: messages quote bytes that strangers wrote."""
+def printable(text: str, keep: str = "\n") -> str:
+    """Escape control characters but `keep`: texts quote bytes that strangers wrote."""
     return "".join(
-        letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
+        letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1] for letter in text
     )
+
+
+def make_table(rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table of names in bold and what is to be said about each, made printable."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, *cells in rows:
+        if not table.columns:
+            table.add_column(style="bold")
+            for _ in cells:
+                table.add_column()
+        table.add_row(printable(name), *map(printable, cells))
+    return table
 
 
 def render_json(document: object) -> str:
@@ -65,20 +83,29 @@ def render_lines(lines: Sequence[RenderableType], stream: TextIO) -> str:
     width = None if terminal else _UNBOUNDED_WIDTH
     console = Console(file=buffer, force_terminal=terminal, width=width, highlight=False)
     for line in lines:
-        console.print(line, markup=False, soft_wrap=isinstance(line, str))
+        if isinstance(line, str):
+            console.print(printable(line, keep="\n\t"), markup=False, soft_wrap=True)
+        else:
+            console.print(line, markup=False)
     return "\n".join(row.rstrip() for row in buffer.getvalue().split("\n"))
 
 
 def write(text: str, stream: TextIO) -> None:
-    """Write and flush; when the other end of a pipe is closed, drop this and all that follows."""
+    """Write and flush; when the other end of a pipe is closed, drop this and all that follows.
+
+    Raises:
+        OSError: the text cannot be written for another reason; what follows is dropped too.
+    """
     try:
         stream.write(text)
         stream.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # The interpreter flushes once more at exit and would complain then.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+        if not isinstance(error, BrokenPipeError):
+            raise
 
 
 @contextmanager
@@ -124,14 +151,15 @@ def _bars() -> Iterator[Progress]:
 
 
 def _lines(stream: TextIO) -> Progress:
-    """One line for each step that has something to say, and now and then for the others."""
+    """One line a block; of the other stages their ends, and now and then how far they are."""
     last: dict[str, float] = {}
 
     def show(event: Event) -> None:
         now = time.monotonic()
         waited = now - last.get(event.stage, now)
         last.setdefault(event.stage, now)
-        if event.message or event.done == event.total or waited > _SECONDS_BETWEEN_LINES:
+        ends = event.done in (0, event.total)
+        if ends or event.stage in _EVERY_STEP or waited > _SECONDS_BETWEEN_LINES:
             last[event.stage] = now
             message = f"  {printable(event.message)}" if event.message else ""
             write(f"{event.stage} {event.done}/{event.total}{message}\n", stream)

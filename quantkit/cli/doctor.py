@@ -10,11 +10,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from rich.table import Table
-
 import quantkit
-from quantkit.cli.console import Reply
-from quantkit.cli.options import JsonOption
+from quantkit.cli.console import Reply, make_table
+from quantkit.cli.options import JsonOption, QuietOption
 from quantkit.report.rounding import format_bytes, format_significant
 
 EXAMPLE = "Example: quantkit doctor"
@@ -58,7 +56,7 @@ class Missing:
     required: bool
 
 
-def doctor(json: JsonOption = False) -> Reply:
+def doctor(json: JsonOption = False, quiet: QuietOption = False) -> Reply:
     """Check the machine: hardware, packages, runtimes, and the speed of a matmul."""
     versions = {name: _version(name) for name in (*_REQUIRED, *_OPTIONAL)}
     missing = _find_missing(versions)
@@ -137,9 +135,6 @@ def _examine_device() -> dict[str, Any]:
 
 
 def _lines(document: dict[str, Any], missing: list[Missing]) -> list[Any]:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
     machine = document["machine"]
     rows = [
         ("machine", f"{machine['system']}, Python {machine['python']}"),
@@ -150,10 +145,8 @@ def _lines(document: dict[str, Any], missing: list[Missing]) -> list[Any]:
         *((name, found or "missing") for name, found in document["packages"].items()),
         *((f"runtime {name}", _say(runtime)) for name, runtime in document["runtimes"].items()),
     ]
-    for row in rows:
-        table.add_row(*row)
     advice = [f"missing: {item.package} (for {item.purpose}): {item.install}" for item in missing]
-    return [table, *(advice or ["Nothing is missing."])]
+    return [make_table(rows), *(advice or ["Nothing is missing."])]
 
 
 def _device_rows(device: dict[str, Any] | None) -> list[tuple[str, str]]:

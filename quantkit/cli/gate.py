@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +17,8 @@ from quantkit.cli.options import (
     given,
 )
 from quantkit.cli.reports import gate_reply
+from quantkit.inputs import check_gate_inputs, load
+from quantkit.staging import gate_output
 
 EXAMPLE = "Example: quantkit gate artifacts/model-awq4 --baseline MODEL --recipe awq4"
 
@@ -48,6 +49,11 @@ def gate(
     quiet: QuietOption = False,
 ) -> Reply:
     """Judge a quantized model against its 16-bit original."""
+    reports = gate_output(artifact, output)
+    # What the files alone can refuse is answered before torch is loaded, which takes seconds.
+    check_gate_inputs(reports, baseline, data, overwrite=bool(overwrite))
+    if recipe is not None:
+        load(recipe, None, None, overrides or ())
     with show_progress(quiet) as progress:
         report = quantkit.gate(
             artifact,
@@ -62,6 +68,4 @@ def gate(
                 progress=progress,
             ),
         )
-    folder = Path(artifact)
-    reports = Path(output) if output is not None else folder.with_name(f"{folder.name}.gate")
     return gate_reply(report, reports)

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from quantkit.cli.console import Reply
-from quantkit.cli.options import JsonOption, OverwriteOption
+from quantkit.cli.options import JsonOption, OverwriteOption, QuietOption
 from quantkit.durable import write_text
 from quantkit.errors import OutputError
 from quantkit.recipe import CalibrationSpec, ExportSpec, GateSpec, QuantizeSpec, Recipe
@@ -56,6 +56,7 @@ def init(
     ] = "recipe.yaml",
     overwrite: OverwriteOption = None,
     json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> Reply:
     """Write a recipe with every key explained in a comment."""
     path = Path(output)

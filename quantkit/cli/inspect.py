@@ -7,11 +7,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 import quantkit
-from quantkit.cli.console import Reply
-from quantkit.cli.options import JsonOption
+from quantkit.cli.console import Reply, make_table
+from quantkit.cli.options import JsonOption, QuietOption
 from quantkit.report.rounding import format_bytes
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ def inspect(
         str, typer.Argument(metavar="ARTIFACT", help="Folder of a quantized model, or its output.")
     ],
     json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> Reply:
     """Show what is in an artifact: schemes, sizes, bits per weight, and what is wrong with it.
 
@@ -36,12 +36,9 @@ def inspect(
 
 
 def _lines(found: Inspection) -> list[Any]:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
     tensors = ", ".join(f"{count} x {dtype}" for dtype, count in found.tensors.items())
     layers = Counter(_storage(layer) for layer in found.layers)
-    for row in (
+    rows = (
         ("folder", str(found.folder)),
         ("format", found.format),
         ("architecture", found.architecture or "not named"),
@@ -52,9 +49,8 @@ def _lines(found: Inspection) -> list[Any]:
         ("tensors", tensors),
         *(("matrices", f"{count} x {storage}") for storage, count in layers.most_common()),
         ("verdict", found.verdict or "none recorded"),
-    ):
-        table.add_row(*row)
-    return [table, *(f"problem: {problem}" for problem in found.problems)]
+    )
+    return [make_table(rows), *(f"problem: {problem}" for problem in found.problems)]
 
 
 def _storage(layer: InspectedLayer) -> str:

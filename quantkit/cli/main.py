@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import shlex
 import signal
 import sys
@@ -11,7 +12,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import Annotated, TextIO
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 from typer.exceptions import Exit, TyperException
@@ -20,7 +21,15 @@ from typer.main import get_command
 import quantkit
 from quantkit.cli import doctor, gate, init, inspect, plan, quantize, recipes
 from quantkit.cli.console import Reply, print_error, render_reply, write
-from quantkit.errors import InputError, Interrupted, QuantkitError, ResourceError, nearest
+from quantkit.cli.process import settle_process
+from quantkit.errors import (
+    InputError,
+    Interrupted,
+    QuantkitError,
+    ResourceError,
+    is_out_of_memory,
+    nearest,
+)
 
 PROGRAM = "quantkit"
 
@@ -57,6 +66,15 @@ def _options(
     """Options of the program itself; the app's own help stands in for this text."""
 
 
+def run() -> NoReturn:
+    """Run the command line of this process and exit."""
+    settle_process()
+    exit_code = main()
+    # Else the garbage collector walks through all of torch once more, which takes up to a second.
+    gc.freeze()
+    sys.exit(exit_code)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; see docs/errors.md for what each one means."""
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
@@ -71,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if reply is None:
                 return 0
             text = render_reply(reply, as_json=as_json, stdout=stdout)
+        write(text, stdout)
     except (KeyboardInterrupt, Exception) as error:
         known = _explain(error, arguments)
         if known is None:
@@ -78,7 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             known = QuantkitError(f"{type(error).__name__}: {error} (this is a defect of quantkit)")
         print_error(str(known), known.exit_code, as_json=as_json, stdout=stdout)
         return known.exit_code
-    write(text, stdout)
     return reply.exit_code
 
 
@@ -102,7 +120,7 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> QuantkitError | 
         return error
     if isinstance(error, TyperException):
         return InputError(_usage(error))
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return ResourceError(
             "out of memory: lower calibration.samples or calibration.sequence_length, "
             "or use a machine with more memory; `quantkit plan` shows what a job needs"
@@ -128,15 +146,6 @@ def _usage(error: TyperException) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else PROGRAM
     return f"{message[:1].lower()}{message[1:].rstrip('.')} (see `{command} --help`)"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is Python's or torch's way of saying it, without importing torch."""
-    torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
-        return True
-    # torch's CPU allocator has no exception of its own.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 @contextlib.contextmanager

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from rich.table import Table
-
 import quantkit
-from quantkit.cli.console import Reply
+from quantkit.cli.console import Reply, make_table
 from quantkit.cli.options import (
     JsonOption,
     ModelArgument,
@@ -21,6 +19,7 @@ from quantkit.cli.options import (
     given,
     one_model,
 )
+from quantkit.inputs import check_inputs, load
 from quantkit.records import LinearPlan, Plan
 from quantkit.report.rounding import format_bytes, format_ratio
 
@@ -41,12 +40,12 @@ def plan(
 
     Reads the config and the headers only.
     """
-    recipe_options = given(
-        model=one_model(model_argument, model), output=output, overrides=overrides
-    )
-    # A misspelt recipe is answered before torch is loaded, which takes seconds.
-    quantkit.load_recipe(recipe, **recipe_options)
-    found = quantkit.plan(recipe, **recipe_options, **given(overwrite=overwrite))
+    model = one_model(model_argument, model)
+    # What the files alone can refuse is answered before torch is loaded, which takes seconds.
+    loaded = load(recipe, model, output, overrides or ())
+    check_inputs(loaded, overwrite=bool(overwrite), output_needed=False)
+    options = given(model=model, output=output, overrides=overrides, overwrite=overwrite)
+    found = quantkit.plan(recipe, **options)
     return Reply(_document(found), _lines(found))
 
 
@@ -85,13 +84,10 @@ def _document(plan: Plan) -> dict[str, Any]:
 def _lines(plan: Plan) -> list[Any]:
     linears = _linears(plan)
     treatments = Counter(_treatment(linear) for linear in linears)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
     size, original = format_bytes(plan.artifact_bytes), format_bytes(plan.baseline_bytes)
     ratio = format_ratio(plan.artifact_bytes, plan.baseline_bytes)
     memory = plan.block_bytes + plan.activation_bytes + plan.statistics_bytes
-    for name, value in (
+    rows = (
         ("model", f"{plan.model} ({plan.parameters:,} weights, family {plan.family})"),
         (
             "blocks",
@@ -106,9 +102,8 @@ def _lines(plan: Plan) -> list[Any]:
         ),
         ("disk", f"{format_bytes(plan.disk_bytes)} free at the output"),
         *(("note", note) for note in plan.notes),
-    ):
-        table.add_row(name, value)
-    return [table, "No problem found."]
+    )
+    return [make_table(rows), "No problem found."]
 
 
 def _treatment(linear: LinearPlan) -> str:

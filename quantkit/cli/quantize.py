@@ -22,6 +22,7 @@ from quantkit.cli.options import (
     one_model,
 )
 from quantkit.cli.reports import quantize_reply
+from quantkit.inputs import check_inputs, load
 
 EXAMPLE = "Example: quantkit quantize MODEL --recipe awq4 --output artifacts/model-awq4"
 
@@ -42,15 +43,21 @@ def quantize(
     quiet: QuietOption = False,
 ) -> Reply:
     """Quantize a model, judge the result and write a report."""
-    recipe_options = given(
-        model=one_model(model_argument, model), output=output, overrides=overrides
-    )
-    # A misspelt recipe is answered before torch is loaded, which takes seconds.
-    quantkit.load_recipe(recipe, **recipe_options)
+    model = one_model(model_argument, model)
+    # What the files alone can refuse is answered before torch is loaded, which takes seconds.
+    loaded = load(recipe, model, output, overrides or ())
+    check_inputs(loaded, overwrite=bool(overwrite), gate=gate is not False)
     with show_progress(quiet) as progress:
         result = quantkit.quantize(
             recipe,
-            **recipe_options,
-            **given(device=device, overwrite=overwrite, gate=gate, progress=progress),
+            **given(
+                model=model,
+                output=output,
+                overrides=overrides,
+                device=device,
+                overwrite=overwrite,
+                gate=gate,
+                progress=progress,
+            ),
         )
     return quantize_reply(result)

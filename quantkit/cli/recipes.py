@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from quantkit.cli.console import Reply, render_json
-from quantkit.cli.options import JsonOption, OverridesOption, given
+from quantkit.cli.options import JsonOption, OverridesOption, QuietOption, given
 from quantkit.errors import RecipeError
 from quantkit.recipe import (
     Recipe,
@@ -28,7 +28,7 @@ app = typer.Typer(
 
 
 @app.command("list", epilog="Example: quantkit recipes list")
-def list_recipes(json: JsonOption = False) -> Reply:
+def list_recipes(json: JsonOption = False, quiet: QuietOption = False) -> Reply:
     """List the shipped recipes."""
     rows = [(path, load_recipe(path)) for path in shipped_recipes()]
     document = [
@@ -50,6 +50,7 @@ def list_recipes(json: JsonOption = False) -> Reply:
 def show_recipe(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name, or a file.")],
     json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> Reply:
     """Print a recipe, to read it or to start from it."""
     path = find_recipe(recipe)
@@ -62,6 +63,7 @@ def check_recipes(
     recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Names or files.")],
     overrides: OverridesOption = None,
     json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> Reply:
     """Check recipes: their keys, types and values, without a model."""
     checked: list[tuple[str, Recipe]] = []
@@ -80,7 +82,7 @@ def check_recipes(
 
 
 @app.command("schema", epilog="Example: quantkit recipes schema > recipe.schema.json")
-def print_schema(json: JsonOption = False) -> Reply:
+def print_schema(json: JsonOption = False, quiet: QuietOption = False) -> Reply:
     """Print the JSON schema of recipes, for editors to complete and check them."""
     schema = json_schema()
     return Reply(schema, [render_json(schema).rstrip("\n")])

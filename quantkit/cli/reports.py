@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
 from rich.text import Text
 
-from quantkit.cli.console import Reply
+from quantkit.cli.console import Reply, make_table
 from quantkit.records import EXIT_CODES, Artifact, Report, Result, Verdict
 from quantkit.report.advice import all_reasons, verdict_sentence
 from quantkit.report.document import report_document
@@ -55,13 +54,9 @@ def _document(report: Report, exit_code: int) -> dict[str, Any]:
 
 
 def _lines(report: Report, page: Path, serve: str | None) -> list[RenderableType]:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold")
     cells = [headline_cells(row) for row in headline_rows(report)]
-    for _ in cells:
-        table.add_column()
-    for title in cells[0] if cells else ():
-        table.add_row(title, *(Text(artifact[title]) for artifact in cells))
+    titles = cells[0] if cells else ()
+    table = make_table([title, *(artifact[title] for artifact in cells)] for title in titles)
     verdict = Text.assemble(
         "verdict  ", (report.verdict, _STYLES[report.verdict]), f"  {verdict_sentence(report)}"
     )

@@ -274,19 +274,27 @@ def _summarize(layers: Sequence[InspectedLayer]) -> str:
     return ", ".join(sorted(counts, key=lambda words: (-counts[words], words))) or "none"
 
 
-def _find_verdict(folder: Path, problems: list[str]) -> Verdict | None:
-    """The verdict of quantkit.json, which lies in the output folder around the artifact."""
+def find_evidence(folder: Path) -> Path | None:
+    """Return the quantkit.json of the output that `folder` is, or that it lies in as its artifact.
+
+    Args:
+        folder: where the config and the weights are, as in `Inspection.folder`.
+    """
     places = [folder]
     if folder.absolute().name == COMPRESSED_TENSORS:
         places.append(folder.absolute().parent)
-    for place in places:
-        evidence = place / "quantkit.json"
-        if not evidence.is_file():
-            continue
-        try:
-            verdict = read_json(evidence).get("verdict")
-        except CheckpointError as error:
-            problems.append(str(error))
-            return None
-        return next((known for known in get_args(Verdict) if known == verdict), None)
-    return None
+    files = (place / "quantkit.json" for place in places)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _find_verdict(folder: Path, problems: list[str]) -> Verdict | None:
+    """The verdict that the artifact's evidence has."""
+    evidence = find_evidence(folder)
+    if evidence is None:
+        return None
+    try:
+        verdict = read_json(evidence).get("verdict")
+    except CheckpointError as error:
+        problems.append(str(error))
+        return None
+    return next((known for known in get_args(Verdict) if known == verdict), None)

@@ -7,15 +7,12 @@ pickles and whatever else lies in the folder stay behind.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from quantkit.checkpoint.paths import join_inside
-from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.reader import Checkpoint, read_pieces
 from quantkit.durable import write_atomically
-from quantkit.errors import CheckpointError, writing
-
-_CHUNK = 1 << 22
+from quantkit.errors import writing
 
 
 def copy_side_files(checkpoint: Checkpoint, folder: Path) -> dict[str, str]:
@@ -45,18 +42,9 @@ def _copy(source: Path, target: Path) -> str:
 
     def write(beside: Path) -> None:
         with beside.open("wb") as handle:
-            for piece in _read_pieces(source):
+            for piece in read_pieces(source):
                 digest.update(piece)
                 handle.write(piece)
 
     write_atomically(target, write)
     return digest.hexdigest()
-
-
-def _read_pieces(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as handle:
-            while piece := handle.read(_CHUNK):
-                yield piece
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error

@@ -67,8 +67,11 @@ def compare_unexpected(baseline: object, candidate: object) -> tuple[str, ...]:
     Args:
         baseline, candidate: lists of tensor names, as the workers answered.
     """
-    known = set(baseline) if isinstance(baseline, list) else set()
-    names = [name for name in candidate if name not in known] if isinstance(candidate, list) else []
+    known, found = (
+        set(map(str, answer)) if isinstance(answer, list) else set()
+        for answer in (baseline, candidate)
+    )
+    names = sorted(found - known)
     if not names:
         return ()
     return (f"the runtime ignored {len(names)} tensors of the artifact, for instance {names[0]}",)

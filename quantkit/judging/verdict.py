@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from quantkit.judging.statistics import mean_intervals
+from quantkit.judging.words import name_check
 from quantkit.recipe import GateSpec
 from quantkit.records import Check, EvalResult, Judgement, Metric, Verdict
 
@@ -34,11 +35,15 @@ def judge(result: EvalResult, spec: GateSpec, *, suspicions: Sequence[str] = ())
     windows = len(result.kl)
     doubts = [*_find_doubts(result), *result.suspicions, *suspicions]
     if not _all_finite(result):
-        return Judgement("FAIL", (), tuple(doubts), None, None, None, spec.confidence, windows)
+        return Judgement(
+            "FAIL", (), tuple(doubts), None, None, None, spec.confidence, windows, result.versions
+        )
     perplexity, kl, agreement = _measure(result, spec)
     checks = _check_limits(spec, perplexity, kl, agreement, windows)
-    reasons = doubts + [_explain(check, spec) for check in checks if check.verdict != "PASS"]
-    if windows < MIN_WINDOWS:
+    reasons = list(doubts)
+    if windows >= MIN_WINDOWS:
+        reasons += [_explain(check, spec) for check in checks if check.verdict != "PASS"]
+    else:
         reasons.append(
             f"too few evaluation windows to judge: {windows}, and at least {MIN_WINDOWS} are needed"
             " (more evaluation data, or a shorter gate.sequence_length)"
@@ -55,6 +60,7 @@ def judge(result: EvalResult, spec: GateSpec, *, suspicions: Sequence[str] = ())
         top1_agreement=agreement,
         confidence=spec.confidence,
         windows=windows,
+        measured_with=result.versions,
     )
 
 
@@ -154,12 +160,27 @@ def _combine(checks: Sequence[Check]) -> Verdict:
 
 def _explain(check: Check, spec: GateSpec) -> str:
     """One sentence on a check that did not pass."""
+    words, is_percentage = name_check(check.name)
+    value, low, high, limit = _write_apart(
+        (check.value, check.low, check.high, check.limit), is_percentage
+    )
     side = "above" if check.name.startswith("max_") else "below"
     place = f"{side} the limit" if check.verdict == "FAIL" else "not proven to be within the limit"
     return (
-        f"{check.name}: {check.value:.4g} ({100 * spec.confidence:g}% interval {check.low:.4g} to"
-        f" {check.high:.4g}) is {place} {check.limit:.4g}"
+        f"{words} of {value} ({100 * spec.confidence:g}% interval {low} to {high}) is {place}"
+        f" of {limit}"
     )
+
+
+def _write_apart(numbers: Sequence[float], is_percentage: bool) -> list[str]:
+    """Write numbers with four digits, or up to eight to tell different ones apart."""
+    factor, sign = (100, "%") if is_percentage else (1, "")
+    texts: list[str] = []
+    for digits in range(4, 9):
+        texts = [f"{factor * number:.{digits}g}{sign}" for number in numbers]
+        if len(set(texts)) == len(set(numbers)):
+            break
+    return texts
 
 
 def _increase(difference: float) -> float:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,7 +95,10 @@ class Worker:
             return answer
         words = _clean(str(answer.get("error", "no reason given")))
         if answer.get("kind") in ("memory", "disk"):
-            raise ResourceError(f"the {self.role}'s worker ran out of {answer['kind']}: {words}")
+            hint = "; TMPDIR names the folder of its files" if answer["kind"] == "disk" else ""
+            raise ResourceError(
+                f"the {self.role}'s worker ran out of {answer['kind']}: {words}{hint}"
+            )
         if answer.get("kind") == "package":
             raise MissingPackageError(
                 _clean(str(answer.get("package") or "compressed-tensors")),
@@ -254,9 +258,24 @@ def child_environment(
     }
 
 
+def find_interpreter(python: str | None) -> str:
+    """Return the program that runs workers; None means this interpreter.
+
+    Raises:
+        InputError: there is no such program, or it may not be run.
+    """
+    found = sys.executable if python is None else shutil.which(python)
+    if found is None:
+        raise InputError(
+            f"cannot start the interpreter {python}: there is no such program;"
+            " see gate.python in the recipe"
+        )
+    return found
+
+
 def worker_command(python: str | None, script: Path) -> list[str]:
-    """Return the command line of a worker; `python` None means this interpreter."""
-    return [python or sys.executable, str(script)]
+    """Return the command line of a worker; raises as `find_interpreter`."""
+    return [find_interpreter(python), str(script)]
 
 
 def _bounded_lines(pipe: IO[str], longest: int) -> Iterator[str]:

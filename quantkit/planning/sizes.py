@@ -21,7 +21,7 @@ _NAMES: Mapping[str, str] = MappingProxyType(
     {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 )
 _FLOAT32 = 4
-# The second moment and the solver's copies of it: damped, inverted, factored, permuted.
+# The second moment, the same scaled by a fold, its factor in float64, and room for a product.
 _MOMENT_COPIES = 5
 _REPORT_BYTES = 32_000_000
 

@@ -59,6 +59,7 @@ def _artifact(artifact: ArtifactReport) -> dict[str, Any]:
         "reasons": judgement.reasons,
         "confidence": judgement.confidence,
         "windows": judgement.windows,
+        "measured_with": judgement.measured_with,
     }
 
 

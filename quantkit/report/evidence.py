@@ -11,7 +11,8 @@ import yaml
 from quantkit.report.rounding import ABSENT, format_bytes, format_seconds
 
 _SHOWN_ELSEWHERE = frozenset({"layers", "verdict", "recipe", "notes"})
-_DURATIONS = ("seconds", "timings")
+_DURATIONS = "seconds"
+"""Key of durations, or of a group of them."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _rows(value: Any, path: tuple[str, ...], *, unit_of: str) -> Iterator[tuple[
     items: Any = value.items() if isinstance(value, Mapping) else enumerate(value, start=1)
     for key, item in items:
         here = (*path, str(key))
-        unit = unit_of if unit_of in _DURATIONS else str(key)
+        unit = unit_of if unit_of == _DURATIONS else str(key)
         if isinstance(item, Mapping) or _is_tree(item):
             yield from _rows(item, here, unit_of=unit)
         else:
@@ -88,7 +89,7 @@ def _text(value: Any, key: str) -> str:
         return ", ".join(_text(item, key) for item in value)
     if isinstance(value, int) and key.endswith("bytes"):
         return f"{format_bytes(value)} ({value:,} bytes)"
-    if isinstance(value, int | float) and (key in _DURATIONS or key.endswith("_seconds")):
+    if isinstance(value, int | float) and (key == _DURATIONS or key.endswith("_seconds")):
         return format_seconds(value)
     if isinstance(value, float):
         return f"{value:.6g}"

@@ -122,7 +122,9 @@ def _front_matter(report: Report, artifact: ArtifactReport, carried: Mapping[str
         keys["base_model_relation"] = "quantized"
     keys["library_name"] = "transformers"
     keys["pipeline_tag"] = "text-generation"
-    tags = ["quantkit", artifact.format, artifact.scheme]
+    # A tag is one word to search for; the artifact's own scheme may be a list of several in words.
+    schemes = [layer.scheme for layer in report.layers if layer.scheme != "none"]
+    tags = ["quantkit", artifact.format, *(schemes or [artifact.scheme])]
     keys["tags"] = list(dict.fromkeys(clean_line(tag) for tag in tags if tag))
     keys |= _carried(carried)
     text = yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=1000)

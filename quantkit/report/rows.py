@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
+from quantkit.judging.words import name_check
 from quantkit.records import ArtifactReport, Check, Judgement, Metric, Report, Verdict
 from quantkit.report.rounding import (
     ABSENT,
@@ -15,15 +14,6 @@ from quantkit.report.rounding import (
     format_ratio,
     format_together,
 )
-
-_CHECK_WORDS: Mapping[str, tuple[str, bool]] = MappingProxyType(
-    {
-        "perplexity_increase": ("Perplexity increase", True),
-        "kl": ("KL divergence", False),
-        "top1_agreement": ("Top-1 agreement", True),
-    }
-)
-"""Check name without `max_` or `min_` -> (words, whether it is a percentage)."""
 
 
 @dataclass(frozen=True)
@@ -141,13 +131,12 @@ def _figure(metric: Metric | None, *, percent: bool = False) -> tuple[str, str]:
 
 
 def _check_row(check: Check) -> CheckRow:
-    key = check.name.removeprefix("max_").removeprefix("min_")
-    label, percent = _CHECK_WORDS.get(key, (key.replace("_", " "), False))
+    words, percent = name_check(check.name)
     numbers = (check.limit, check.value, check.low, check.high)
     limit, value, low, high = format_together(numbers, percent=percent)
     is_upper = not (check.name.startswith("min_") or "agreement" in check.name)
     return CheckRow(
-        label=label,
+        label=words[:1].upper() + words[1:],
         limit=f"at {'most' if is_upper else 'least'} {limit}",
         value=value,
         interval=f"{low} to {high}",

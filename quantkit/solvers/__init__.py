@@ -9,7 +9,7 @@ from quantkit.solvers.fold import (
     fold_into_norm,
     scale_stats,
 )
-from quantkit.solvers.group import Solution, measure, output_energy, solve_group
+from quantkit.solvers.group import Solution, measure_weights, output_energy, solve_group
 
 __all__ = [
     "FoldChoice",
@@ -20,7 +20,7 @@ __all__ = [
     "fold_into_dense",
     "fold_into_layer",
     "fold_into_norm",
-    "measure",
+    "measure_weights",
     "output_energy",
     "scale_stats",
     "solve_group",

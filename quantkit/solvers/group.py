@@ -130,28 +130,20 @@ def _take(rounding: Rounding, rows: slice, linear: LinearPlan) -> Solution:
     )
 
 
-def measure(
-    weight: Tensor, dequantized: Tensor, stats: LayerStats | None
-) -> tuple[float | None, float]:
-    """Return the relative output error and the relative weight error of a solved layer.
+def measure_weights(weight: Tensor, dequantized: Tensor) -> float:
+    """Return |E|^2 / |W|^2 of a solved layer; nothing to nothing is 0.
 
     Args:
         weight: float32 [O, I], what was solved; dequantized: float32 [O, I], what came out.
-
-    Returns:
-        tr(E H E^T) / tr(W H W^T), or None without statistics, and |E|^2 / |W|^2. A ratio of
-        nothing to nothing is 0.
     """
-    # Exact, and no square overflows: both ratios do not depend on the unit.
+    # Exact, and no square overflows: the ratio does not depend on the unit.
     unit = row_units(weight.abs().amax().reshape(1, 1))
     original = weight / unit
     error = (dequantized / unit).sub_(original)
-    output_error = None
-    if stats is not None:
-        parts = (row_losses(matrix, stats.second_moment).sum() for matrix in (error, original))
-        output_error = _ratio(*parts)
-    squares = (torch.sum(matrix.square_(), dtype=torch.float64) for matrix in (error, original))
-    return output_error, _ratio(*squares)
+    part, whole = (
+        float(torch.sum(matrix.square_(), dtype=torch.float64)) for matrix in (error, original)
+    )
+    return part / whole if whole > 0 else float(part > 0)
 
 
 def output_energy(weight: Tensor, stats: LayerStats) -> float:
@@ -160,7 +152,3 @@ def output_energy(weight: Tensor, stats: LayerStats) -> float:
     A fold does not change it, since W * s meets H / (s s^T).
     """
     return float(row_losses(weight, stats.second_moment).sum())
-
-
-def _ratio(part: Tensor, whole: Tensor) -> float:
-    return float(part / whole) if float(whole) > 0 else float(part > 0)

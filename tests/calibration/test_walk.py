@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -19,7 +20,7 @@ from quantkit.errors import CheckpointError
 from quantkit.planning import make_plan
 from quantkit.recipe import Recipe, validate
 from quantkit.records import BlockPlan, Plan, TokenWindows
-from tests.helpers import make_pico_model
+from tests.helpers import make_pico_model, write_shards
 
 CPU = torch.device("cpu")
 
@@ -44,7 +45,13 @@ def open_model(folder: Path, recipe: Recipe) -> tuple[Checkpoint, Plan]:
     return checkpoint, make_plan(recipe, checkpoint, gate=False)
 
 
-def start_walk(checkpoint: Checkpoint, plan: Plan, windows: TokenWindows, dtype=torch.float32):
+def start_walk(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    windows: TokenWindows,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+):
     """A walk that takes every statistic."""
     outside = [
         name for name in checkpoint.tensors if "layers." not in name and name != "lm_head.weight"
@@ -60,7 +67,7 @@ def start_walk(checkpoint: Checkpoint, plan: Plan, windows: TokenWindows, dtype=
         load_block,
         lambda: {name: read_tensor(checkpoint, name) for name in outside},
         windows,
-        device=CPU,
+        device=device,
         dtype=dtype,
         needs_stats=lambda block, group: True,
     )
@@ -185,3 +192,46 @@ def test_a_wrong_order_of_groups_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match="where the plan expected"):
         list(start_walk(checkpoint, wrong, make_windows()))
+
+
+def test_tensors_without_a_place_in_the_model_are_left_aside(tmp_path: Path) -> None:
+    """Checkpoints of old have rotary frequencies, which today's modules compute by themselves."""
+    folder = make_pico_model(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    tensors["model.layers.9.mlp.up_proj.weight"] = torch.ones(8, 8)
+    write_shards(folder, tensors)
+    checkpoint, plan = open_model(folder, make_recipe())
+    assert "2 tensors of the checkpoint have no place" in " ".join(plan.notes)
+
+    stops = list(start_walk(checkpoint, plan, make_windows()))
+
+    assert len(stops) == sum(len(block.groups) for block in plan.blocks)
+
+
+def test_a_walk_that_is_closed_early_leaves_nothing_switched(tmp_path: Path) -> None:
+    """Whoever catches an error in the middle of a job would go on in torch's inference mode."""
+    folder = make_pico_model(tmp_path / "model")
+    checkpoint, plan = open_model(folder, make_recipe())
+    walking = start_walk(checkpoint, plan, make_windows())
+    next(walking)
+    assert torch.is_inference_mode_enabled()
+
+    walking.close()
+
+    assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_the_walk_is_the_same_on_cuda(tmp_path: Path) -> None:
+    """Moments and tensors are on the device, and agree with those of the CPU."""
+    folder = make_pico_model(tmp_path / "model")
+    checkpoint, plan = open_model(folder, make_recipe())
+    expected = start_walk(checkpoint, plan, make_windows())
+    found = start_walk(checkpoint, plan, make_windows(), device=torch.device("cuda"))
+
+    for ours, theirs in zip(found, expected, strict=True):
+        moment = ours.stats.second_moment
+        assert moment.is_cuda
+        assert all(tensor.is_cuda for tensor in ours.tensors.values())
+        torch.testing.assert_close(moment.cpu(), theirs.stats.second_moment, rtol=1e-3, atol=1e-4)

@@ -1,12 +1,16 @@
-"""The real command in a process of its own."""
+"""The real command: in a process of its own, or here, where torch is loaded already."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from quantkit.cli.main import main
 
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = [sys.executable, "-m", "quantkit"]
@@ -34,3 +38,21 @@ def run(
         preexec_fn=before,
         timeout=300,
     )
+
+
+def run_here(
+    *arguments: str | Path, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `quantkit` with `arguments` in `folder`, in this process: seconds faster than `run`.
+
+    For what a command does and says; what it loads, and how it ends, is for `run`.
+    """
+    command = list(map(str, arguments))
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(folder or Path.cwd()),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        code = main(command)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())

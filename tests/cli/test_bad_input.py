@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Bench, make_bench
-from tests.cli.running import run
+from tests.cli.running import ROOT, run, run_here
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,47 @@ def test_an_index_that_names_a_missing_shard_is_refused(sharded: Path, tmp_path:
     check_refusal(bench, case)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["plan", "--model", "./nowhere"], "'./nowhere': there is no such folder"),
+        (["quantize", "--set", "model=null"], "no model: name one"),
+        (["quantize", "--set", "output=null"], "no output: pass --output"),
+        (["quantize", "--output", "model"], "output model exists"),
+        (["quantize", "--output", "."], "has no name of its own"),
+        (["quantize", "--set", "calibration.data=calibratoin.txt"], "mean 'calibration.txt'?"),
+        (["plan", "--set", "gate.data=evaluatoin.txt"], "mean 'evaluation.txt'?"),
+        (["gate", "model", "--baseline", "./nowhere"], "'./nowhere': there is no such folder"),
+        (["gate", "model", "--baseline", "model", "--data", "x.txt"], "no data file or folder"),
+    ],
+)
+def test_what_the_files_alone_can_refuse_is_refused_without_torch(
+    bench: Bench, arguments: list[str], says: str
+) -> None:
+    """Importing it takes seconds, and a typing mistake should not."""
+    trap = bench.folder / "trap"
+    trap.mkdir()
+    (trap / "torch.py").write_text("raise SystemExit('torch was imported')")
+    done = run(
+        *arguments,
+        "--recipe",
+        bench.recipe,
+        folder=bench.folder,
+        PYTHONPATH=os.pathsep.join([str(trap), str(ROOT)]),
+    )
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr.splitlines()[-1]
+
+
+def test_data_that_is_not_read_may_be_missing(bench: Bench) -> None:
+    """Plain rounding looks at no calibration text, and --no-gate at no evaluation text."""
+    bench.calibration.unlink()
+    bench.evaluation.unlink()
+    arguments = ["--recipe", bench.recipe, "--set", "quantize.method=rtn", "--no-gate", "--quiet"]
+    done = run_here("quantize", *arguments, folder=bench.folder)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_refusal_is_a_document_with_json(bench: Bench) -> None:
     """For programs that drive quantkit."""
     arguments = ["--recipe", str(bench.recipe), "--json", "--set", "quantize.methd=rtn"]
@@ -316,7 +357,8 @@ def test_a_disk_that_fills_up_stops_the_job_which_then_goes_on(bench: Bench) -> 
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: no space left while writing ")
     assert not bench.output.exists()
-    done = run("quantize", *arguments, folder=bench.folder)
+    done = run_here("quantize", *arguments, folder=bench.folder)
     assert done.returncode == 0, done.stderr
+    assert "resumed" in done.stderr
     assert bench.output.is_dir()
     assert not (bench.folder / "out.partial").exists()

@@ -11,7 +11,7 @@ import yaml
 from quantkit.cli.init import render_recipe
 from quantkit.recipe import Recipe, json_schema, load_recipe, shipped_recipes
 from tests.cli.conftest import Bench
-from tests.cli.running import run
+from tests.cli.running import run, run_here
 
 
 def test_recipes_list_names_every_shipped_recipe() -> None:
@@ -101,7 +101,7 @@ def test_plan_shows_what_a_job_would_do(bench: Bench) -> None:
     assert {row["scheme"] for row in document["linears"]} == {"w4a16"}
     assert 4 < document["bits_per_weight"] < 16
     assert document["artifact_bytes"] < document["baseline_bytes"]
-    done = run("plan", bench.model, "--recipe", bench.recipe, folder=bench.folder)
+    done = run_here("plan", bench.model, "--recipe", bench.recipe, folder=bench.folder)
     assert "28 x w4a16, group size 32, awq+gptq" in done.stdout
     assert set(bench.folder.rglob("*")) == before
 
@@ -113,7 +113,7 @@ def test_inspect_shows_a_checkpoint_that_is_not_quantized(bench: Bench) -> None:
     document = json.loads(done.stdout)
     assert document["scheme"] == "none"
     assert document["bits_per_weight"] == pytest.approx(16)
-    assert "16-bit floating point" in run("inspect", bench.model).stdout
+    assert "16-bit floating point" in run_here("inspect", bench.model).stdout
 
 
 def test_inspect_of_nothing_is_one_line(tmp_path: Path) -> None:

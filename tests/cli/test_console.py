@@ -10,10 +10,16 @@ import subprocess
 import sys
 
 import pytest
-from rich.table import Table
 
-from quantkit.cli.console import Reply, printable, render_json, render_lines, render_reply
-from tests.cli.running import environment, run
+from quantkit.cli.console import (
+    Reply,
+    make_table,
+    printable,
+    render_json,
+    render_lines,
+    render_reply,
+)
+from tests.cli.running import COMMAND, environment, run
 
 STEPS = """
 from quantkit.cli.console import show_progress
@@ -24,7 +30,7 @@ with show_progress({quiet}) as progress:
             progress(Event("quantize", done + 1, 3, f"model.layers.{{done}}, output error 0.12%"))
     for done in range(500):
         if progress:
-            progress(Event("gate", done + 1, 500))
+            progress(Event("gate", done + 1, 500, f"KL {{done / 10000}}"))
 """
 
 
@@ -67,7 +73,7 @@ def test_without_a_terminal_there_is_one_line_a_block_on_stderr() -> None:
         "quantize 1/3  model.layers.0, output error 0.12%",
         "quantize 2/3  model.layers.1, output error 0.12%",
         "quantize 3/3  model.layers.2, output error 0.12%",
-        "gate 500/500",
+        "gate 500/500  KL 0.0499",
     ]
 
 
@@ -116,6 +122,23 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert process.wait() == 0
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("arguments", [["recipes", "schema"], ["recipes", "list", "--json"]])
+def test_a_reply_that_finds_no_space_is_one_line(arguments: list[str]) -> None:
+    """`> file` on a full disk is a lack of disk, not a defect."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+    assert done.returncode == 5
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: no space left")
+
+
 def test_text_that_the_terminal_cannot_encode_is_escaped() -> None:
     """An ASCII terminal gets escapes, not a traceback."""
     done = run("recipes", "check", "für-alle", PYTHONIOENCODING="ascii")
@@ -141,10 +164,23 @@ def test_json_is_one_document_that_any_parser_reads() -> None:
         render_json({"value": float("nan")})
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_nothing_that_strangers_wrote_reaches_the_terminal_as_a_command(terminal: bool) -> None:
+    """Neither in a line nor in a table, and rich's own markup is no markup there."""
+    evil = "x\x1b[2J\u202e[red]y[/red]"
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal  # type: ignore[method-assign]
+
+    text = render_lines([evil, make_table([(evil, evil)])], stream)
+
+    assert text.count("x\\x1b[2J\\u202e[red]y[/red]") == 3
+    assert "\x1b[2J" not in text
+    assert "\u202e" not in text
+
+
 def test_long_lines_are_not_wrapped_in_a_pipe() -> None:
     """A path is copied whole."""
-    table = Table(box=None, show_header=False)
-    table.add_row("report", "x" * 300)
+    table = make_table([("report", "x" * 300)])
     text = render_lines(["y" * 300, table, "[bold]not markup[/]"], io.StringIO())
     assert "y" * 300 in text
     assert "x" * 300 in text

@@ -49,6 +49,7 @@ def test_only_tensors_that_the_baseline_does_not_ignore_too_are_suspicious() -> 
     """Nonsense from a worker counts as an empty list."""
     assert compare_unexpected(["inv_freq"], ["inv_freq"]) == ()
     assert compare_unexpected(None, None) == ()
+    assert "for instance [1]" in compare_unexpected([{}], [[1], {}])[0]
     assert "ignored 2 tensors" in compare_unexpected(["x"], ["x", "y", "z"])[0]
 
 

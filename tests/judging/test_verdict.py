@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -57,21 +58,35 @@ def test_values_well_within_every_limit_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("worse", "name"),
+    ("worse", "name", "reason"),
     [
-        ({"increase": 0.06}, "max_perplexity_increase"),
-        ({"kl": 0.09}, "max_kl"),
-        ({"agreement": 0.8}, "min_top1_agreement"),
+        (
+            {"increase": 0.06},
+            "max_perplexity_increase",
+            r"perplexity increase of 6% \(95% interval 5.8.*% to 6.1.*%\) is above the limit of 3%",
+        ),
+        (
+            {"kl": 0.09},
+            "max_kl",
+            r"KL divergence of 0.09 \(95% interval 0.08\d+ to 0.09\d+\) is above the limit of 0.05",
+        ),
+        (
+            {"agreement": 0.8},
+            "min_top1_agreement",
+            r"top-1 agreement of 80% \(95% interval 79.\d+% to 80.\d+%\) is below the limit of 90%",
+        ),
     ],
 )
-def test_one_value_wholly_outside_its_limit_fails(worse: dict[str, float], name: str) -> None:
-    """The others do not make up for it, and the reason names the check."""
+def test_one_value_wholly_outside_its_limit_fails(
+    worse: dict[str, float], name: str, reason: str
+) -> None:
+    """The others do not make up for it, and the reason says in words what is wrong."""
     got = judge(make_result(**worse), spec())  # type: ignore[arg-type]
 
     assert got.verdict == "FAIL"
     assert [check.name for check in got.checks if check.verdict == "FAIL"] == [name]
-    assert len(got.reasons) == 1
-    assert got.reasons[0].startswith(f"{name}: ")
+    (found,) = got.reasons
+    assert re.fullmatch(reason, found)
 
 
 @pytest.mark.parametrize("kl", [0.0495, 0.0505])
@@ -80,7 +95,7 @@ def test_an_interval_across_its_limit_is_inconclusive(kl: float) -> None:
     got = judge(make_result(kl=kl), spec())
 
     assert got.verdict == "INCONCLUSIVE"
-    assert "not proven to be within the limit 0.05" in got.reasons[0]
+    assert "not proven to be within the limit of 0.05" in got.reasons[0]
 
 
 def test_the_bounds_decide_to_the_last_digit() -> None:
@@ -96,6 +111,18 @@ def test_the_bounds_decide_to_the_last_digit() -> None:
     assert verdict(math.nextafter(high, 0)) == "INCONCLUSIVE"
     assert verdict(low) == "INCONCLUSIVE"
     assert verdict(math.nextafter(low, 0)) == "FAIL"
+
+
+def test_a_reason_tells_a_value_from_a_limit_that_is_next_to_it() -> None:
+    """`0.05 is above the limit of 0.05` would explain nothing."""
+    result = dataclasses.replace(make_result(), kl=(0.0500004,) * 64)
+
+    (reason,) = judge(result, spec()).reasons
+
+    assert reason == (
+        "KL divergence of 0.0500004 (95% interval 0.0500004 to 0.0500004)"
+        " is above the limit of 0.05"
+    )
 
 
 def test_a_failure_outweighs_what_is_inconclusive() -> None:
@@ -166,7 +193,8 @@ def test_too_few_windows_decide_nothing_and_say_how_many_are_needed(windows: int
 
     assert got.verdict == "INCONCLUSIVE"
     assert {check.verdict for check in got.checks} == {"INCONCLUSIVE"}
-    assert f"{windows}, and at least 8 are needed" in got.reasons[-1]
+    (reason,) = got.reasons
+    assert f"{windows}, and at least 8 are needed" in reason
     assert judge(make_result(MIN_WINDOWS), spec()).verdict == "PASS"
 
 
@@ -212,12 +240,13 @@ def test_an_infinite_logit_that_leaves_the_scores_finite_fails_too() -> None:
 
 def test_suspicions_fail_whatever_the_numbers_are() -> None:
     """Those of the evaluation and those that are passed in, all told."""
-    result = dataclasses.replace(make_result(), suspicions=("it loops",))
+    result = dataclasses.replace(make_result(), suspicions=("it loops",), versions={"torch": "2"})
 
     got = judge(result, spec(), suspicions=["hashes differ"])
 
     assert got.verdict == "FAIL"
     assert got.reasons == ("it loops", "hashes differ")
+    assert got.measured_with == {"torch": "2"}
     assert {check.verdict for check in got.checks} == {"PASS"}
 
 

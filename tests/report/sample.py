@@ -186,6 +186,9 @@ def make_evidence() -> dict[str, object]:
                 "tensor_bytes": 4_113_408,
             }
         ],
-        "seconds": {"prepare": 1.2345, "quantize": 61.7, "gate": 83.21},
-        "peak_memory_bytes": 812_646_400,
+        "timings": {
+            "seconds": {"prepare": 1.2345, "quantize": 61.7, "gate": 83.21},
+            "peak_memory_bytes": 812_646_400,
+            "matmul_probe": {"device": "cpu", "float32_gflops": 115.2, "bfloat16_gflops": 411.6},
+        },
     }

@@ -47,6 +47,19 @@ def test_front_matter_names_base_model_library_and_tags(model: str) -> None:
     }
 
 
+def test_tags_are_the_schemes_of_the_layers_once_each() -> None:
+    """Words to search for, whatever sentence the artifact's scheme is described by."""
+    report = hub_report()
+    first, *rest = report.layers
+    layers = (replace(first, scheme="w8a16"), *rest)
+    artifact = replace(report.artifacts[0], scheme="w4a16 g128 awq+gptq, w8a16 g128 rtn")
+
+    front, body = render(replace(report, layers=layers, artifacts=(artifact,)))
+
+    assert front["tags"] == ["quantkit", "compressed-tensors", "w8a16", "w4a16"]
+    assert "quantized to w4a16 g128 awq+gptq, w8a16 g128 rtn" in body
+
+
 @pytest.mark.parametrize("verdict", ["PASS", "FAIL", "INCONCLUSIVE", "UNJUDGED"])
 def test_verdict_stands_above_everything_else(verdict: Verdict) -> None:
     """The first line after the title says the verdict."""
@@ -117,7 +130,7 @@ def test_hostile_names_do_not_break_out_of_the_front_matter() -> None:
 def test_card_is_the_same_for_the_same_job() -> None:
     """Timings and paths of the run are not in it."""
     report = make_report()
-    later = replace(report, evidence={**report.evidence, "seconds": {"gate": 1.0}})
+    later = replace(report, evidence={**report.evidence, "timings": {"seconds": {"gate": 1.0}}})
 
     first = render_model_card(report, report.artifacts[0])
     assert first == render_model_card(later, later.artifacts[0])

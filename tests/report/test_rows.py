@@ -80,7 +80,7 @@ def test_check_of_an_unknown_name_is_shown_by_its_name() -> None:
 
     (row,) = check_rows(replace(judgement, checks=(check,)))
 
-    assert (row.label, row.value) == ("arc easy loss", "0.25")
+    assert (row.label, row.value) == ("Arc easy loss", "0.25")
 
 
 def test_numbers_that_are_not_finite_are_said_in_words() -> None:

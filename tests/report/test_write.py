@@ -78,8 +78,15 @@ def test_evidence_is_laid_out_with_units() -> None:
         s.title: dict(s.rows) for s in evidence_sections({**make_evidence(), "layers": [1]})
     }
 
-    assert sections["General"]["Peak memory bytes"] == "813 MB (812,646,400 bytes)"
-    assert sections["Seconds"]["quantize"] == "1 min 2 s"
+    assert sections["Timings"] == {
+        "seconds · prepare": "1.23 s",
+        "seconds · quantize": "1 min 2 s",
+        "seconds · gate": "1 min 23 s",
+        "peak_memory_bytes": "813 MB (812,646,400 bytes)",
+        "matmul_probe · device": "cpu",
+        "matmul_probe · float32_gflops": "115.2",
+        "matmul_probe · bfloat16_gflops": "411.6",
+    }
     assert sections["Model"]["files · config.json"] == "1c" * 32
     assert sections["Model"]["revision"] == "–"
     assert sections["Artifacts"]["1 · tensor_bytes"] == "4.11 MB (4,113,408 bytes)"

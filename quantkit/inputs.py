@@ -1,0 +1,125 @@
+"""What a command was given, and what the file system alone can refuse of it.
+
+Nothing here imports torch: the command line asks first, and answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantkit.calibration.sources import find_kind
+from quantkit.checkpoint.source import find_folder
+from quantkit.errors import RecipeError
+from quantkit.recipe import (
+    QuantizeSpec,
+    Recipe,
+    find_recipe,
+    load_recipe,
+    read_recipe_text,
+    validate,
+)
+from quantkit.schemes import METHODS
+from quantkit.staging import check_output
+
+RecipeLike = Recipe | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A validated recipe and, where it came from a file, that file's text."""
+
+    recipe: Recipe
+    text: str | None
+    overrides: tuple[str, ...]
+
+    @property
+    def model(self) -> str:
+        """The model to work on.
+
+        Raises:
+            RecipeError: none is named.
+        """
+        if self.recipe.model is None:
+            raise RecipeError("no model: name one on the command line or as `model:` in the recipe")
+        return self.recipe.model
+
+    @property
+    def output(self) -> Path:
+        """The folder to write.
+
+        Raises:
+            RecipeError: none is named.
+        """
+        if self.recipe.output is None:
+            raise RecipeError("no output: pass --output or write `output:` in the recipe")
+        return Path(self.recipe.output)
+
+
+def load(
+    recipe: RecipeLike,
+    model: str | os.PathLike[str] | None,
+    output: str | os.PathLike[str] | None,
+    overrides: Sequence[str],
+) -> LoadedRecipe:
+    """Read and validate a recipe; a `Recipe` gets only its model and output replaced.
+
+    Raises:
+        RecipeError, NotYetError: as `load_recipe`; or overrides were given for a `Recipe`.
+    """
+    if not isinstance(recipe, Recipe):
+        text = read_recipe_text(find_recipe(recipe))
+        loaded = load_recipe(recipe, model=model, output=output, overrides=overrides)
+        return LoadedRecipe(loaded, text, tuple(overrides))
+    if overrides:
+        raise RecipeError("overrides go with a recipe from a file: change the Recipe itself")
+    changes = {"model": model, "output": output}
+    given = {key: os.fspath(value) for key, value in changes.items() if value is not None}
+    # A Recipe that was made in Python may ask for what is not built yet.
+    return LoadedRecipe(validate(recipe.model_dump(mode="json") | given), None, ())
+
+
+def check_inputs(
+    loaded: LoadedRecipe, *, overwrite: bool, gate: bool = True, output_needed: bool = True
+) -> None:
+    """Refuse a model or data that is not there, and an output that cannot be made.
+
+    Args:
+        loaded: the recipe with what the command line changed.
+        overwrite: accept an output that exists.
+        gate: whether the evaluation data will be read.
+        output_needed: whether a recipe without an output is refused.
+
+    Raises:
+        InputError: one of them.
+    """
+    recipe = loaded.recipe
+    if output_needed or recipe.output is not None:
+        check_output(loaded.output, overwrite=overwrite)
+    find_folder(loaded.model)
+    if recipe.calibration is not None and _needs_calibration(recipe.quantize):
+        find_kind(recipe.calibration.data)
+    if gate and recipe.gate is not None:
+        find_kind(recipe.gate.data)
+
+
+def check_gate_inputs(
+    output: Path, baseline: str, data: str | os.PathLike[str] | None, *, overwrite: bool
+) -> None:
+    """The same for a gate on an artifact that exists.
+
+    Raises:
+        InputError: the baseline or the data is not there, or the output cannot be made.
+    """
+    check_output(output, overwrite=overwrite)
+    find_folder(baseline)
+    if data is not None:
+        find_kind(os.fspath(data))
+
+
+def _needs_calibration(spec: QuantizeSpec) -> bool:
+    """Whether a method that the recipe names looks at data."""
+    methods = (spec.method, *(override.method for override in spec.overrides))
+    return any(METHODS[method].needs_calibration for method in methods if method is not None)

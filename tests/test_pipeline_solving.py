@@ -1,0 +1,144 @@
+"""What a job holds while it solves, and what it leaves when it is stopped."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import quantkit
+from quantkit import pipeline
+from quantkit.calibration import stats, walk
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.errors import NotYetError, OutputError, ResourceError
+from quantkit.recipe import Recipe
+from quantkit.records import BlockPlan, Event
+from tests.helpers import make_pico_model, pico_text
+
+
+def make_job(folder: Path, **quantize: object) -> Recipe:
+    """An ungated job on a float32 model, whose tensors the walk takes as they are."""
+    make_pico_model(folder / "model", hidden=32, intermediate=64, layers=3, dtype="float32")
+    (folder / "calibration.txt").write_text(pico_text(600, seed=1))
+    return Recipe.model_validate(
+        {
+            "version": 1,
+            "model": str(folder / "model"),
+            "output": str(folder / "out"),
+            "calibration": {
+                "data": str(folder / "calibration.txt"),
+                "samples": 8,
+                "sequence_length": 16,
+            },
+            "quantize": {"method": "awq+gptq", "group_size": 32, **quantize},
+        }
+    )
+
+
+def test_a_job_holds_one_block_and_one_second_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the next one is asked for, nothing refers to the one before it."""
+    recipe = make_job(tmp_path)
+    seen: dict[str, list[weakref.ref[Tensor]]] = {"block": [], "moment": []}
+    counts = {"block": 0, "moment": 0}
+    read_block, empty_moment = pipeline._read_block, stats.empty_moment
+
+    def note(kind: str, *tensors: Tensor) -> None:
+        seen[kind] = [weakref.ref(tensor) for tensor in tensors]
+        counts[kind] += 1
+
+    def check(kind: str) -> None:
+        assert not [held.shape for ref in seen[kind] if (held := ref()) is not None], kind
+
+    def watch_blocks(checkpoint: Checkpoint, block: BlockPlan) -> Mapping[str, Tensor]:
+        check("block")
+        tensors = read_block(checkpoint, block)
+        note("block", *tensors.values())
+        return tensors
+
+    def watch_moments(features: int, device: torch.device) -> stats.Moment:
+        check("moment")
+        moment = empty_moment(features, device)
+        note("moment", moment.total)
+        return moment
+
+    monkeypatch.setattr(pipeline, "_read_block", watch_blocks)
+    monkeypatch.setattr(walk, "empty_moment", watch_moments)
+    quantkit.quantize(recipe, gate=False, device="cpu")
+
+    assert counts == {"block": 3, "moment": 12}
+
+
+def test_an_interrupted_walk_leaves_torch_as_it_was_and_goes_on(tmp_path: Path) -> None:
+    """In a notebook the interpreter lives on, and so does the traceback that holds the walk."""
+    recipe = make_job(tmp_path)
+
+    def stop(event: Event) -> None:
+        if event.stage == "quantize":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as kept:
+        quantkit.quantize(recipe, gate=False, device="cpu", progress=stop)
+    assert kept.traceback
+    assert not torch.is_inference_mode_enabled()
+
+    events: list[Event] = []
+    quantkit.quantize(recipe, gate=False, device="cpu", progress=events.append)
+    steps = [(event.done, event.total) for event in events if event.stage == "quantize"]
+    assert steps == [(1, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_blocks_without_anything_to_quantize_do_not_count(tmp_path: Path) -> None:
+    """The last step is the last of all steps."""
+    recipe = make_job(tmp_path, ignore=["lm_head", "model.layers.2.*"])
+    events: list[Event] = []
+
+    result = quantkit.quantize(recipe, gate=False, device="cpu", progress=events.append)
+
+    steps = [(event.done, event.total) for event in events if event.stage == "quantize"]
+    assert steps == [(1, 2), (2, 2)]
+    assert len(result.report.layers) == 14
+
+
+def test_memory_that_torch_does_not_get_is_a_lack_of_resources(tmp_path: Path) -> None:
+    """Its allocator for the CPU raises a plain RuntimeError."""
+    recipe = make_job(tmp_path)
+
+    def run_out(event: Event) -> None:
+        if event.stage == "quantize":
+            torch.empty(1 << 50)
+
+    with pytest.raises(ResourceError, match="not enough memory"):
+        quantkit.quantize(recipe, gate=False, device="cpu", progress=run_out)
+
+
+def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    """Two jobs with one output: the second finds the first one's."""
+    recipe = make_job(tmp_path)
+
+    def finish_first(event: Event) -> None:
+        if event.stage == "prepare" and event.done:
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "quantkit.json").write_text("{}")
+
+    with pytest.raises(OutputError, match="exists"):
+        quantkit.quantize(recipe, gate=False, device="cpu", progress=finish_first)
+
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["quantkit.json"]
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("setting", [{"kv_cache": "fp8"}, {"method": "smoothquant"}])
+def test_a_recipe_made_in_python_is_refused_what_is_not_built(
+    tmp_path: Path, setting: dict[str, str]
+) -> None:
+    """As one from a file is: nothing that it asks for is ignored."""
+    recipe = make_job(tmp_path, **setting)
+
+    with pytest.raises(NotYetError, match="not yet built"):
+        quantkit.quantize(recipe, gate=False, device="cpu")
