@@ -29,8 +29,8 @@ VOCABULARY_FILES = (
 )
 """Files any of which can hold a vocabulary that transformers reads without custom code."""
 
-PIECE = 1 << 19
-"""Characters tokenised at once: about 100 MB of the tokenizer's working memory."""
+PIECE = 1 << 16
+"""Characters tokenised at once: about 12 MB of the tokenizer's working memory."""
 
 OVERLAP = 1 << 12
 """Characters that neighbouring pieces share, so that they can be joined where they agree."""

@@ -12,6 +12,7 @@ Memory: one block's weights, the suspended activations, one second moment.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ LoadBlock = Callable[[BlockPlan], Mapping[str, Tensor]]
 LoadOutside = Callable[[], Mapping[str, Tensor]]
 """Reads the tensors outside of the blocks that the forward needs on its way to them."""
 
-_TOKENS_AT_ONCE = 4096
+_TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 8192}
+"""Tokens of a micro-batch: few enough for a core's cache, enough to fill a GPU."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class _Forward:
 def _start(model: nn.Module, windows: TokenWindows, device: torch.device) -> list[_Forward]:
     """Make one forward for each micro-batch; none has begun to run."""
     count, length = windows.ids.shape
-    step = max(1, _TOKENS_AT_ONCE // length)
+    step = max(1, _TOKENS_AT_ONCE[device.type] // length)
     decoder = getattr(model, cast(Any, model).base_model_prefix, model)
     all_count = bool((windows.weights == 1).all())
     forwards = []
@@ -164,6 +166,7 @@ def _arrive(
             accumulate(moment, inputs, forward.weights)
     if moment is None:
         return None
+    _return_freed_memory()
     stats = finish(moment)
     # No entry of a second moment is larger than the largest of its diagonal.
     if not bool(stats.second_moment.diagonal().isfinite().all()):
@@ -172,6 +175,13 @@ def _arrive(
             f"data, so check the checkpoint and its dtype"
         )
     return stats
+
+
+def _return_freed_memory() -> None:
+    """Give the holes between suspended activations back to the system, where the C library can."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def _resume(forward: _Forward, place: str) -> _Arrival:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quantkit.calibration.compute import choose_compute_dtype, choose_device
-from quantkit.calibration.stats import accumulate, empty_moment, finish
+from quantkit.calibration.stats import accumulate, empty_moment, finish, split_product
 from quantkit.errors import InputError
 
 CPU = torch.device("cpu")
@@ -26,6 +26,34 @@ def test_batches_add_up_to_the_mean_outer_product() -> None:
     expected = sum(torch.outer(row, row) for row in rows) / len(rows)
     assert stats.tokens == 30
     torch.testing.assert_close(stats.second_moment.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_wide_inputs_are_summed_panel_by_panel(dtype: torch.dtype) -> None:
+    """Also where the last panel is narrow, and to float32's precision from bfloat16 activations."""
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(700, 300, generator=generator).to(dtype)
+    moment = empty_moment(300, CPU)
+
+    for batch in rows.split(128):
+        accumulate(moment, batch, None)
+    found = finish(moment).second_moment
+
+    expected = rows.double().T @ rows.double() / len(rows)
+    assert torch.equal(found, found.T)
+    assert (found.double() - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_two_bfloat16_parts_hold_a_product_that_one_cannot() -> None:
+    """The library subtracts the first part before it rounds the second."""
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randn(4096, 64, generator=generator).bfloat16()
+
+    high, low = split_product(rows.T, rows)
+
+    exact = rows.double().T @ rows.double()
+    assert (high.double() - exact).norm() > 1e-4 * exact.norm()
+    assert (high.double() + low.double() - exact).norm() < 1e-5 * exact.norm()
 
 
 def test_weighted_tokens_count_by_their_weight() -> None:
