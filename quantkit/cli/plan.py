@@ -100,7 +100,7 @@ def _lines(plan: Plan) -> list[Any]:
             "memory",
             f"{format_bytes(memory)} besides the libraries: one block, its inputs, statistics",
         ),
-        ("disk", f"{format_bytes(plan.disk_bytes)} free at the output"),
+        ("disk", f"{format_bytes(plan.disk_bytes)} needed at the output"),
         *(("note", note) for note in plan.notes),
     )
     return [make_table(rows), "No problem found."]
