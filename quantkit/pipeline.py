@@ -229,7 +229,7 @@ def _settle(
 
 
 def _quantized_groups(block: BlockPlan) -> list[GroupPlan]:
-    return [group for group in block.groups if any(linear.quantized for linear in group.linears)]
+    return [group for group in block.groups if group.quantized]
 
 
 def _solved(block: BlockPlan, todo: Sequence[BlockPlan], draft: Draft) -> Event:

@@ -106,6 +106,11 @@ class GroupPlan:
     linears: tuple[LinearPlan, ...]
     fold: FoldPlan | None
 
+    @property
+    def quantized(self) -> bool:
+        """Whether any of its layers gets integer codes."""
+        return any(linear.quantized for linear in self.linears)
+
 
 @dataclass(frozen=True)
 class BlockPlan:

@@ -21,7 +21,7 @@ def solve_all(folder: Path, **quantize: object) -> tuple[list[SolvedBlock], dict
     checkpoint, plan = open_model(folder, make_recipe(**quantize))
     blocks, live = [], {}
     for stop in start_walk(checkpoint, plan, make_windows()):
-        groups = [group for group in stop.block.groups if any(x.quantized for x in group.linears)]
+        groups = [group for group in stop.block.groups if group.quantized]
         if stop.group is groups[0]:
             draft = Draft()
         weights = solve_input_group(stop.group, stop.stats, stop.tensors, draft, torch.bfloat16)

@@ -104,7 +104,7 @@ def walk(
             tensors = {name: tensor.to(device) for name, tensor in load_block(block).items()}
             _fill(model, tensors, device, dtype)
             for group in block.groups:
-                if not any(linear.quantized for linear in group.linears):
+                if not group.quantized:
                     continue
                 stats = _arrive(forwards, group, needs_stats(block, group), device)
                 yield GroupStop(block, group, stats, tensors, _replacer(model, device, dtype))
@@ -228,7 +228,7 @@ def _hooked(model: nn.Module, blocks: Sequence[BlockPlan], dtype: torch.dtype) -
                 module.register_forward_pre_hook(at_block(block.prefix), with_kwargs=True)
             )
             for group in block.groups:
-                if any(linear.quantized for linear in group.linears):
+                if group.quantized:
                     first = group.linears[0].name
                     linear = model.get_submodule(first)
                     handles.append(linear.register_forward_pre_hook(at_group(first)))
