@@ -345,7 +345,7 @@ class ArtifactReport:
     format: str
     scheme: str
     size_bytes: int
-    """Bytes of the weight files on disk."""
+    """Bytes of all tensors, as docs/gate.md defines size."""
     bits_per_weight: float
     runtime: str
     judgement: Judgement
