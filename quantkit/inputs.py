@@ -14,6 +14,7 @@ from quantkit.calibration.sources import find_kind
 from quantkit.checkpoint.source import find_folder
 from quantkit.errors import RecipeError
 from quantkit.recipe import (
+    AUTO,
     QuantizeSpec,
     Recipe,
     find_recipe,
@@ -21,7 +22,7 @@ from quantkit.recipe import (
     read_recipe_text,
     validate,
 )
-from quantkit.schemes import METHODS
+from quantkit.schemes import METHODS, SCHEMES
 from quantkit.staging import check_output
 
 RecipeLike = Recipe | str | os.PathLike[str]
@@ -120,6 +121,12 @@ def check_gate_inputs(
 
 
 def _needs_calibration(spec: QuantizeSpec) -> bool:
-    """Whether a method that the recipe names looks at data."""
+    """Whether anything that the recipe names may look at data; the plan knows it exactly."""
     methods = (spec.method, *(override.method for override in spec.overrides))
-    return any(METHODS[method].needs_calibration for method in methods if method is not None)
+    schemes = (spec.scheme, *(override.scheme for override in spec.overrides))
+    return (
+        spec.kv_cache != "none"
+        or spec.scheme == AUTO
+        or any(SCHEMES[name].static for name in schemes if name in SCHEMES)
+        or any(name not in METHODS or METHODS[name].needs_calibration for name in methods if name)
+    )

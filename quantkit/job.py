@@ -109,7 +109,7 @@ def load_calibration(
         sequence_length=spec.sequence_length,
         seed=spec.seed,
         assistant_only=spec.assistant_only,
-        in_features=max(linear.in_features for linear in _calibrated(plan)),
+        in_features=max((linear.in_features for linear in _calibrated(plan)), default=1),
     )
     _check_vocabulary(windows, checkpoint)
     return windows
@@ -142,8 +142,8 @@ def _check_vocabulary(windows: TokenWindows, checkpoint: Checkpoint) -> None:
 
 
 def needs_calibration(plan: Plan) -> bool:
-    """Whether any quantized layer's method looks at statistics."""
-    return bool(_calibrated(plan))
+    """Whether anything of the plan looks at calibration data."""
+    return bool(_calibrated(plan)) or plan.kv_cache is not None
 
 
 def _calibrated(plan: Plan) -> list[LinearPlan]:
@@ -152,7 +152,7 @@ def _calibrated(plan: Plan) -> list[LinearPlan]:
         for block in plan.blocks
         for group in block.groups
         for linear in group.linears
-        if linear.quantized and linear.method.needs_calibration
+        if linear.needs_statistics
     ]
 
 

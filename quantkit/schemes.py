@@ -12,6 +12,20 @@ from typing import Literal
 
 Rounder = Literal["rtn", "search", "gptq"]
 Transform = Literal["awq", "smoothquant"]
+Granularity = Literal["none", "group", "channel", "block"]
+"""What shares a scale: `group_size` columns of a row, a row, or a block of 128 x 128."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """How the input of a linear layer is rounded, always to eight bits and symmetrically.
+
+    Dynamic: one scale a token (a token's 128 columns for the granularity `block`), computed as
+    the server runs. Static: one scale a layer, from calibration.
+    """
+
+    kind: Literal["int", "float"]
+    dynamic: bool
 
 
 @dataclass(frozen=True)
@@ -19,17 +33,30 @@ class Scheme:
     """How the weights (and activations) of one linear layer are stored.
 
     Integer weights use the signed convention of compressed-tensors: codes and zero points lie in
-    [-2**(bits-1), 2**(bits-1) - 1] and a weight is `scale * (code - zero_point)`.
+    [-2**(bits-1), 2**(bits-1) - 1] and a weight is `scale * (code - zero_point)`. Floating-point
+    codes are float8_e4m3fn and a weight is `scale * code`.
     """
 
     name: str
     weight_bits: int
     symmetric: bool
     weight_kind: Literal["int", "float", "none"]
-    grouped: bool
-    """Whether `group_size` applies; otherwise scales are one per output channel or as named."""
+    granularity: Granularity
+    """`group` is the only one that a recipe's `group_size` applies to."""
+    activations: Activations | None
+    """None: the input stays in 16 bits."""
     summary: str
     built: bool = True
+
+    @property
+    def grouped(self) -> bool:
+        """Whether `group_size` applies."""
+        return self.granularity == "group"
+
+    @property
+    def static(self) -> bool:
+        """Whether the input's scale comes from calibration."""
+        return self.activations is not None and not self.activations.dynamic
 
 
 @dataclass(frozen=True)
@@ -44,6 +71,20 @@ class Method:
     built: bool = True
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How long a job may look for better codes.
+
+    polish_sweeps: passes of coordinate descent after error-compensated rounding. tuned: whether
+    the scales are tuned on the whole model afterwards, which must fit into memory.
+    """
+
+    name: str
+    polish_sweeps: int
+    tuned: bool
+    summary: str
+
+
 def _table(*rows: Scheme) -> Mapping[str, Scheme]:
     return MappingProxyType({row.name: row for row in rows})
 
@@ -52,15 +93,29 @@ def _methods(*rows: Method) -> Mapping[str, Method]:
     return MappingProxyType({row.name: row for row in rows})
 
 
+def _efforts(*rows: Effort) -> Mapping[str, Effort]:
+    return MappingProxyType({row.name: row for row in rows})
+
+
+_INT8 = Activations("int", dynamic=True)
+_INT8_STATIC = Activations("int", dynamic=False)
+_FP8 = Activations("float", dynamic=True)
+_FP8_STATIC = Activations("float", dynamic=False)
+
 SCHEMES: Mapping[str, Scheme] = _table(
-    Scheme("none", 16, True, "none", False, "left in the checkpoint's 16-bit precision"),
-    Scheme("w4a16", 4, True, "int", True, "4-bit symmetric weights, 16-bit activations"),
-    Scheme("w4a16_asym", 4, False, "int", True, "4-bit weights with zero points"),
-    Scheme("w8a16", 8, True, "int", True, "8-bit symmetric weights, 16-bit activations"),
-    Scheme("w8a8", 8, True, "int", False, "INT8 weights and activations", built=False),
-    Scheme("fp8_dynamic", 8, True, "float", False, "FP8, dynamic activations", built=False),
-    Scheme("fp8_static", 8, True, "float", False, "FP8, static activations", built=False),
-    Scheme("fp8_block", 8, True, "float", False, "FP8 in 128x128 blocks", built=False),
+    Scheme("none", 16, True, "none", "none", None, "left in the checkpoint's 16-bit precision"),
+    Scheme("w4a16", 4, True, "int", "group", None, "4-bit symmetric weights, 16-bit activations"),
+    Scheme("w4a16_asym", 4, False, "int", "group", None, "4-bit weights with zero points"),
+    Scheme("w8a16", 8, True, "int", "group", None, "8-bit symmetric weights, 16-bit activations"),
+    Scheme("w4a8", 4, True, "int", "group", _INT8, "4-bit weights, INT8 activations"),
+    Scheme("w4a8_fp8", 4, True, "int", "group", _FP8, "4-bit weights, FP8 activations"),
+    Scheme("w8a8", 8, True, "int", "channel", _INT8, "INT8 weights, dynamic INT8 activations"),
+    Scheme(
+        "w8a8_static", 8, True, "int", "channel", _INT8_STATIC, "INT8, static activation scales"
+    ),
+    Scheme("fp8_dynamic", 8, True, "float", "channel", _FP8, "FP8, dynamic activations"),
+    Scheme("fp8_static", 8, True, "float", "channel", _FP8_STATIC, "FP8, static activations"),
+    Scheme("fp8_block", 8, True, "float", "block", _FP8, "FP8 in blocks of 128 x 128"),
 )
 
 METHODS: Mapping[str, Method] = _methods(
@@ -68,15 +123,42 @@ METHODS: Mapping[str, Method] = _methods(
     Method("gptq", None, "gptq", True, "error-compensated rounding under the second moment"),
     Method("awq", "awq", "search", True, "activation-aware scaling, then clipped rounding"),
     Method("awq+gptq", "awq", "gptq", True, "activation-aware scaling, then gptq"),
-    Method("smoothquant", "smoothquant", "rtn", True, "activation smoothing", built=False),
-    Method("smoothquant+gptq", "smoothquant", "gptq", True, "smoothing, then gptq", built=False),
+    Method("smoothquant", "smoothquant", "rtn", True, "activation smoothing, then rounding"),
+    Method("smoothquant+gptq", "smoothquant", "gptq", True, "activation smoothing, then gptq"),
+)
+
+BEST_METHODS: Mapping[str, str] = MappingProxyType(
+    {
+        "none": "rtn",
+        "w4a16": "awq+gptq",
+        "w4a16_asym": "awq+gptq",
+        "w8a16": "gptq",
+        "w4a8": "smoothquant+gptq",
+        "w4a8_fp8": "awq+gptq",
+        "w8a8": "smoothquant+gptq",
+        "w8a8_static": "smoothquant+gptq",
+        "fp8_dynamic": "gptq",
+        "fp8_static": "gptq",
+        "fp8_block": "gptq",
+    }
+)
+"""Scheme -> what `method: best` stands for: the method that measured best (docs/methods.md)."""
+
+EFFORTS: Mapping[str, Effort] = _efforts(
+    Effort("fast", 0, False, "one pass of each solver"),
+    Effort("normal", 2, False, "codes and scales are polished"),
+    Effort("best", 4, True, "polished for longer, then tuned on the whole model"),
 )
 
 GROUP_SIZES = (32, 64, 128)
 """Columns that share a scale; besides these, `channel` means one scale per output row."""
 
-KV_CACHES: Mapping[str, bool] = MappingProxyType({"none": True, "fp8": False})
-"""KV-cache precision -> built."""
+BLOCK_SIZE = 128
+"""Rows and columns that share a scale in the granularity `block`."""
+
+KV_CACHES: Mapping[str, bool] = MappingProxyType({"none": True, "fp8": True, "fp8_per_head": True})
+"""KV-cache precision -> built. `fp8`: one scale for K and one for V a layer; `fp8_per_head`: one a
+key/value head."""
 
 FORMATS: Mapping[str, bool] = MappingProxyType(
     {"compressed-tensors": True, "gguf": False, "onnx": False}
@@ -89,7 +171,7 @@ RUNTIMES: Mapping[str, bool] = MappingProxyType(
 """Runtime of the gate -> built."""
 
 FORMAT_SCHEMES: Mapping[str, frozenset[str]] = MappingProxyType(
-    {"compressed-tensors": frozenset({"none", "w4a16", "w4a16_asym", "w8a16"})}
+    {"compressed-tensors": frozenset(SCHEMES)}
 )
 """Export format -> the schemes that its readers have."""
 
@@ -102,3 +184,8 @@ RUNTIME_NOTES: Mapping[tuple[str, str], str] = MappingProxyType(
     }
 )
 """(scheme, runtime) -> what a plan should tell its reader."""
+
+RUNTIME_SCHEMES: Mapping[str, frozenset[str]] = MappingProxyType(
+    {"transformers": frozenset(SCHEMES), "vllm": frozenset(SCHEMES)}
+)
+"""Runtime -> the schemes that it has on some machine; RUNTIME_NOTES says what it needs for them."""

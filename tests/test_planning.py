@@ -419,14 +419,15 @@ def test_scheme_that_the_format_lacks_is_a_problem(picos: dict[str, Checkpoint])
     recipe = Recipe.model_validate(
         {
             "version": 1,
-            "quantize": {"scheme": "w8a8", "method": "rtn"},
+            "quantize": {"group_size": 32, "method": "rtn"},
+            "export": [{"format": "gguf"}],
             "calibration": CALIBRATION,
             "gate": GATE,
         }
     )
 
     assert problems_of(recipe, picos["llama"]) == (
-        "format compressed-tensors has no scheme w8a8; it has none, w4a16, w4a16_asym, w8a16",
+        "format gguf has no scheme w4a16; it has none that is built",
     )
 
 

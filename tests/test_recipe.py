@@ -15,6 +15,8 @@ from pydantic.fields import FieldInfo
 
 from quantkit.errors import NotYetError, RecipeError
 from quantkit.recipe import (
+    AUTO,
+    BEST,
     MAX_RECIPE_BYTES,
     CalibrationSpec,
     ExportSpec,
@@ -31,7 +33,7 @@ from quantkit.recipe import (
     shipped_recipes,
     validate,
 )
-from quantkit.schemes import FORMATS, KV_CACHES, METHODS, RUNTIMES, SCHEMES
+from quantkit.schemes import EFFORTS, FORMATS, KV_CACHES, METHODS, RUNTIMES, SCHEMES
 
 MINIMAL = "version: 1\n"
 WHOLE = """\
@@ -76,7 +78,7 @@ def test_a_recipe_with_nothing_but_its_version_has_every_default(tmp_path: Path)
     assert recipe == Recipe(version=1)
     assert recipe.quantize.scheme == "w4a16"
     assert recipe.quantize.group_size == 128
-    assert recipe.quantize.method == "awq+gptq"
+    assert recipe.quantize.method == "best"
     assert recipe.export[0].format == "compressed-tensors"
     assert recipe.calibration is None
     assert recipe.gate is None
@@ -296,8 +298,6 @@ def not_built() -> list[tuple[str, dict[str, Any]]]:
     rows.append(("lm-eval", {"gate": {"data": "x", "tasks": ["arc_easy"]}}))
     rows.append(("Hub", {"publish": {"repo": "a/b"}}))
     rows.append(("type", {"export": [{"type": "Q4_K_M"}]}))
-    override = {"match": "*", "scheme": "fp8_dynamic"}
-    rows.append(("fp8_dynamic", {"quantize": {"overrides": [override]}}))
     return rows
 
 
@@ -428,8 +428,9 @@ def test_the_schema_describes_every_key() -> None:
 def test_the_schema_lists_the_known_words() -> None:
     """So that an editor completes them."""
     properties = json_schema()["$defs"]["QuantizeSpec"]["properties"]
-    assert properties["scheme"]["enum"] == list(SCHEMES)
-    assert properties["method"]["enum"] == list(METHODS)
+    assert properties["scheme"]["enum"] == [*SCHEMES, AUTO]
+    assert properties["method"]["enum"] == [BEST, *METHODS]
+    assert properties["effort"]["enum"] == list(EFFORTS)
 
 
 # --- the documentation

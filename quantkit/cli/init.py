@@ -15,8 +15,8 @@ from quantkit.cli.console import Reply
 from quantkit.cli.options import JsonOption, OverwriteOption, QuietOption
 from quantkit.durable import write_text
 from quantkit.errors import OutputError
-from quantkit.recipe import CalibrationSpec, ExportSpec, GateSpec, QuantizeSpec, Recipe
-from quantkit.schemes import FORMATS, GROUP_SIZES, KV_CACHES, METHODS, RUNTIMES, SCHEMES
+from quantkit.recipe import AUTO, BEST, CalibrationSpec, ExportSpec, GateSpec, QuantizeSpec, Recipe
+from quantkit.schemes import EFFORTS, FORMATS, GROUP_SIZES, KV_CACHES, METHODS, RUNTIMES, SCHEMES
 
 EXAMPLE = "Example: quantkit init MODEL --output my-recipe.yaml"
 
@@ -35,14 +35,15 @@ _PLACEHOLDERS = {
 }
 """Keys without a default that a job needs; the values say what belongs there."""
 _CHOICES: dict[str, list[str | int]] = {
-    "quantize.scheme": [name for name, scheme in SCHEMES.items() if scheme.built],
+    "quantize.scheme": [*(name for name, scheme in SCHEMES.items() if scheme.built), AUTO],
     "quantize.group_size": [*GROUP_SIZES, "channel"],
-    "quantize.method": [name for name, method in METHODS.items() if method.built],
+    "quantize.method": [BEST, *(name for name, method in METHODS.items() if method.built)],
+    "quantize.effort": list(EFFORTS),
     "quantize.kv_cache": [name for name, built in KV_CACHES.items() if built],
     "export.format": [name for name, built in FORMATS.items() if built],
     "gate.runtime": [name for name, built in RUNTIMES.items() if built],
 }
-_NOT_YET = {"publish", "export.type", "export.precision", "quantize.kv_cache", "gate.tasks"}
+_NOT_YET = {"publish", "export.type", "export.precision", "gate.tasks"}
 _COMMENT_COLUMN = 42
 
 

@@ -12,9 +12,9 @@ from torch import nn
 from quantkit.checkpoint.skeleton import summarize_names
 from quantkit.checkpoint.structure import Structure, output_embedding_name
 from quantkit.errors import nearest
-from quantkit.recipe import Override, QuantizeSpec
+from quantkit.recipe import BEST, Override, QuantizeSpec
 from quantkit.records import LinearPlan
-from quantkit.schemes import METHODS, SCHEMES
+from quantkit.schemes import BEST_METHODS, EFFORTS, METHODS, SCHEMES, Method, Scheme
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,13 @@ def assign(spec: QuantizeSpec, skeleton: nn.Module, structure: Structure) -> Ass
 
     A layer with the scheme `none` is left as it is. Patterns are shell patterns on full names.
     """
-    planned = [
-        name for block in structure.blocks for group in block.groups for name in group.linears
-    ]
-    linears = {name: _plan_linear(spec, name, skeleton.get_submodule(name)) for name in planned}
+    groups = [group for block in structure.blocks for group in block.groups]
+    planned = [name for group in groups for name in group.linears]
+    scalable = {name for group in groups if group.fold is not None for name in group.linears}
+    linears = {
+        name: _plan_linear(spec, name, skeleton.get_submodule(name), name in scalable)
+        for name in planned
+    }
     others = _other_layers(skeleton, planned)
     problems = [
         *_unmatched(spec, [*planned, *others]),
@@ -45,7 +48,7 @@ def assign(spec: QuantizeSpec, skeleton: nn.Module, structure: Structure) -> Ass
     return Assignment(MappingProxyType(linears), tuple(problems), tuple(notes))
 
 
-def _plan_linear(spec: QuantizeSpec, name: str, module: nn.Module) -> LinearPlan:
+def _plan_linear(spec: QuantizeSpec, name: str, module: nn.Module, scalable: bool) -> LinearPlan:
     override = _first_override(spec, name)
     scheme = SCHEMES[_scheme_name(spec, name)]
     group_size = spec.group_size if override.group_size is None else override.group_size
@@ -58,8 +61,19 @@ def _plan_linear(spec: QuantizeSpec, name: str, module: nn.Module) -> LinearPlan
         has_bias=module._parameters.get("bias") is not None,
         scheme=scheme,
         group_size=int(group_size) if grouped else None,
-        method=METHODS[override.method or spec.method],
+        method=_choose_method(override.method or spec.method, scheme, scalable),
+        effort=EFFORTS[spec.effort],
     )
+
+
+def _choose_method(name: str, scheme: Scheme, scalable: bool) -> Method:
+    """Resolve `best`; nothing is scaled where nothing in front can take the scale."""
+    if name != BEST:
+        return METHODS[name]
+    method = METHODS[BEST_METHODS[scheme.name]]
+    if method.transform is None or scalable:
+        return method
+    return METHODS[method.rounder]
 
 
 def _scheme_name(spec: QuantizeSpec, name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, cast
 
 from torch import nn
@@ -11,9 +11,17 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.skeleton import summarize_names
 from quantkit.checkpoint.structure import Structure
 from quantkit.planning.assignment import Assignment
-from quantkit.recipe import Recipe
+from quantkit.recipe import BEST, Recipe
 from quantkit.records import LinearPlan
-from quantkit.schemes import FORMAT_SCHEMES, GROUP_SIZES, RUNTIME_NOTES
+from quantkit.schemes import (
+    BEST_METHODS,
+    FORMAT_SCHEMES,
+    GROUP_SIZES,
+    METHODS,
+    RUNTIME_NOTES,
+    RUNTIME_SCHEMES,
+    SCHEMES,
+)
 
 _FLOATS = ("BF16", "F16", "F32")
 _KERNEL_MULTIPLE = 32
@@ -35,6 +43,8 @@ def find_problems(
     yield from _join_layers(_unscalable(quantized, structure))
     yield from _split_fusions(structure, assignment)
     yield from _lacking_formats(recipe, quantized)
+    if gate:
+        yield from _lacking_runtime(recipe, quantized)
     yield from _missing_data(recipe, quantized, gate=gate)
     yield from _too_long(recipe, skeleton, quantized, gate=gate)
 
@@ -47,12 +57,14 @@ def find_notes(recipe: Recipe, assignment: Assignment) -> Iterator[str]:
     for (scheme, _), text in RUNTIME_NOTES.items():
         if scheme in used:
             yield text
-    calibrated = [linear for linear in quantized if linear.method.needs_calibration]
+    yield from _join_layers(_without_transform(recipe, quantized))
+    calibrated = [linear for linear in quantized if linear.needs_statistics]
     spec = recipe.calibration
     if spec is None:
         return
     if not calibrated:
-        yield "the calibration data is not used: no layer's method looks at it"
+        if recipe.quantize.kv_cache == "none":
+            yield "the calibration data is not used: no layer's method looks at it"
         return
     tokens = spec.samples * spec.sequence_length
     widest = max(linear.in_features for linear in calibrated)
@@ -85,7 +97,7 @@ def _join_layers(findings: Iterable[_Finding]) -> Iterator[str]:
 def _misfits(quantized: Iterable[LinearPlan]) -> Iterator[_Finding]:
     for linear in quantized:
         features, bits = linear.in_features, linear.scheme.weight_bits
-        packs = features * bits % 32 == 0
+        packs = not linear.scheme.grouped or features * bits % 32 == 0
         if linear.group_size is not None and features % linear.group_size:
             fitting = [str(size) for size in GROUP_SIZES if features % size == 0]
             fitting += ["channel"] if packs else []
@@ -132,6 +144,20 @@ def _unscalable(quantized: Iterable[LinearPlan], structure: Structure) -> Iterat
             )
 
 
+def _without_transform(recipe: Recipe, quantized: Iterable[LinearPlan]) -> Iterator[_Finding]:
+    """Layers for which `best` would scale the input, if something in front could take the scale."""
+    if recipe.quantize.method != BEST:
+        return
+    for linear in quantized:
+        best = BEST_METHODS[linear.scheme.name]
+        if linear.method.name != best and linear.method.name == METHODS[best].rounder:
+            yield (
+                linear.name,
+                f"method {linear.method.name} instead of {best}: no family file says what can take "
+                f"a scale in front of these layers",
+            )
+
+
 def _split_fusions(structure: Structure, assignment: Assignment) -> Iterator[str]:
     """Layers that vLLM makes one of, but that would be stored differently."""
     lines: dict[str, int] = {}
@@ -157,24 +183,62 @@ def _describe(linear: LinearPlan) -> str:
 
 
 def _lacking_formats(recipe: Recipe, quantized: Iterable[LinearPlan]) -> Iterator[str]:
+    """Schemes that the readers of an export format do not have."""
     used = sorted({linear.scheme.name for linear in quantized})
     for export in recipe.export:
         known = FORMAT_SCHEMES.get(export.format, frozenset())
         for scheme in used:
             if scheme not in known:
-                yield (
-                    f"format {export.format} has no scheme {scheme}; it has "
-                    f"{', '.join(sorted(known)) or 'none that is built'}"
-                )
+                yield f"format {export.format} has no scheme {scheme}{_offer(scheme, known)}"
+
+
+def _lacking_runtime(recipe: Recipe, quantized: Iterable[LinearPlan]) -> Iterator[str]:
+    """Schemes that the runtime lacks in which the recipe wants to be judged."""
+    runtime = "auto" if recipe.gate is None else recipe.gate.runtime
+    known = RUNTIME_SCHEMES.get(runtime)
+    if known is None:
+        return
+    for scheme in sorted({linear.scheme.name for linear in quantized} - known):
+        yield f"gate.runtime {runtime} has no scheme {scheme}{_offer(scheme, known)}"
+
+
+def _offer(wanted: str, known: Collection[str]) -> str:
+    """Name the scheme that is the most like the wanted one, and all that there are."""
+    target = SCHEMES[wanted]
+
+    def distance(name: str) -> tuple[int, bool, bool]:
+        scheme = SCHEMES[name]
+        return (
+            abs(scheme.weight_bits - target.weight_bits),
+            scheme.weight_kind != target.weight_kind,
+            scheme.activations != target.activations,
+        )
+
+    offered = [name for name in SCHEMES if name in known and name != "none"]
+    if not offered:
+        return "; it has none that is built"
+    return f"; the nearest that it has is {min(offered, key=distance)} (all: {', '.join(offered)})"
 
 
 def _missing_data(recipe: Recipe, quantized: Iterable[LinearPlan], *, gate: bool) -> Iterator[str]:
-    methods = sorted({each.method.name for each in quantized if each.method.needs_calibration})
-    if methods and recipe.calibration is None:
-        yield (
-            f"method {', '.join(methods)} needs calibration data: add a `calibration:` section "
-            f"with `data:`, or use method rtn"
-        )
+    if recipe.calibration is None:
+        remedy = "add a `calibration:` section with `data:`"
+        methods = sorted({each.method.name for each in quantized if each.method.needs_calibration})
+        static = sorted({each.scheme.name for each in quantized if each.scheme.static})
+        if methods:
+            yield (
+                f"method {', '.join(methods)} needs calibration data: {remedy}, or use method rtn"
+            )
+        if static:
+            yield (
+                f"scheme {', '.join(static)} stores scales of its inputs, which come from "
+                f"calibration data: {remedy}, or use a scheme with dynamic activations"
+            )
+        if recipe.quantize.kv_cache != "none":
+            yield (
+                f"kv_cache {recipe.quantize.kv_cache} stores scales of keys and values, which come "
+                f"from calibration data: {remedy}, or use kv_cache none"
+            )
     if gate and recipe.gate is None:
         yield (
             "the recipe has no gate: add a `gate:` section with `data:`, or pass --no-gate and "
@@ -190,7 +254,9 @@ def _too_long(
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int):
         return
-    calibrated = any(linear.method.needs_calibration for linear in quantized)
+    calibrated = recipe.quantize.kv_cache != "none" or any(
+        linear.needs_statistics for linear in quantized
+    )
     for name, spec, used in (
         ("calibration", recipe.calibration, calibrated),
         ("gate", recipe.gate, gate),

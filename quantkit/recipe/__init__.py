@@ -22,6 +22,8 @@ from quantkit.recipe.reading import (
 )
 from quantkit.recipe.refusals import explain, find_unbuilt, locate
 from quantkit.recipe.spec import (
+    AUTO,
+    BEST,
     CalibrationSpec,
     ExportSpec,
     GateSpec,
@@ -34,6 +36,8 @@ from quantkit.recipe.spec import (
 )
 
 __all__ = [
+    "AUTO",
+    "BEST",
     "MAX_RECIPE_BYTES",
     "CalibrationSpec",
     "ExportSpec",

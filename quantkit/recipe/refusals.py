@@ -98,9 +98,9 @@ def find_unbuilt(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         for index, override in enumerate(quantize.overrides)
     ]
     for where, _, scheme, method in rows:
-        if scheme is not None and not SCHEMES[scheme].built:
+        if scheme is not None and scheme in SCHEMES and not SCHEMES[scheme].built:
             yield (*where, "scheme"), f"scheme {scheme!r}"
-        if method is not None and not METHODS[method].built:
+        if method is not None and method in METHODS and not METHODS[method].built:
             yield (*where, "method"), f"method {method!r}"
     if not KV_CACHES[quantize.kv_cache]:
         yield ("quantize", "kv_cache"), f"kv_cache {quantize.kv_cache!r}"

@@ -14,11 +14,20 @@ from pydantic import (
     ValidationInfo,
     WithJsonSchema,
     field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from quantkit.errors import nearest
-from quantkit.schemes import FORMATS, GROUP_SIZES, KV_CACHES, METHODS, RUNTIMES, SCHEMES
+from quantkit.schemes import (
+    EFFORTS,
+    FORMATS,
+    GROUP_SIZES,
+    KV_CACHES,
+    METHODS,
+    RUNTIMES,
+    SCHEMES,
+)
 
 
 def _fraction(value: object) -> object:
@@ -67,8 +76,13 @@ def _group_size(value: object) -> object:
     )
 
 
+AUTO = "auto"
+"""The scheme that stands for: chosen per layer, from measured sensitivity."""
+BEST = "best"
+"""The method that stands for: what measured best for the layer's scheme."""
+
 SchemeName = _choice("scheme", SCHEMES)
-MethodName = _choice("method", METHODS)
+MethodName = _choice("method", dict.fromkeys([BEST, *METHODS]))
 GroupSize = Annotated[
     int | Literal["channel"],
     BeforeValidator(_group_size),
@@ -127,14 +141,36 @@ class Override(_Spec):
 class QuantizeSpec(_Spec):
     """What becomes of the weights."""
 
-    scheme: SchemeName = Field(  # type: ignore[valid-type]
-        default="w4a16", description="how weights and activations are stored"
+    scheme: _choice("scheme", dict.fromkeys([*SCHEMES, AUTO])) = Field(  # type: ignore[valid-type]
+        default="w4a16",
+        description="how weights and activations are stored; auto: chosen per layer by target_bits "
+        "or max_kl",
+    )
+    target_bits: float | None = Field(
+        default=None,
+        gt=0,
+        le=32,
+        description="for scheme auto: bits per weight of the whole artifact, at the most",
+    )
+    max_kl: float | None = Field(
+        default=None,
+        gt=0,
+        description="for scheme auto: predicted KL divergence, nats per token, at the most",
+    )
+    candidates: tuple[SchemeName, ...] = Field(  # type: ignore[valid-type]
+        default=("w4a16", "w8a16", "none"),
+        min_length=2,
+        description="for scheme auto: the schemes to choose from",
     )
     group_size: GroupSize = Field(
         default=128, description="columns of a weight that share a scale; channel: one scale a row"
     )
     method: MethodName = Field(  # type: ignore[valid-type]
-        default="awq+gptq", description="how the codes are chosen"
+        default=BEST,
+        description="how the codes are chosen; best: what measured best for the scheme",
+    )
+    effort: _choice("effort", EFFORTS) = Field(  # type: ignore[valid-type]
+        default="normal", description="how long to look for better codes"
     )
     kv_cache: _choice("kv_cache", KV_CACHES) = Field(  # type: ignore[valid-type]
         default="none", description="precision of the KV cache"
@@ -147,6 +183,22 @@ class QuantizeSpec(_Spec):
         description="other settings for some layers, as {match: '*.down_proj', scheme: w8a16}; "
         "the first match wins",
     )
+
+    @model_validator(mode="after")
+    def _one_target_for_auto(self) -> QuantizeSpec:
+        """`auto` needs exactly one target, and other schemes have none."""
+        targets = [name for name in ("target_bits", "max_kl") if getattr(self, name) is not None]
+        if self.scheme == AUTO and len(targets) != 1:
+            raise PydanticCustomError(
+                "target", "scheme auto needs target_bits or max_kl, one of the two"
+            )
+        if self.scheme != AUTO and targets:
+            raise PydanticCustomError(
+                "target",
+                "{name} belongs to scheme auto, and the scheme is {scheme}",
+                {"name": targets[0], "scheme": self.scheme},
+            )
+        return self
 
 
 class ExportSpec(_Spec):

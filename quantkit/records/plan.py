@@ -1,0 +1,176 @@
+"""Checkpoints as they lie on the disk, and what a job will do with one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from quantkit.schemes import EFFORTS, Effort, Method, Scheme
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: `size` bytes from byte `start` of `file`."""
+
+    name: str
+    dtype: str
+    """safetensors' name of the dtype: BF16, F16, F32, ..."""
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on this disk and where it came from."""
+
+    name: str
+    """What the user wrote: a folder, a Hub id or id@revision."""
+    folder: Path
+    revision: str | None
+    """The commit on the Hub; None for a plain folder."""
+
+
+@dataclass(frozen=True)
+class LinearPlan:
+    """One linear layer and what will be done to it."""
+
+    name: str
+    """Full module name, for instance `model.layers.0.self_attn.q_proj`."""
+    out_features: int
+    in_features: int
+    has_bias: bool
+    scheme: Scheme
+    group_size: int | None
+    """Columns that share a scale; None: the scheme's granularity says what does."""
+    method: Method
+    effort: Effort = EFFORTS["normal"]
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the layer gets codes."""
+        return self.scheme.weight_kind != "none"
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether its method looks at statistics, or its scheme stores a scale of its input."""
+        return self.quantized and (self.method.needs_calibration or self.scheme.static)
+
+
+@dataclass(frozen=True)
+class FoldPlan:
+    """The operation in front of an input group, into which a scale per channel can be folded."""
+
+    module: str
+    """Full name of a norm or of a linear layer of the same block."""
+    kind: Literal["norm", "linear"]
+    repeat: int = 1
+    """Query heads per key/value head, where the fold crosses grouped attention (v_proj, o_proj)."""
+    head_dim: int = 0
+    """Channels of one head; only read where `repeat` is more than 1."""
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """Linear layers that read the same input: one second moment serves them all."""
+
+    linears: tuple[LinearPlan, ...]
+    fold: FoldPlan | None
+
+    @property
+    def quantized(self) -> bool:
+        """Whether any of its layers gets codes."""
+        return any(linear.quantized for linear in self.linears)
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """One decoder block: its groups in the order in which the forward reaches them."""
+
+    index: int
+    prefix: str
+    """Full module name, for instance `model.layers.0`."""
+    groups: tuple[GroupPlan, ...]
+
+
+@dataclass(frozen=True)
+class KvCachePlan:
+    """Which attention layers get scales for an FP8 key/value cache."""
+
+    per_head: bool
+    """One scale a key/value head; otherwise one for K and one for V a layer."""
+    attentions: tuple[str, ...]
+    """Full names of the attention modules, one a block, for instance `model.layers.0.self_attn`."""
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """What one unit of layers would cost under one scheme.
+
+    kl: nats per token that the unit alone adds when only it is quantized so. size_bytes: of all
+    its tensors.
+    """
+
+    scheme: str
+    kl: float
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class AllocatedUnit:
+    """Layers that must share a scheme, what each scheme would cost, and the one chosen."""
+
+    layers: tuple[str, ...]
+    costs: tuple[UnitCost, ...]
+    chosen: str
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Schemes chosen per layer from measured sensitivity: what `scheme: auto` stands for."""
+
+    units: tuple[AllocatedUnit, ...]
+    tokens: int
+    """Calibration tokens on which the divergences were measured."""
+    target_bits: float | None
+    max_kl: float | None
+    predicted_kl: float
+    """Sum of the chosen costs: divergences of single units add up to first order."""
+    predicted_bits: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job will do, known from the config and the headers alone."""
+
+    model: str
+    family: str
+    """Name of the family data file, or `structural` for the fallback."""
+    blocks: tuple[BlockPlan, ...]
+    notes: tuple[str, ...]
+    """What the user should know: layers left alone, kernels a runtime lacks, choices made."""
+    scale_dtype: str
+    """torch name of the dtype of scales: the one in the checkpoint's config."""
+    parameters: int
+    """Weights of the checkpoint, tied ones counted once."""
+    baseline_bytes: int
+    artifact_bytes: int
+    """Predicted bytes of all tensors of the artifact."""
+    bits_per_weight: float
+    """8 * artifact_bytes / parameters."""
+    block_bytes: int
+    """The largest block's weights as the walk holds them (float32)."""
+    activation_bytes: int
+    """What the suspended forwards hold at the most."""
+    statistics_bytes: int
+    """The largest second moment and the solver's working copies."""
+    disk_bytes: int
+    """Free space that the job needs at the output: workspace and artifact together."""
+    kv_cache: KvCachePlan | None = None
+    """None: the key/value cache stays in 16 bits."""
+    allocation: Allocation | None = None
+    """Why each layer has its scheme, where the recipe left the choice open."""

@@ -1,0 +1,59 @@
+"""What a job leaves for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.records.judging import EXIT_CODES, Artifact, Judgement, Verdict
+from quantkit.records.plan import Allocation, Plan
+from quantkit.records.solving import KvRecord, LayerRecord
+
+
+@dataclass(frozen=True)
+class ArtifactReport:
+    """One row of a report."""
+
+    name: str
+    path: str
+    format: str
+    scheme: str
+    size_bytes: int
+    """Bytes of all tensors, as docs/gate.md defines size."""
+    bits_per_weight: float
+    runtime: str
+    judgement: Judgement
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a job or a gate found; every renderer reads this and nothing else."""
+
+    model: str
+    baseline_bytes: int
+    artifacts: tuple[ArtifactReport, ...]
+    verdict: Verdict
+    layers: tuple[LayerRecord, ...]
+    notes: tuple[str, ...]
+    evidence: Mapping[str, Any]
+    """JSON-ready: recipe, versions, hashes, calibration and evaluation data, timings."""
+    kv_cache: tuple[KvRecord, ...] = ()
+    allocation: Allocation | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `quantkit.quantize` returns."""
+
+    output: Path
+    verdict: Verdict
+    plan: Plan
+    artifacts: tuple[Artifact, ...]
+    report: Report
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code that the command line gives for this verdict."""
+        return EXIT_CODES[self.verdict]

@@ -1,0 +1,155 @@
+"""Calibration data, statistics, codes: what travels while a model is quantized.
+
+Shapes: O output features, I input features, G groups along I, N windows, T tokens of a window,
+S sampled tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from quantkit.schemes import Scheme
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenWindows:
+    """Windows of token ids, and which of their tokens count.
+
+    ids: int64 [N, T]. weights: float32 [N, T], 0 where a token must not count (for instance
+    outside of assistant turns), else 1.
+    """
+
+    ids: np.ndarray
+    weights: np.ndarray
+    source: str
+    sha256: str
+    """Hash of the ids, the weights and the shape: same hash, same calibration."""
+    notes: tuple[str, ...] = ()
+    """What the data doctor found and did not refuse."""
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """What calibration knows about one input.
+
+    second_moment: float32 [I, I], the mean over tokens of x x^T (weighted by the token weights).
+    mean: float32 [I], the weighted mean. absmax: float32 [I], the largest |x| of a counted token.
+    sample: float32 [S, I], counted tokens spread evenly over the calibration data, on which the
+    rounding of activations is judged.
+    """
+
+    second_moment: Tensor
+    tokens: int
+    """Tokens that counted."""
+    mean: Tensor | None = None
+    absmax: Tensor | None = None
+    sample: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class KvStats:
+    """What calibration knows about the keys and values of one attention layer, as a cache holds
+    them: keys after the rotary embedding.
+
+    key_absmax, value_absmax: float32 [kv_heads, head_dim], the largest magnitude over tokens.
+    """
+
+    key_absmax: Tensor
+    value_absmax: Tensor
+    tokens: int
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """Codes, scales and zero points of one linear layer, in compressed-tensors' signed convention.
+
+    codes: int8 or float8_e4m3fn [O, I]; scale: [O, G] in the artifact's scale dtype (already
+    rounded to it), or [ceil(O/128), ceil(I/128)] for the granularity `block`; zero_point: int8
+    [O, G], or None for symmetric schemes. The weight is `scale * (codes - zero_point)` with each
+    scale repeated over what shares it. input_scale: [1] in the scale dtype, for schemes with
+    static activations only.
+    """
+
+    name: str
+    scheme: Scheme
+    group_size: int | None
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    input_scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """How well one layer was solved; goes into evidence and reports."""
+
+    name: str
+    scheme: str
+    group_size: int | None
+    method: str
+    bits_per_weight: float
+    relative_error: float | None
+    """tr(dW H dW^T) / tr(W H W^T): squared output error relative to the output, on the calibration
+    tokens; None where no statistics were taken."""
+    rtn_relative_error: float | None
+    """The same for plain rounding of the untransformed weight, to compare with."""
+    weight_error: float
+    """||dW||^2 / ||W||^2."""
+    damping: float | None = None
+    """Fraction of mean(diag H) that was added before the inversion; None without an inversion."""
+    awq_exponent: float | None = None
+    """Exponent that the grid chose; None where no scale was folded for the weights' sake."""
+    smoothing_exponent: float | None = None
+    """Exponent of the activations' magnitude; None where no scale was folded for their sake."""
+    activation_error: float | None = None
+    """Squared output error relative to the output on sampled calibration tokens, with rounded
+    activations and rounded weights; None where activations stay in 16 bits."""
+    rtn_activation_error: float | None = None
+    """The same for plain rounding without smoothing."""
+    bias_corrected: bool = False
+    """Whether the layer's bias took up the mean of the output error."""
+    tuned: str | None = None
+    """What tuning on the whole model did to the layer; None where there was none."""
+    fallback: str | None = None
+    """Why the layer got something other than what was asked for, for instance `rtn: ...`."""
+
+
+@dataclass(frozen=True)
+class KvRecord:
+    """The scales of one attention layer's key/value cache; goes into evidence and reports."""
+
+    name: str
+    """Full name of the attention module."""
+    key_scale: tuple[float, ...]
+    """One a layer or one a key/value head."""
+    value_scale: tuple[float, ...]
+    key_absmax: tuple[float, ...]
+    """One a key/value head."""
+    value_absmax: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SolvedBlock:
+    """All that the artifact needs of one block.
+
+    dense: full tensor name -> tensor, for tensors that changed without being quantized (a folded
+    norm or bias). added: the same for tensors that the checkpoint does not have (`k_scale` and
+    `v_scale` of a quantized key/value cache). Every other tensor is copied from the checkpoint.
+    """
+
+    index: int
+    layers: tuple[QuantizedLayer, ...]
+    dense: Mapping[str, Tensor]
+    records: tuple[LayerRecord, ...]
+    replay: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the walk needs beside the codes to take this block's place in a resumed forward:
+    `fold:<layer>` [I], the scale that was folded out of the input of the group that begins with the
+    layer; `scale:<layer>` [O, G], a layer's scale before a later fold divided it."""
+    added: Mapping[str, Tensor] = field(default_factory=dict)
+    kv: KvRecord | None = None
