@@ -2,7 +2,7 @@
 # make demo    quantize the bundled model, judge it, print the table and where the report is
 # make test    the tests, on JOBS processes
 # make check   style, formatting and types
-# make vllm    load and generate the demo artifact in vLLM's CPU build, in its own environment
+# make vllm    generate with artifacts and judge them in vLLM's CPU build, in its own environment
 # make bench   the benchmarks of benchmarks/, one after the other
 # make clean   everything that can be made again
 
@@ -34,12 +34,16 @@ format: setup
 
 vllm: setup
 	scripts/check_vllm.sh artifacts/demo/compressed-tensors
+	$(TEST_ENVIRONMENT) QUANTKIT_VLLM_PYTHON=$${VLLM_ENV:-.venv-vllm}/bin/python \
+	  $(BIN)/python -m pytest -q -m vllm tests/e2e/test_vllm_gate.py
 
 bench: setup
-	scripts/setup_rival.sh
+	scripts/setup_rival.sh llm-compressor
+	scripts/setup_rival.sh auto-round
 	$(BIN)/python benchmarks/llm_compressor.py
+	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/synthetic_2gb.py
 
 clean:
-	rm -rf .venv .venv-vllm .venv-rival artifacts build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-rival .venv-auto-round artifacts build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find quantkit tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

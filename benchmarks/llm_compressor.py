@@ -12,12 +12,10 @@ usage: python benchmarks/llm_compressor.py [--repeats 3] [--rival .venv-rival/bi
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,6 +23,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from contest import (
+    PACKAGES,
+    RECIPE,
+    artifact_of,
+    check_same_windows,
+    describe_versions,
+    export_windows,
+    find_rival,
+    judge,
+    rival_command,
+    rival_versions,
+)
 from measure import (
     ROOT,
     Measured,
@@ -35,7 +45,6 @@ from measure import (
     write_results,
 )
 
-RECIPE = "demo"
 JOBS = (
     ("llm-compressor", "gptq"),
     ("quantkit", "gptq"),
@@ -46,8 +55,7 @@ JOBS = (
     ("llm-compressor", "rtn"),
     ("quantkit", "rtn"),
 )
-PACKAGES = ("quantkit", "torch", "transformers", "compressed-tensors")
-RIVAL_PACKAGES = ("llmcompressor", "torch", "transformers", "compressed-tensors")
+RIVAL = "llm-compressor"
 
 
 @dataclass
@@ -68,39 +76,6 @@ class Contestant:
         return f"{self.tool}-{self.method}"
 
 
-def export_windows(folder: Path) -> dict[str, Any]:
-    """Write calibration.npy and evaluation.npy as quantkit's own loader cuts them.
-
-    A process of its own, because torch in this one would count towards every measured command.
-    """
-    code = f"""
-import json, numpy
-import quantkit
-from quantkit.calibration.data import load_tokenizer, load_windows
-from quantkit.checkpoint.source import resolve_source
-
-recipe = quantkit.load_recipe({RECIPE!r})
-folder = resolve_source(recipe.model).folder
-tokenizer = load_tokenizer(folder)
-hashes = {{"model": str(folder)}}
-for name, spec, order in (
-    ("calibration", recipe.calibration, "random"),
-    ("evaluation", recipe.gate, "sequential"),
-):
-    windows = load_windows(
-        spec.data, split=spec.split, text_column=spec.text_column, tokenizer=tokenizer,
-        samples=spec.samples, sequence_length=spec.sequence_length, seed=spec.seed, order=order)
-    numpy.save({str(folder)!r} + f"/{{name}}.npy", windows.ids)
-    hashes[name] = {{"sha256": windows.sha256, "shape": list(windows.ids.shape)}}
-print(json.dumps(hashes))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 def make_command(
     contestant: Contestant, rival: Path, model: str, work: Path, output: Path
 ) -> list[str]:
@@ -109,54 +84,22 @@ def make_command(
         words = [sys.executable, "-m", "quantkit", "quantize", "--recipe", RECIPE, "--quiet"]
         words += ["--set", f"quantize.method={contestant.method}", "--no-gate"]
         return [*words, "--output", str(output)]
-    script = ROOT / "benchmarks" / "llm_compressor_job.py"
-    words = [str(rival), str(script), "--model", model, "--method", contestant.method]
-    return [*words, "--windows", str(work / "calibration.npy"), "--output", str(output)]
+    options = ["--method", contestant.method]
+    return rival_command(RIVAL, rival, Path(model), work / "calibration.npy", output, options)
 
 
-def artifact_of(contestant: Contestant, output: Path) -> Path:
-    """Return the checkpoint folder inside a job's output."""
-    return output / "compressed-tensors" if contestant.tool == "quantkit" else output
-
-
-def check_same_windows(output: Path, expected: str) -> None:
-    """Make sure that quantkit's job calibrated on the windows that the rival got."""
-    evidence = json.loads((output / "quantkit.json").read_text(encoding="utf-8"))
-    calibration = evidence["calibration"]
-    if calibration is not None and calibration["sha256"] != expected:
-        raise SystemExit("quantkit calibrated on other windows than those of the rival")
-
-
-def judge(contestants: Sequence[Contestant], model: str, work: Path, last: int) -> float:
+def judge_all(contestants: Sequence[Contestant], model: str, work: Path, last: int) -> float:
     """Measure every artifact on the evaluation windows; return the baseline's perplexity."""
-    import numpy as np
-
-    from quantkit.judging.evaluate import evaluate
-    from quantkit.records import TokenWindows
-
-    ids = np.load(work / "evaluation.npy")
-    windows = TokenWindows(ids, np.ones(ids.shape, dtype=np.float32), "benchmark", "")
     baseline = math.nan
     for contestant in contestants:
-        artifact = artifact_of(contestant, work / f"{contestant.key}-{last}")
-        result = evaluate(Path(model), artifact, windows)
-        baseline = math.exp(statistics.fmean(result.baseline_nll))
-        contestant.kl = statistics.fmean(result.kl)
-        contestant.perplexity = math.exp(statistics.fmean(result.candidate_nll))
-        contestant.agreement = statistics.fmean(result.agreement)
-        contestant.weight_bytes = sum(p.stat().st_size for p in artifact.glob("*.safetensors"))
+        artifact = artifact_of(contestant.tool, work / f"{contestant.key}-{last}")
+        judged = judge(Path(model), artifact, work / "evaluation.npy")
+        baseline = judged.baseline_perplexity
+        contestant.kl = judged.kl
+        contestant.perplexity = judged.perplexity
+        contestant.agreement = judged.agreement
+        contestant.weight_bytes = judged.weight_bytes
     return baseline
-
-
-def rival_versions(rival: Path) -> dict[str, str]:
-    """Return the versions in the rival's environment."""
-    code = f"""
-import importlib.metadata, json
-print(json.dumps({{name: importlib.metadata.version(name) for name in {RIVAL_PACKAGES!r}}}))
-"""
-    done = subprocess.run([str(rival), "-c", code], check=True, capture_output=True, text=True)
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
 
 
 def render(document: dict[str, Any], contestants: Sequence[Contestant]) -> str:
@@ -183,8 +126,6 @@ def render(document: dict[str, Any], contestants: Sequence[Contestant]) -> str:
             f"| {c.weight_bytes / 1e6:.2f} | {statistics.median(seconds):.1f} "
             f"({seconds[0]:.1f}-{seconds[-1]:.1f}) | {peak / 1e6:.0f} |"
         )
-    ours = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
-    theirs = ", ".join(f"{name} {version}" for name, version in document["rival_versions"].items())
     lines += [
         "",
         f"Time and memory are medians of {document['repeats']} runs (fastest to slowest), each a "
@@ -192,8 +133,8 @@ def render(document: dict[str, Any], contestants: Sequence[Contestant]) -> str:
         "that of its largest process. The contestants took turns.",
         "",
         f"- machine: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB",
-        f"- quantkit: {ours}; commit {document['commit']}",
-        f"- llm-compressor: {theirs}",
+        f"- quantkit: {describe_versions(document['versions'])}; commit {document['commit']}",
+        f"- llm-compressor: {describe_versions(document['rival_versions'])}",
         f"- command: `{document['command']}`",
         "",
     ]
@@ -204,12 +145,11 @@ def main() -> None:
     """Parse the arguments, run every job, judge, write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--rival", type=Path, default=ROOT / ".venv-rival" / "bin" / "python")
+    parser.add_argument("--rival", type=Path, help="the interpreter of llm-compressor")
     parser.add_argument("--methods", nargs="+", default=["gptq", "awq", "awq+gptq", "rtn"])
     parser.add_argument("--work", type=Path, help="keep the artifacts and logs in this folder")
     arguments = parser.parse_args()
-    if not arguments.rival.exists():
-        raise SystemExit(f"no {arguments.rival}: run scripts/setup_rival.sh first")
+    rival = find_rival(RIVAL, arguments.rival)
     os.chdir(ROOT)
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -221,13 +161,13 @@ def main() -> None:
         for repeat in range(arguments.repeats):
             for contestant in contestants:
                 output = work / f"{contestant.key}-{repeat}"
-                command = make_command(contestant, arguments.rival, model, work, output)
+                command = make_command(contestant, rival, model, work, output)
                 measured = run_measured(command, work / f"{contestant.key}-{repeat}.log")
                 contestant.runs.append(measured)
                 if contestant.tool == "quantkit":
                     check_same_windows(output, windows["calibration"]["sha256"])
                 print(f"{contestant.key}: {measured.seconds:.1f} s", file=sys.stderr)
-        perplexity = judge(contestants, model, work, arguments.repeats - 1)
+        perplexity = judge_all(contestants, model, work, arguments.repeats - 1)
 
     document = {
         "model": Path(model).name,
@@ -237,7 +177,7 @@ def main() -> None:
         "repeats": arguments.repeats,
         "machine": describe_machine(),
         "versions": package_versions(PACKAGES),
-        "rival_versions": rival_versions(arguments.rival),
+        "rival_versions": rival_versions(RIVAL, rival),
         "commit": describe_commit(),
         "command": shlex.join(["python", "benchmarks/llm_compressor.py", *sys.argv[1:]]),
     }

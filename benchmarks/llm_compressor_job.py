@@ -1,9 +1,11 @@
 """Quantize a checkpoint with llm-compressor on given token windows.
 
 Runs in llm-compressor's own environment (scripts/setup_rival.sh) and imports nothing of quantkit.
-The recipes are those of its documentation for W4A16: `GPTQModifier(targets="Linear",
-scheme="W4A16", ignore=["lm_head"])` and `AWQModifier(duo_scaling="both")` with a
-`QuantizationModifier`, with its own defaults for everything else.
+The recipes are those of its documentation, with its own defaults for everything else: for W4A16
+`GPTQModifier(targets="Linear", scheme="W4A16", ignore=["lm_head"])` and
+`AWQModifier(duo_scaling="both")` with a `QuantizationModifier`; for W8A8
+`SmoothQuantModifier(smoothing_strength=0.8)` with a `GPTQModifier`; for FP8_DYNAMIC a
+`QuantizationModifier` alone.
 """
 
 from __future__ import annotations
@@ -19,23 +21,28 @@ from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
+from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from llmcompressor.pipelines.cache import IntermediatesCache
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-TARGETS: dict[str, Any] = {"targets": "Linear", "scheme": "W4A16", "ignore": ["lm_head"]}
+METHODS = ("rtn", "gptq", "awq", "awq+gptq", "smoothquant+gptq")
+SCHEMES = ("W4A16", "W8A8", "FP8_DYNAMIC")
 
 
-def make_recipe(method: str) -> list[Any]:
+def make_recipe(method: str, scheme: str) -> list[Any]:
     """Return the modifiers of one method."""
+    targets: dict[str, Any] = {"targets": "Linear", "scheme": scheme, "ignore": ["lm_head"]}
     match method:
         case "rtn":
-            return [QuantizationModifier(**TARGETS)]
+            return [QuantizationModifier(**targets)]
         case "gptq":
-            return [GPTQModifier(**TARGETS)]
+            return [GPTQModifier(**targets)]
         case "awq":
-            return [AWQModifier(duo_scaling="both"), QuantizationModifier(**TARGETS)]
+            return [AWQModifier(duo_scaling="both"), QuantizationModifier(**targets)]
         case "awq+gptq":
-            return [AWQModifier(duo_scaling="both"), GPTQModifier(**TARGETS)]
+            return [AWQModifier(duo_scaling="both"), GPTQModifier(**targets)]
+        case "smoothquant+gptq":
+            return [SmoothQuantModifier(smoothing_strength=0.8), GPTQModifier(**targets)]
     raise ValueError(f"unknown method {method!r}")
 
 
@@ -52,7 +59,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--windows", type=Path, required=True, help=".npy, int64 [N, T]")
-    parser.add_argument("--method", choices=["rtn", "gptq", "awq", "awq+gptq"], required=True)
+    parser.add_argument("--method", choices=METHODS, required=True)
+    parser.add_argument("--scheme", choices=SCHEMES, default="W4A16")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--batch-size", type=int, default=1)
     arguments = parser.parse_args()
@@ -66,7 +74,7 @@ def main() -> None:
         model=model,
         tokenizer=AutoTokenizer.from_pretrained(arguments.model),
         dataset=Dataset.from_dict({"input_ids": rows, "attention_mask": masks}),
-        recipe=make_recipe(arguments.method),
+        recipe=make_recipe(arguments.method, arguments.scheme),
         num_calibration_samples=len(windows),
         max_seq_length=windows.shape[1],
         shuffle_calibration_samples=False,

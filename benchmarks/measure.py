@@ -25,10 +25,13 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 @dataclass(frozen=True)
 class Measured:
-    """What a command took: wall time, and peak memory of its largest process."""
+    """What a command took: wall time, peak memory of its largest process, and processor time of
+    all of them, which other load on the machine does not change much.
+    """
 
     seconds: float
     peak_bytes: int
+    cpu_seconds: float
 
 
 def run_measured(command: Sequence[str | os.PathLike[str]], log: Path) -> Measured:
@@ -49,7 +52,7 @@ def run_measured(command: Sequence[str | os.PathLike[str]], log: Path) -> Measur
         )
         if outcome.returncode == 0:
             measured = json.loads(result.read_text())
-            return Measured(measured["seconds"], measured["peak_bytes"])
+            return Measured(**measured)
     tail = log.read_text(errors="replace")[-4000:]
     raise SystemExit(f"{tail}\nfailed with exit code {outcome.returncode}: {' '.join(words)}")
 
@@ -60,7 +63,12 @@ def _run_one(result: Path, words: list[str]) -> int:
     _, status, usage = os.wait4(pid, 0)
     seconds = time.monotonic() - start
     unit = 1 if sys.platform == "darwin" else 1024
-    result.write_text(json.dumps({"seconds": seconds, "peak_bytes": usage.ru_maxrss * unit}))
+    measured = {
+        "seconds": seconds,
+        "peak_bytes": usage.ru_maxrss * unit,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+    }
+    result.write_text(json.dumps(measured))
     return os.waitstatus_to_exitcode(status)
 
 

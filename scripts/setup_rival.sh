@@ -1,8 +1,26 @@
 #!/usr/bin/env bash
-# Make the environment of llm-compressor, which benchmarks/llm_compressor.py compares with.
-# RIVAL_ENV=... chooses the folder (default .venv-rival).
+# Make the environment of a tool that benchmarks/ compares with.
+#
+# usage: scripts/setup_rival.sh [llm-compressor|auto-round]   (default llm-compressor)
+#   RIVAL_ENV=...   chooses the folder (default .venv-rival or .venv-auto-round)
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=${RIVAL_ENV:-$root/.venv-rival}
-exec "$root/scripts/make_environment.sh" "$venv" "$root/constraints-rival.txt" llmcompressor
+tool=${1:-llm-compressor}
+case "$tool" in
+  llm-compressor)
+    folder=.venv-rival
+    constraints=constraints-rival.txt
+    packages=(llmcompressor)
+    ;;
+  auto-round)
+    folder=.venv-auto-round
+    constraints=constraints-auto-round.txt
+    packages=(auto-round compressed-tensors)
+    ;;
+  *)
+    echo "set-up: '$tool' is no rival: use llm-compressor or auto-round" >&2
+    exit 2
+    ;;
+esac
+exec "$root/scripts/make_environment.sh" "${RIVAL_ENV:-$root/$folder}" "$root/$constraints" "${packages[@]}"

@@ -1,0 +1,217 @@
+"""Judging worker for the vLLM runtime: a script, run as `python vllm_worker.py`.
+
+It runs under the interpreter that has vLLM and imports the standard library, torch and vLLM only.
+Requests and answers are those of transformers_worker.py, one line of JSON each.
+
+The logits of all positions are the model's own: vLLM runs each window as a prompt, with its
+kernels, its fused layers and its paged key/value cache, in whatever precision the artifact declares
+for it; the hidden states that leave the decoder are then put through vLLM's own head. Nothing is
+taken from a list of the most probable tokens, so no tail is left out.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK_ROWS = 128
+"""Positions whose logits are computed and written at a time."""
+
+SETTINGS = {
+    # The engine lives in this process, so that its hidden states can be seen.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    # Two workers share the cores: neither may pin its threads to all of them.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    # Nothing is compiled at run time: no compiler is needed, and any path will do.
+    "TORCHDYNAMO_DISABLE": "1",
+}
+
+GPU_SHARE = 0.45
+"""Memory of one GPU for each of the two workers."""
+
+LONGEST = 32768
+"""Tokens of a sequence, at the most, whatever the model could take."""
+
+Reply = dict[str, Any]
+
+
+class Engine:
+    """vLLM with one model, and the hidden states that its decoder gave last."""
+
+    def __init__(self, path: str) -> None:
+        import vllm
+
+        self.llm = vllm.LLM(
+            path,
+            enforce_eager=True,
+            enable_prefix_caching=False,
+            max_model_len=_positions(path),
+            max_num_seqs=4,
+            gpu_memory_utilization=GPU_SHARE,
+            seed=0,
+        )
+        self.hidden: list[Tensor] = []
+        self.model: Any = None
+        self.llm.apply_model(self._watch)
+
+    def _watch(self, model: Any) -> None:
+        self.model = model
+        # The outermost module: vLLM calls the decoder inside of it past its hooks.
+        model.register_forward_hook(self._keep)
+
+    def _keep(self, _: Any, __: Any, output: Any) -> None:
+        self.hidden.append((output[0] if isinstance(output, tuple) else output).clone())
+
+    def run(self, ids: list[int], new_tokens: int) -> list[int]:
+        """Run one prompt and return its greedy continuation; `hidden` has all of its steps."""
+        import vllm
+
+        self.hidden.clear()
+        sampling = vllm.SamplingParams(temperature=0.0, max_tokens=new_tokens)
+        prompt = vllm.TokensPrompt(prompt_token_ids=ids)
+        (answer,) = self.llm.generate([prompt], sampling, use_tqdm=False)
+        return list(answer.outputs[0].token_ids)
+
+
+def main() -> int:
+    """Serve requests from standard input until it ends."""
+    channel = _take_stdout()
+    engine: Any = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if request["op"] == "load":
+                engine, reply = load(request["path"], request["threads"])
+            elif request["op"] == "logits":
+                reply = write_logits(engine, request["ids"], request["file"])
+            elif request["op"] == "generate":
+                reply = generate(engine, request["prompt_ids"], request["max_new_tokens"])
+            else:
+                reply = {"ok": True}
+        # The classes that libraries use for bad files and lacking resources. Anything else is a
+        # defect: its traceback on standard error and the exit code tell the parent.
+        except (OSError, ValueError, RuntimeError, ImportError, KeyError, MemoryError) as error:
+            reply = {"ok": False, "kind": _kind(error), "error": _one_line(error)}
+            reply["package"] = getattr(error, "name", None)
+        channel.write(json.dumps(reply) + "\n")
+        channel.flush()
+        if request["op"] == "exit":
+            break
+    return 0
+
+
+def load(path: str, threads: int) -> tuple[Engine, Reply]:
+    """Load the checkpoint or artifact in folder `path` and say what it became."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import torch
+
+    if not os.path.isdir(path):
+        raise ValueError(f"{path} is not a folder")
+    torch.set_num_threads(threads)
+    engine = Engine(path)
+    settings = engine.llm.llm_engine.vllm_config
+    return engine, {
+        "ok": True,
+        "vocab": int(settings.model_config.get_vocab_size()),
+        "dtype": str(settings.model_config.dtype).removeprefix("torch."),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "kv_cache": _kv_cache(path, str(settings.cache_config.cache_dtype)),
+        # vLLM itself refuses tensors that it has no place for.
+        "unexpected": [],
+        "versions": _versions(),
+    }
+
+
+def _kv_cache(path: str, dtype: str) -> str | None:
+    """Say in which precision keys and values are cached; None for the model's own.
+
+    Raises:
+        ValueError: the artifact declares a quantized cache and vLLM does not use one.
+    """
+    config = json.loads(Path(path, "config.json").read_bytes())
+    scheme = (config.get("quantization_config") or {}).get("kv_cache_scheme")
+    if scheme is None:
+        return None if dtype == "auto" else dtype
+    if not dtype.startswith("fp8"):
+        raise ValueError(f"config.json declares a quantized KV cache, but vLLM's is {dtype}")
+    return "fp8 per head" if scheme.get("strategy") == "attn_head" else "fp8"
+
+
+def write_logits(engine: Engine, ids: list[list[int]], file: str) -> Reply:
+    """Write the logits of every position of `ids` [B, T] to `file`, window by window."""
+    import torch
+
+    finite, vocabulary = True, 0
+    with open(file, "wb") as handle, torch.inference_mode():
+        for row in ids:
+            engine.run(row, 1)
+            hidden = torch.cat(engine.hidden)[: len(row)]
+            if len(hidden) < len(row):
+                raise ValueError(f"vLLM computed {len(hidden)} of {len(row)} positions")
+            for part in hidden.split(CHUNK_ROWS):
+                logits = engine.model.compute_logits(part).float().cpu().contiguous()
+                vocabulary = logits.shape[-1]
+                finite = finite and bool(torch.isfinite(logits).all())
+                handle.write(logits.numpy().data)
+    return {"ok": True, "shape": [len(ids), len(ids[0]), vocabulary], "finite": finite}
+
+
+def generate(engine: Engine, prompt_ids: list[int], max_new_tokens: int) -> Reply:
+    """Continue `prompt_ids` with the most probable tokens, within the model's positions."""
+    room = engine.llm.llm_engine.vllm_config.model_config.max_model_len - len(prompt_ids)
+    count = min(max_new_tokens, room)
+    return {"ok": True, "ids": engine.run(prompt_ids, count) if count > 0 else []}
+
+
+def _positions(path: str) -> int:
+    """The longest sequence of the model, within LONGEST: the cache is sized by it."""
+    config = json.loads(Path(path, "config.json").read_bytes())
+    config = config.get("text_config", config)
+    return min(int(config.get("max_position_embeddings") or LONGEST), LONGEST)
+
+
+def _take_stdout() -> TextIO:
+    """Keep standard output for the answers; whatever else prints goes to standard error."""
+    private = os.dup(1)
+    os.dup2(2, 1)
+    return os.fdopen(private, "w", encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "vllm", "vllm-cpu", "transformers", "compressed-tensors"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _kind(error: Exception) -> str:
+    # By name and by words: torch raises its own class on CUDA and a bare RuntimeError on a CPU.
+    out_of_memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    if isinstance(error, MemoryError) or out_of_memory:
+        return "memory"
+    if isinstance(error, OSError) and error.errno is not None:
+        return "disk" if error.errno in (27, 28, 122) else "other"
+    return "package" if isinstance(error, ImportError) else "other"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:1000]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
