@@ -1,0 +1,217 @@
+"""Quantized checkpoints of any readable kind into compressed-tensors, or into plain weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from quantkit.checkpoint.reader import Checkpoint, hash_files, open_checkpoint
+from quantkit.checkpoint.source import resolve_source
+from quantkit.describe import describe_artifact, describe_model, package_versions
+from quantkit.durable import write_text
+from quantkit.errors import ArtifactError, InputError, NotYetError, OutputError, ResourceError
+from quantkit.formats.readers.description import TITLES, is_foreign
+from quantkit.formats.readers.stored import StoredModel, open_stored
+from quantkit.formats.rewriting import Rewriting, plan_repacking, plan_weights, write_rewriting
+from quantkit.inputs import PLAIN, check_convert_inputs
+from quantkit.recipe import ExportSpec
+from quantkit.records import Artifact, Progress, Source
+from quantkit.running import silent, staged
+from quantkit.staging import commit, partial_of
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion made."""
+
+    source: str
+    """What the user called the checkpoint."""
+    source_format: str
+    """GPTQ, AWQ, FP8 or compressed-tensors."""
+    layers: int
+    """Quantized layers that were converted."""
+    artifact: Artifact
+    notes: tuple[str, ...]
+    """What is not as one might think."""
+
+
+def convert(
+    source: str | os.PathLike[str],
+    *,
+    to: str,
+    output: str | os.PathLike[str],
+    dtype: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Write a quantized checkpoint anew, without data and without rounding its codes again.
+
+    Args:
+        source: GPTQ, AWQ, FP8 or compressed-tensors checkpoint: a folder, a Hub id, id@revision.
+        to: `compressed-tensors`, with the same codes, scales and zero points; or `safetensors`,
+            with the weights that they stand for.
+        output: folder to make; it holds the model and `quantkit.json`, which says where it is from.
+        dtype: of the weights in `safetensors`: `float32` is exact; by default the checkpoint's own.
+        overwrite: replace an output that exists.
+        progress: called after each layer.
+
+    Raises:
+        InputError: something that was given cannot be used; there is no output then.
+        ResourceError: the disk is too small.
+    """
+    target = Path(output)
+    check_convert_inputs(os.fspath(source), to, target, dtype, overwrite=overwrite)
+    model = _open_model(os.fspath(source))
+    rewriting = _plan(model, to, dtype)
+    if (partial_of(target) / "workspace").exists():
+        raise OutputError(
+            f"{partial_of(target)} holds an unfinished job: finish it, delete it, or choose "
+            f"another --output"
+        )
+    _check_disk(target.absolute().parent, rewriting.tensor_bytes)
+    with staged(target, overwrite=overwrite) as partial:
+        limit = ExportSpec().max_shard_bytes
+        artifact = write_rewriting(rewriting, partial, limit, progress or silent)
+        artifact = replace(artifact, name=target.name)
+        _write_evidence(rewriting, artifact, partial)
+        commit(partial, target)
+    return Conversion(
+        source=os.fspath(source),
+        source_format=TITLES[model.quantization.method],
+        layers=len(model.layers),
+        artifact=replace(artifact, folder=target),
+        notes=rewriting.notes,
+    )
+
+
+@contextmanager
+def dequantized_folder(folder: Path, scratch: Path) -> Iterator[Path]:
+    """Yield a folder that transformers can load without the kernels of other tools.
+
+    That is `folder` itself, unless it is a GPTQ, AWQ or FP8 checkpoint: then it is a temporary
+    folder in `scratch` with its dequantized weights in float32, exactly, which is removed
+    afterwards.
+
+    Raises:
+        ArtifactError, CheckpointError: the checkpoint is damaged or contradicts itself.
+        ResourceError: the disk is too small.
+    """
+    checkpoint = _open_folder(folder)
+    if not is_foreign(folder, checkpoint.config):
+        yield folder
+        return
+    model = _check_problems(open_stored(checkpoint), str(folder))
+    rewriting = plan_weights(model, "float32")
+    _check_disk(scratch, rewriting.tensor_bytes)
+    with tempfile.TemporaryDirectory(prefix="dequantized-", dir=scratch) as place:
+        write_rewriting(rewriting, Path(place), ExportSpec().max_shard_bytes, silent)
+        yield Path(place)
+
+
+def note_dequantized(folder: Path, role: str) -> tuple[str, ...]:
+    """Say that a checkpoint is judged on its dequantized weights, where it is; headers only.
+
+    Args:
+        folder: of the checkpoint.
+        role: who is judged, for instance `the artifact`.
+
+    Raises:
+        ArtifactError, CheckpointError: it cannot be read.
+    """
+    checkpoint = _open_folder(folder)
+    if not is_foreign(folder, checkpoint.config):
+        return ()
+    model = _check_problems(open_stored(checkpoint), str(folder))
+    method = model.quantization.method
+    note = (
+        f"{role} is {TITLES[method]} and was judged on its dequantized weights: "
+        f"{len(model.layers)} layers, in float32"
+    )
+    if method == "fp8":
+        note += "; a server also rounds their inputs to FP8, which is not measured"
+    return (note,)
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    return open_checkpoint(Source(str(folder), folder, None))
+
+
+def _open_model(source: str) -> StoredModel:
+    """Open what shall be converted; an output of quantkit stands for the artifact in it.
+
+    Raises:
+        InputError: it is missing, damaged, not quantized, or quantized in a way that is not read.
+    """
+    found = resolve_source(source)
+    inner = found.folder / "compressed-tensors"
+    if not (found.folder / "config.json").is_file() and (inner / "config.json").is_file():
+        found = replace(found, folder=inner)
+    return _check_problems(open_stored(open_checkpoint(found)), source)
+
+
+def _check_problems(model: StoredModel | None, source: str) -> StoredModel:
+    if model is None:
+        raise InputError(
+            f"{source} is not quantized, so there is nothing to convert: `quantkit quantize "
+            f"{source}` makes a quantized model of it"
+        )
+    if model.problems:
+        more = len(model.problems) - 1
+        hint = f" (and {more} more: see `quantkit inspect`)" if more else ""
+        raise ArtifactError(f"{source}: {model.problems[0]}{hint}")
+    return model
+
+
+def _plan(model: StoredModel, to: str, dtype: str | None) -> Rewriting:
+    method, name = model.quantization.method, model.checkpoint.source.name
+    if to == PLAIN:
+        return plan_weights(model, dtype)
+    if method == to:
+        raise InputError(f"{name} is {to} already: there is nothing to convert")
+    if method == "fp8":
+        raise NotYetError(
+            f"{name} is FP8, and --to {to!r} of FP8 is not yet built (built: --to {PLAIN})"
+        )
+    return plan_repacking(model)
+
+
+def _check_disk(place: Path, needed: int) -> None:
+    """Compare the free space at `place`, or where it will be, with the bytes that are written.
+
+    Raises:
+        ResourceError: it is too little.
+    """
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise ResourceError(
+            f"{needed / 1e6:,.0f} MB are to be written to {place}, which has {free / 1e6:,.0f} MB "
+            f"left: free some space or choose another --output"
+        )
+
+
+def _write_evidence(rewriting: Rewriting, artifact: Artifact, folder: Path) -> None:
+    """Write `quantkit.json`: where the artifact is from, and the hashes of all files."""
+    checkpoint = rewriting.model.checkpoint
+    evidence: dict[str, Any] = {
+        "schema": 1,
+        "verdict": "UNJUDGED",
+        "conversion": {
+            "from": TITLES[rewriting.model.quantization.method],
+            "to": rewriting.format,
+            "layers": len(rewriting.layers),
+            "notes": list(rewriting.notes),
+        },
+        "model": describe_model(checkpoint.source, hash_files(checkpoint)),
+        "versions": package_versions(),
+        "artifacts": [{**describe_artifact(artifact, folder), "path": artifact.name}],
+    }
+    write_text(folder / "quantkit.json", json.dumps(evidence, indent=2, ensure_ascii=False) + "\n")
