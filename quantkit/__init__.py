@@ -15,6 +15,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quantkit.artifacts import compare as compare
+    from quantkit.artifacts import gate as gate
+    from quantkit.artifacts import inspect as inspect
+    from quantkit.artifacts import verify as verify
+    from quantkit.conversion import convert as convert
     from quantkit.errors import ArtifactError as ArtifactError
     from quantkit.errors import CalibrationError as CalibrationError
     from quantkit.errors import CheckpointError as CheckpointError
@@ -28,8 +33,6 @@ if TYPE_CHECKING:
     from quantkit.errors import RecipeError as RecipeError
     from quantkit.errors import ResourceError as ResourceError
     from quantkit.errors import WorkerError as WorkerError
-    from quantkit.pipeline import gate as gate
-    from quantkit.pipeline import inspect as inspect
     from quantkit.pipeline import plan as plan
     from quantkit.pipeline import quantize as quantize
     from quantkit.recipe import Recipe as Recipe
@@ -62,15 +65,19 @@ __all__ = [
     "Result",
     "WorkerError",
     "__version__",
+    "compare",
+    "convert",
     "gate",
     "inspect",
     "load_recipe",
     "plan",
     "quantize",
     "recipe_schema",
+    "verify",
 ]
 
-_PIPELINE = frozenset({"gate", "inspect", "plan", "quantize"})
+_ARTIFACTS = frozenset({"compare", "gate", "inspect", "verify"})
+_PIPELINE = frozenset({"plan", "quantize"})
 _RECIPE = {"Recipe": "Recipe", "load_recipe": "load_recipe", "recipe_schema": "json_schema"}
 _RECORDS = frozenset({"Event", "Plan", "Report", "Result"})
 
@@ -79,6 +86,10 @@ def __getattr__(name: str) -> Any:
     """Load a public name from its home."""
     if name not in __all__:
         raise AttributeError(f"module 'quantkit' has no attribute {name!r}")
+    if name in _ARTIFACTS:
+        return getattr(import_module("quantkit.artifacts"), name)
+    if name == "convert":
+        return import_module("quantkit.conversion").convert
     if name in _PIPELINE:
         return getattr(import_module("quantkit.pipeline"), name)
     if name in _RECIPE:

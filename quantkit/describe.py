@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from quantkit.records import Artifact, Plan, Source, TokenWindows
+from quantkit.records import Artifact, OpenChoice, Plan, Source, TokenWindows
 
 _PACKAGES = ("torch", "transformers", "compressed-tensors", "safetensors", "tokenizers", "numpy")
 
@@ -84,9 +84,35 @@ def describe_model(source: Source, files: Mapping[str, str]) -> dict[str, Any]:
 def describe_plan(plan: Plan) -> dict[str, Any]:
     """The part of a plan that the solved blocks depend on."""
     layers = {
-        linear.name: [linear.scheme.name, linear.group_size, linear.method.name]
+        linear.name: [
+            linear.scheme.name,
+            linear.group_size,
+            linear.method.name,
+            linear.effort.name,
+        ]
         for block in plan.blocks
         for group in block.groups
         for linear in group.linears
     }
-    return {"family": plan.family, "scale_dtype": plan.scale_dtype, "layers": layers}
+    return {
+        "family": plan.family,
+        "scale_dtype": plan.scale_dtype,
+        "layers": layers,
+        "kv_cache": None if plan.kv_cache is None else asdict(plan.kv_cache),
+        "choice": None if plan.choice is None else _describe_choice(plan.choice),
+    }
+
+
+def _describe_choice(choice: OpenChoice) -> dict[str, Any]:
+    """What a choice of schemes depends on besides the model and the data."""
+    return {
+        "target_bits": choice.target_bits,
+        "max_kl": choice.max_kl,
+        "measured": [choice.windows, choice.window_tokens],
+        "candidates": {
+            unit.candidates[0].linears[0].name: [
+                [candidate.scheme, candidate.size_bytes] for candidate in unit.candidates
+            ]
+            for unit in choice.units
+        },
+    }

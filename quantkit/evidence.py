@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from quantkit.records import (
     Artifact,
     ArtifactReport,
     Judgement,
+    KvRecord,
     LayerRecord,
     Plan,
     Report,
@@ -42,6 +42,7 @@ def build_report(
     artifacts: Sequence[Artifact],
     judgements: Sequence[Judgement],
     layers: Sequence[LayerRecord],
+    kv_cache: Sequence[KvRecord],
     watch: Stopwatch,
     root: Path,
 ) -> Report:
@@ -54,13 +55,12 @@ def build_report(
             scheme=describe_scheme(job.plan),
             size_bytes=artifact.tensor_bytes,
             bits_per_weight=artifact.bits_per_weight,
-            runtime="transformers",
+            runtime=find_runtime(job.loaded.recipe.gate),
             judgement=judgement,
         )
         for artifact, judgement in zip(artifacts, judgements, strict=True)
     )
-    found = {judgement.verdict for judgement in judgements}
-    verdict = next(candidate for candidate in _WORST_FIRST if candidate in found)
+    verdict = _decide(judgements)
     return Report(
         model=job.checkpoint.source.name,
         baseline_bytes=job.plan.baseline_bytes,
@@ -70,48 +70,81 @@ def build_report(
         notes=job.notes,
         evidence={
             **_collect_evidence(job, artifacts, verdict, layers, watch, root),
+            "kv_cache": [asdict(record) for record in kv_cache],
+            "allocation": job.plan.allocation and asdict(job.plan.allocation),
             "measured_with": _describe_runtimes(rows),
         },
+        kv_cache=tuple(kv_cache),
+        allocation=job.plan.allocation,
     )
 
 
+@dataclass(frozen=True)
+class JudgedArtifact:
+    """An artifact that existed: what the report calls it, what is in it, what the gate found."""
+
+    name: str
+    path: str
+    found: Inspection
+    judgement: Judgement
+
+
 def build_gate_report(
-    artifact: Path,
-    found: Inspection,
+    judged: Sequence[JudgedArtifact],
     baseline: Checkpoint,
     windows: TokenWindows,
     spec: GateSpec,
-    judgement: Judgement,
     watch: Stopwatch,
     notes: Sequence[str],
+    *,
+    comparison: bool = False,
 ) -> Report:
-    """Put together what a gate found on the artifact that the user calls `artifact`."""
-    row = ArtifactReport(
-        name=Path(os.path.abspath(artifact)).name,
-        path=str(artifact),
-        format=found.format,
-        scheme=found.scheme,
-        size_bytes=found.tensor_bytes,
-        bits_per_weight=found.bits_per_weight,
-        runtime="transformers",
-        judgement=judgement,
+    """Put together what a gate found on artifacts that were there before.
+
+    With `comparison` the artifacts compete, and the report's verdict is the best of theirs.
+    """
+    rows = tuple(
+        ArtifactReport(
+            name=each.name,
+            path=each.path,
+            format=each.found.format,
+            scheme=each.found.scheme,
+            size_bytes=each.found.tensor_bytes,
+            bits_per_weight=each.found.bits_per_weight,
+            runtime=find_runtime(spec),
+            judgement=each.judgement,
+        )
+        for each in judged
     )
     return Report(
         model=baseline.source.name,
         baseline_bytes=sum(tensor.size for tensor in baseline.tensors.values()),
-        artifacts=(row,),
-        verdict=judgement.verdict,
+        artifacts=rows,
+        verdict=_decide([each.judgement for each in judged], comparison=comparison),
         layers=(),
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys(notes)),
         evidence={
             "model": describe_model(baseline.source, {}),
             "gate": spec.model_dump(mode="json"),
             "evaluation": describe_windows(windows),
             "versions": package_versions(),
-            "measured_with": _describe_runtimes([row]),
+            "measured_with": _describe_runtimes(rows),
             "timings": {"seconds": dict(watch.seconds)},
         },
+        comparison=comparison,
     )
+
+
+def _decide(judgements: Sequence[Judgement], *, comparison: bool = False) -> Verdict:
+    """The worst verdict, or the best one of artifacts that compete."""
+    found = {judgement.verdict for judgement in judgements}
+    order = reversed(_WORST_FIRST) if comparison else _WORST_FIRST
+    return next(candidate for candidate in order if candidate in found)
+
+
+def find_runtime(spec: GateSpec | None) -> str:
+    """Return the runtime that judges; `auto` is transformers, which loads every scheme."""
+    return "transformers" if spec is None or spec.runtime == "auto" else spec.runtime
 
 
 def _describe_runtimes(rows: Sequence[ArtifactReport]) -> dict[str, dict[str, str]]:
@@ -162,7 +195,10 @@ def describe_scheme(plan: Plan) -> str:
                     size = f"g{linear.group_size}" if linear.group_size else "channel"
                     words = f"{linear.scheme.name} {size} {linear.method.name}"
                     counts[words] = counts.get(words, 0) + 1
-    return ", ".join(sorted(counts, key=lambda words: (-counts[words], words))) or "none"
+    found = sorted(counts, key=lambda words: (-counts[words], words)) or ["none"]
+    if plan.kv_cache is not None:
+        found.append(f"fp8 KV cache{' per head' if plan.kv_cache.per_head else ''}")
+    return ", ".join(found)
 
 
 def write_evidence(evidence: Mapping[str, Any], folder: Path) -> None:

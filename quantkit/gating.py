@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from quantkit.errors import InputError, RecipeError, WorkerError
+from quantkit.evidence import find_runtime
 from quantkit.inputs import RecipeLike, load
 from quantkit.job import Job
 from quantkit.judging.evaluate import evaluate
@@ -26,7 +28,25 @@ def check_runtime(job: Job) -> None:
     """
     spec = job.loaded.recipe.gate
     if spec is not None and job.evaluation is not None:
-        find_interpreter(spec.python.get("transformers"))
+        check_interpreter(spec)
+
+
+def check_interpreter(spec: GateSpec) -> None:
+    """Refuse a runtime for which there is no interpreter.
+
+    Raises:
+        InputError: the recipe names a program that is not there, or none for a runtime that this
+            environment lacks.
+    """
+    runtime = find_runtime(spec)
+    python = spec.python.get(runtime)
+    find_interpreter(python)
+    if python is None and importlib.util.find_spec(runtime) is None:
+        raise InputError(
+            f"gate.runtime {runtime}: it is not installed here, and wants an environment of its "
+            f"own; name its interpreter with --set gate.python.{runtime}=/path/to/python "
+            f"(`make vllm` makes one in .venv-vllm)"
+        )
 
 
 def judge_artifact(job: Job, artifact: Artifact, tell: Progress) -> Judgement:
@@ -64,7 +84,8 @@ def judge_files(
             baseline,
             candidate,
             windows,
-            python=spec.python.get("transformers"),
+            python=spec.python.get(find_runtime(spec)),
+            runtime=find_runtime(spec),
             timeout_seconds=spec.timeout_seconds,
             device=device,
             progress=progress,

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.calibration.sources import find_kind
+from quantkit.checkpoint.headers import WEIGHT_DTYPES
 from quantkit.checkpoint.source import find_folder
-from quantkit.errors import RecipeError
+from quantkit.errors import InputError, NotYetError, RecipeError, nearest
 from quantkit.recipe import (
     AUTO,
     QuantizeSpec,
@@ -26,6 +27,12 @@ from quantkit.schemes import METHODS, SCHEMES
 from quantkit.staging import check_output
 
 RecipeLike = Recipe | str | os.PathLike[str]
+
+PLAIN = "safetensors"
+"""Target of a conversion: a checkpoint with plain weights."""
+
+_TARGETS = {"compressed-tensors": True, PLAIN: True, "gguf": False, "onnx": False}
+"""Target of a conversion -> built."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,35 @@ def check_gate_inputs(
     find_folder(baseline)
     if data is not None:
         find_kind(os.fspath(data))
+
+
+def check_convert_inputs(
+    source: str, to: str, output: Path, dtype: str | None, *, overwrite: bool
+) -> None:
+    """The same for a conversion: what it goes to, and from what.
+
+    Raises:
+        NotYetError: the target is known and not built yet.
+        InputError: the target or the dtype is unknown or does not go with the other, the model is
+            not there, or the output cannot be made.
+    """
+    name = to.partition(":")[0]
+    if name not in _TARGETS:
+        known = ", ".join(_TARGETS)
+        raise InputError(f"--to {to!r} is unknown{nearest(name, _TARGETS)} (known: {known})")
+    if not _TARGETS[name]:
+        built = ", ".join(target for target, is_built in _TARGETS.items() if is_built)
+        raise NotYetError(f"--to {to!r} is not yet built (built: {built})")
+    if name != to:
+        raise InputError(f"--to {to!r}: {name} has no types to choose from, write --to {name}")
+    if dtype is not None and dtype not in WEIGHT_DTYPES:
+        known = ", ".join(WEIGHT_DTYPES)
+        near = nearest(dtype, WEIGHT_DTYPES)
+        raise InputError(f"--dtype {dtype!r} is unknown{near} (known: {known})")
+    if dtype is not None and to != PLAIN:
+        raise InputError(f"--dtype goes with --to {PLAIN}: {to} keeps codes and scales as they are")
+    check_output(output, overwrite=overwrite)
+    find_folder(source)
 
 
 def _needs_calibration(spec: QuantizeSpec) -> bool:

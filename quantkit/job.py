@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from quantkit.describe import describe_model, describe_plan, describe_windows, p
 from quantkit.inputs import LoadedRecipe, check_inputs
 from quantkit.planning import make_plan
 from quantkit.recipe import CalibrationSpec, GateSpec
-from quantkit.records import LinearPlan, Plan, TokenWindows
+from quantkit.records import Allocation, BlockPlan, LinearPlan, Plan, TokenWindows
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,18 @@ def prepare(loaded: LoadedRecipe, *, device: str, overwrite: bool, gate: bool) -
         model_files=hash_files(checkpoint),
         notes=(*plan.notes, *_collect_notes(calibration, evaluation)),
     )
+
+
+def settle(job: Job, allocation: Allocation) -> Job:
+    """Return the job with the schemes chosen that its plan left open.
+
+    Raises:
+        InputError, ResourceError: as `make_plan`.
+    """
+    gate = job.evaluation is not None
+    plan = make_plan(job.loaded.recipe, job.checkpoint, gate=gate, allocation=allocation)
+    others = (note for note in job.notes if note not in job.plan.notes)
+    return replace(job, plan=plan, notes=(*plan.notes, *others))
 
 
 def _collect_notes(calibration: TokenWindows | None, evaluation: TokenWindows | None) -> list[str]:
@@ -143,7 +155,7 @@ def _check_vocabulary(windows: TokenWindows, checkpoint: Checkpoint) -> None:
 
 def needs_calibration(plan: Plan) -> bool:
     """Whether anything of the plan looks at calibration data."""
-    return bool(_calibrated(plan)) or plan.kv_cache is not None
+    return bool(_calibrated(plan)) or plan.kv_cache is not None or plan.choice is not None
 
 
 def _calibrated(plan: Plan) -> list[LinearPlan]:
@@ -154,6 +166,15 @@ def _calibrated(plan: Plan) -> list[LinearPlan]:
         for linear in group.linears
         if linear.needs_statistics
     ]
+
+
+def looks_at_whole_model(block: BlockPlan) -> bool:
+    """Whether any layer of the block is rounded for the whole model's sake."""
+    return any(
+        linear.quantized and linear.effort.whole_model and linear.method.needs_calibration
+        for group in block.groups
+        for linear in group.linears
+    )
 
 
 def depends_on(job: Job) -> dict[str, Any]:

@@ -7,59 +7,64 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from quantkit.blocks import Draft, finish_block, replay_input_group, solve_input_group
-from quantkit.calibration.compute import choose_device
-from quantkit.calibration.data import load_tokenizer
-from quantkit.calibration.walk import GroupStop, walk
+from quantkit.allocation import allocate, load_allocation, store_allocation
+from quantkit.blocks import (
+    Draft,
+    finish_block,
+    replay_input_group,
+    solve_input_group,
+    solve_kv_cache,
+)
+from quantkit.calibration.walk import BlockEnd, GroupStop, walk
 from quantkit.checkpoint.reader import Checkpoint, open_checkpoint, read_tensor
 from quantkit.checkpoint.skeleton import build_skeleton
 from quantkit.checkpoint.source import resolve_source
 from quantkit.checkpoint.structure import output_embedding_name
 from quantkit.describe import Stopwatch
-from quantkit.errors import CheckpointError, RecipeError, ResourceError, is_out_of_memory
-from quantkit.evidence import build_gate_report, build_report, read_evidence, write_evidence
+from quantkit.errors import RecipeError
+from quantkit.evidence import build_report, write_evidence
+from quantkit.fisher import measure_fisher
 from quantkit.formats.compressed_tensors import write_compressed_tensors
-from quantkit.formats.inspect import Inspection, inspect_artifact
 from quantkit.gating import (
-    check_recorded_files,
     check_runtime,
-    find_gate_spec,
     judge_artifact,
-    judge_files,
-    recorded_gate,
 )
-from quantkit.inputs import RecipeLike, check_gate_inputs, check_inputs, load
-from quantkit.job import Job, depends_on, load_evaluation, needs_calibration, prepare
+from quantkit.inputs import RecipeLike, check_inputs, load
+from quantkit.job import Job, depends_on, looks_at_whole_model, needs_calibration, prepare, settle
 from quantkit.planning import make_plan
 from quantkit.records import (
     Artifact,
     BlockPlan,
     Event,
     GroupPlan,
+    KvRecord,
     LayerRecord,
+    OpenChoice,
     Plan,
     Progress,
-    Report,
     Result,
     SolvedBlock,
 )
 from quantkit.report import write_model_card, write_reports
-from quantkit.staging import check_output, commit, discard, gate_output, partial_of
+from quantkit.running import memory_errors, silent, staged
+from quantkit.staging import commit
 from quantkit.workspace import (
     Workspace,
     load_block,
+    load_kv_record,
+    load_matrices,
     load_records,
-    locked,
     open_workspace,
     store_block,
+    store_matrices,
     stored_blocks,
 )
 
@@ -124,7 +129,7 @@ def quantize(
             nothing behind.
         ResourceError: memory or disk ran out; the solved blocks are kept.
     """
-    tell = progress or _silent
+    tell = progress or silent
     watch = Stopwatch()
     with watch.time("prepare"):
         tell(Event("prepare", 0, 1, "reading the recipe, the checkpoint's headers and the data"))
@@ -132,8 +137,11 @@ def quantize(
         job = prepare(loaded, device=device, overwrite=overwrite, gate=gate)
         check_runtime(job)
         tell(Event("prepare", 1, 1))
-    with _staged(loaded.output, overwrite=overwrite) as partial, _memory_errors():
+    with staged(loaded.output, overwrite=overwrite) as partial, memory_errors():
         workspace = open_workspace(partial, depends_on(job), restart=overwrite)
+        if job.plan.choice is not None:
+            with watch.time("allocate"):
+                job = _choose_schemes(job, job.plan.choice, workspace, tell)
         with watch.time("quantize"):
             _solve(job, workspace, tell)
         with watch.time("write"):
@@ -141,7 +149,8 @@ def quantize(
         with watch.time("gate"):
             judgements = [judge_artifact(job, artifact, tell) for artifact in artifacts]
         layers = _layer_records(job.plan, workspace)
-        report = build_report(job, artifacts, judgements, layers, watch, partial)
+        kv_cache = _kv_records(job.plan, workspace)
+        report = build_report(job, artifacts, judgements, layers, kv_cache, watch, partial)
         write_evidence(report.evidence, partial)
         write_reports(report, partial / "report")
         for artifact, row in zip(artifacts, report.artifacts, strict=True):
@@ -154,19 +163,25 @@ def quantize(
     return Result(loaded.output, report.verdict, job.plan, moved, report)
 
 
-def inspect(artifact: str | os.PathLike[str]) -> Inspection:
-    """Say what is in an artifact or checkpoint, from its headers.
-
-    Raises:
-        ArtifactError: there is nothing that can be read.
-    """
-    return inspect_artifact(Path(artifact))
+def _choose_schemes(job: Job, choice: OpenChoice, workspace: Workspace, tell: Progress) -> Job:
+    """Choose the schemes that the recipe leaves open, or take those of an earlier run."""
+    allocation = load_allocation(workspace)
+    if allocation is not None:
+        tell(Event("allocate", 1, 1, "resumed with the schemes chosen before"))
+        return settle(job, allocation)
+    if job.calibration is None:
+        raise RecipeError("scheme auto needs calibration data: write `calibration:` in the recipe")
+    allocation = allocate(
+        job.checkpoint, job.plan, choice, job.calibration, device=job.device, tell=tell
+    )
+    store_allocation(workspace, allocation)
+    return settle(job, allocation)
 
 
 def _solve(job: Job, workspace: Workspace, tell: Progress) -> None:
     """Bring every block into the workspace."""
     stored = stored_blocks(workspace)
-    todo = [block for block in job.plan.blocks if _quantized_groups(block)]
+    todo = _blocks_to_solve(job.plan)
     if stored:
         tell(Event("quantize", len(stored), len(todo), f"resumed after {len(stored)} blocks"))
     if all(block.index in stored for block in todo):
@@ -188,8 +203,9 @@ def _solve_in_walk(job: Job, workspace: Workspace, stored: frozenset[int], tell:
     """The sequential loop: capture, solve, store, replace, advance."""
     if job.calibration is None:
         raise RecipeError("the method needs calibration data: write `calibration:` in the recipe")
+    _measure_fisher(job, workspace, stored, tell)
     skeleton = build_skeleton(job.checkpoint)
-    todo = [block for block in job.plan.blocks if _quantized_groups(block)]
+    todo = _blocks_to_solve(job.plan)
     stops = walk(
         skeleton,
         job.plan.blocks,
@@ -199,33 +215,75 @@ def _solve_in_walk(job: Job, workspace: Workspace, stored: frozenset[int], tell:
         device=job.device,
         dtype=job.dtype,
         needs_stats=lambda block, group: block.index not in stored,
+        kv_cache=job.plan.kv_cache,
+        follow_original=any(map(looks_at_whole_model, job.plan.blocks)),
     )
     draft, known = Draft(), None
+    fishers: Mapping[str, Tensor] = {}
     with closing(stops):
         for stop in stops:
-            groups = _quantized_groups(stop.block)
-            if stop.group is groups[0] and stop.block.index in stored:
-                known = load_block(workspace, stop.block.index)
-            _settle(stop, known, draft, job.scale_dtype)
-            if stop.group is groups[-1]:
-                if known is None:
+            index = stop.block.index
+            if isinstance(stop, GroupStop):
+                if known is None and index in stored:
+                    known = load_block(workspace, index)
+                if known is None and not draft.layers and looks_at_whole_model(stop.block):
+                    fishers = load_matrices(workspace, index) or {}
+                _settle(stop, known, draft, job.scale_dtype, fishers)
+            elif job.plan.kv_cache is not None and index not in stored:
+                solve_kv_cache(stop.block, job.plan.kv_cache, stop.kv, draft, job.scale_dtype)
+            if _is_last(stop, job.plan):
+                if index not in stored:
                     store_block(workspace, finish_block(stop.block, draft))
                 tell(_solved(stop.block, todo, draft))
-                draft, known = Draft(), None
+                draft, known, fishers = Draft(), None, {}
             # Held on to, it would keep this block in memory while the next one is read.
             del stop
 
 
+def _measure_fisher(job: Job, workspace: Workspace, stored: frozenset[int], tell: Progress) -> None:
+    """Bring the Fisher matrices of all blocks that need them into the workspace."""
+    missing = [
+        block
+        for block in job.plan.blocks
+        if looks_at_whole_model(block)
+        and block.index not in stored
+        and load_matrices(workspace, block.index) is None
+    ]
+    if not missing or job.calibration is None:
+        return
+    found = measure_fisher(job.checkpoint, job.plan, job.calibration, device=job.device, tell=tell)
+    for block in found:
+        store_matrices(workspace, block.index, block.matrices)
+
+
 def _settle(
-    stop: GroupStop, known: SolvedBlock | None, draft: Draft, scale_dtype: torch.dtype
+    stop: GroupStop,
+    known: SolvedBlock | None,
+    draft: Draft,
+    scale_dtype: torch.dtype,
+    fishers: Mapping[str, Tensor],
 ) -> None:
     """Let the walk go on with a group's quantized weights, solved now or in an earlier run."""
     if known is None:
-        live = solve_input_group(stop.group, stop.stats, stop.tensors, draft, scale_dtype)
+        live = solve_input_group(stop.group, stop.stats, stop.tensors, draft, scale_dtype, fishers)
     else:
         live = replay_input_group(stop.group, known)
-    for name, weight in live.items():
-        stop.replace(name, weight)
+    for name, tensor in live.items():
+        stop.replace(name, tensor)
+
+
+def _is_last(stop: GroupStop | BlockEnd, whole: Plan) -> bool:
+    """Whether nothing of the block is left to be solved after this stop."""
+    if isinstance(stop, BlockEnd):
+        return True
+    return whole.kv_cache is None and stop.group is _quantized_groups(stop.block)[-1]
+
+
+def _blocks_to_solve(whole: Plan) -> list[BlockPlan]:
+    """The blocks of which something is stored."""
+    return [
+        block for block in whole.blocks if whole.kv_cache is not None or _quantized_groups(block)
+    ]
 
 
 def _quantized_groups(block: BlockPlan) -> list[GroupPlan]:
@@ -279,110 +337,16 @@ def _write(job: Job, workspace: Workspace, partial: Path, tell: Progress) -> lis
     return artifacts
 
 
-def gate(
-    artifact: str | os.PathLike[str],
-    *,
-    baseline: str | os.PathLike[str],
-    recipe: RecipeLike | None = None,
-    data: str | os.PathLike[str] | None = None,
-    output: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
-    device: str = "auto",
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> Report:
-    """Judge an artifact that exists, ours or anybody's, against its 16-bit baseline.
-
-    Args:
-        artifact: an output of `quantize`, or a folder that transformers can load.
-        baseline: folder, Hub id or id@revision of the original.
-        recipe: where the limits and the data come from; by default the recipe in the artifact's
-            own evidence, else the default limits.
-        data: evaluation text; replaces the recipe's.
-        output: folder for the reports; by default `<artifact>.gate`.
-        overrides: `gate.KEY=VALUE` pairs.
-        device: `auto`, `cpu` or `cuda`.
-        overwrite: replace reports that exist.
-        progress: called after each step.
-
-    Raises:
-        InputError: something that was given cannot be used.
-    """
-    tell = progress or _silent
-    watch = Stopwatch()
-    folder = Path(artifact)
-    target = gate_output(artifact, output)
-    check_gate_inputs(target, os.fspath(baseline), data, overwrite=overwrite)
-    found = inspect_artifact(folder)
-    recorded = read_evidence(found.folder)
-    spec = find_gate_spec(recipe, recorded, data, overrides)
-    checkpoint = open_checkpoint(resolve_source(os.fspath(baseline)))
-    tokenizer = load_tokenizer(checkpoint.source.folder)
-    windows = load_evaluation(spec, tokenizer, checkpoint)
-    notes = (*found.problems, *windows.notes)
-    if recipe is None and recorded_gate(recorded):
-        notes = (*notes, "the limits are those that the artifact's own quantkit.json names")
-    with _staged(target, overwrite=overwrite) as partial, _memory_errors():
-        with watch.time("gate"):
-            judgement = judge_files(
-                checkpoint.source.folder,
-                found.folder,
-                windows,
-                spec,
-                device=choose_device(device).type,
-                suspicions=check_recorded_files(recorded, found.folder),
-                progress=tell,
-            )
-        report = build_gate_report(
-            folder, found, checkpoint, windows, spec, judgement, watch, notes
-        )
-        write_reports(report, partial)
-        commit(partial, target)
-    return report
-
-
 def _layer_records(whole: Plan, workspace: Workspace) -> list[LayerRecord]:
     return [
         record
-        for block in whole.blocks
-        if _quantized_groups(block)
+        for block in _blocks_to_solve(whole)
         for record in load_records(workspace, block.index)
     ]
 
 
-@contextmanager
-def _staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Fill `<output>.partial` under its lock; keep it only where a job can go on from it."""
-    partial = partial_of(output)
-    existed = partial.exists()
-    with locked(partial):
-        try:
-            # Another job may have finished the same output in the meantime.
-            check_output(output, overwrite=overwrite)
-            yield partial
-        except BaseException as error:
-            # Only a damaged checkpoint makes solved blocks worthless: its files have to change.
-            resumable = any((partial / "workspace").glob("block-*")) and (
-                existed or not isinstance(error, CheckpointError)
-            )
-            if not resumable:
-                discard(partial)
-            raise
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Say what to do when memory runs out."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceError(
-            "not enough memory: lower calibration.samples or calibration.sequence_length "
-            f"({str(error).splitlines()[0] if str(error) else 'allocation refused'})"
-        ) from error
-
-
-def _silent(_: Event) -> None:
-    """Progress that nobody watches."""
+def _kv_records(whole: Plan, workspace: Workspace) -> list[KvRecord]:
+    if whole.kv_cache is None:
+        return []
+    found = (load_kv_record(workspace, block.index) for block in whole.blocks)
+    return [record for record in found if record is not None]

@@ -75,13 +75,16 @@ class Method:
 class Effort:
     """How long a job may look for better codes.
 
-    polish_sweeps: passes of coordinate descent after error-compensated rounding. tuned: whether
-    the scales are tuned on the whole model afterwards, which must fit into memory.
+    beam_width: roundings of a row that error-compensated rounding follows at a time.
+    polish_sweeps: passes of coordinate descent after it. whole_model: whether rounding knows what
+    the outputs of each layer mean to the whole model, from a pass back through it, and makes up for
+    the layers before.
     """
 
     name: str
+    beam_width: int
     polish_sweeps: int
-    tuned: bool
+    whole_model: bool
     summary: str
 
 
@@ -145,9 +148,9 @@ BEST_METHODS: Mapping[str, str] = MappingProxyType(
 """Scheme -> what `method: best` stands for: the method that measured best (docs/methods.md)."""
 
 EFFORTS: Mapping[str, Effort] = _efforts(
-    Effort("fast", 0, False, "one pass of each solver"),
-    Effort("normal", 2, False, "codes and scales are polished"),
-    Effort("best", 4, True, "polished for longer, then tuned on the whole model"),
+    Effort("fast", 1, 0, False, "one pass of each solver"),
+    Effort("normal", 1, 2, False, "codes and scales are polished"),
+    Effort("best", 16, 4, True, "rounded for the whole model, from a pass back through it"),
 )
 
 GROUP_SIZES = (32, 64, 128)
@@ -166,7 +169,7 @@ FORMATS: Mapping[str, bool] = MappingProxyType(
 """Export format -> built."""
 
 RUNTIMES: Mapping[str, bool] = MappingProxyType(
-    {"auto": True, "transformers": True, "vllm": False, "llama.cpp": False, "onnxruntime": False}
+    {"auto": True, "transformers": True, "vllm": True, "llama.cpp": False, "onnxruntime": False}
 )
 """Runtime of the gate -> built."""
 
@@ -181,6 +184,24 @@ RUNTIME_NOTES: Mapping[tuple[str, str], str] = MappingProxyType(
         "0.17, not with 0.18 to 0.20",
         ("w8a16", "vllm-cpu"): "vLLM's CPU build has no W8A16 kernel; its GPU build and "
         "transformers have one",
+        ("w4a8", "vllm"): "vLLM rounds the inputs of w4a8 on GPUs with --linear-backend humming "
+        "alone; its other kernels, and its CPU build, leave them in 16 bits",
+        ("w4a8_fp8", "vllm"): "vLLM serves w4a8_fp8 on Hopper GPUs alone, with group_size 128 and "
+        "layers whose sizes 128 divides",
+        ("w8a8", "vllm-cuda"): "vLLM serves INT8 inputs on GPUs of compute capability 7.5 to 9.0 "
+        "(Turing to Hopper), not on Blackwell",
+        ("w8a8_static", "vllm-cuda"): "vLLM serves INT8 inputs on GPUs of compute capability 7.5 "
+        "to 9.0 (Turing to Hopper), not on Blackwell",
+        ("w8a8_static", "vllm-cpu"): "vLLM's CPU build takes a scale for each token in place of "
+        "the stored one where the CPU has AMX",
+        ("fp8_dynamic", "vllm-cuda"): "vLLM rounds inputs to FP8 on GPUs of compute capability 8.9 "
+        "(Ada, Hopper) or later; older ones leave them in 16 bits",
+        ("fp8_static", "vllm-cuda"): "vLLM rounds inputs to FP8 on GPUs of compute capability 8.9 "
+        "(Ada, Hopper) or later; older ones leave them in 16 bits",
+        ("fp8_static", "vllm-cpu"): "vLLM's CPU build cannot run fp8_static; it has fp8_dynamic",
+        ("fp8_block", "vllm-cuda"): "vLLM rounds inputs to FP8 on GPUs of compute capability 8.9 "
+        "(Ada, Hopper) or later; older ones leave them in 16 bits",
+        ("fp8_block", "vllm-cpu"): "vLLM's CPU build needs AMX for fp8_block",
     }
 )
 """(scheme, runtime) -> what a plan should tell its reader."""

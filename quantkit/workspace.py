@@ -29,7 +29,7 @@ from torch import Tensor
 
 from quantkit.durable import sync, write_text
 from quantkit.errors import InputError, OutputError, writing
-from quantkit.records import LayerRecord, QuantizedLayer, SolvedBlock
+from quantkit.records import KvRecord, LayerRecord, QuantizedLayer, SolvedBlock
 from quantkit.schemes import SCHEMES
 
 
@@ -124,24 +124,57 @@ def store_block(workspace: Workspace, block: SolvedBlock) -> None:
         tensors[f"scale:{layer.name}"] = layer.scale
         if layer.zero_point is not None:
             tensors[f"zero_point:{layer.name}"] = layer.zero_point
+        if layer.input_scale is not None:
+            tensors[f"input_scale:{layer.name}"] = layer.input_scale
         layers.append([layer.name, layer.scheme.name, layer.group_size])
     tensors |= {f"dense:{name}": tensor for name, tensor in block.dense.items()}
-    tensors |= {f"replay:{name}": tensor for name, tensor in block.replay.items()}
+    # Cloned: what is written may share no memory, and a replayed bias is that of the artifact.
+    tensors |= {f"replay:{name}": tensor.clone() for name, tensor in block.replay.items()}
+    tensors |= {f"added:{name}": tensor for name, tensor in block.added.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = {
         "index": block.index,
         "layers": layers,
         "records": [asdict(record) for record in block.records],
+        "kv": None if block.kv is None else asdict(block.kv),
     }
-    beside = workspace.folder / f"block-{block.index:05d}.writing"
+    _write(workspace, f"block-{block.index:05d}", tensors, {"block": json.dumps(about)})
+
+
+def store_matrices(workspace: Workspace, index: int, matrices: Mapping[str, Tensor]) -> None:
+    """Write the Fisher matrices of a block's layers; they are on the disk when this returns.
+
+    Raises:
+        ResourceError, OutputError: they cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in matrices.items()}
+    _write(workspace, f"fisher-{index:05d}", tensors, {})
+
+
+def load_matrices(workspace: Workspace, index: int) -> Mapping[str, Tensor] | None:
+    """Return a block's Fisher matrices; None where they are not stored, or damaged."""
+    path = next(workspace.folder.glob(f"fisher-{index:05d}-*.safetensors"), None)
+    if path is None:
+        return None
+    if not path.stem.endswith(_digest(path)):
+        path.unlink()
+        return None
+    with safe_open(path, framework="pt") as reader:
+        return {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+
+
+def _write(
+    workspace: Workspace, stem: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a file whole or not at all, with its hash in its name."""
+    beside = workspace.folder / f"{stem}.writing"
     with writing(beside):
         try:
-            save_file(tensors, beside, metadata={"block": json.dumps(about)})
+            save_file(dict(tensors), beside, metadata=dict(metadata))
         except SafetensorError as error:
             raise _as_os_error(error) from error
         sync(beside)
-        name = f"block-{block.index:05d}-{_digest(beside)}.safetensors"
-        beside.replace(workspace.folder / name)
+        beside.replace(workspace.folder / f"{stem}-{_digest(beside)}.safetensors")
         sync(workspace.folder)
 
 
@@ -177,12 +210,26 @@ def load_records(workspace: Workspace, index: int) -> tuple[LayerRecord, ...]:
         return _records(json.loads(reader.metadata()["block"]))
 
 
+def load_kv_record(workspace: Workspace, index: int) -> KvRecord | None:
+    """Return a stored block's record of its key/value cache, as `load_records` does."""
+    with safe_open(_path_of(workspace, index), framework="pt") as reader:
+        return _kv_record(json.loads(reader.metadata()["block"]))
+
+
 def _path_of(workspace: Workspace, index: int) -> Path:
     return next(workspace.folder.glob(f"block-{index:05d}-*.safetensors"))
 
 
 def _records(about: Mapping[str, Any]) -> tuple[LayerRecord, ...]:
     return tuple(LayerRecord(**record) for record in about["records"])
+
+
+def _kv_record(about: Mapping[str, Any]) -> KvRecord | None:
+    found = about["kv"]
+    if found is None:
+        return None
+    lists = {key: tuple(values) for key, values in found.items() if key != "name"}
+    return KvRecord(found["name"], **lists)
 
 
 def _read_block(path: Path) -> SolvedBlock:
@@ -197,6 +244,7 @@ def _read_block(path: Path) -> SolvedBlock:
             tensors[f"codes:{name}"],
             tensors[f"scale:{name}"],
             tensors.get(f"zero_point:{name}"),
+            tensors.get(f"input_scale:{name}"),
         )
         for name, scheme, group_size in about["layers"]
     )
@@ -206,6 +254,8 @@ def _read_block(path: Path) -> SolvedBlock:
         dense=_with_prefix(tensors, "dense:"),
         records=_records(about),
         replay=_with_prefix(tensors, "replay:"),
+        added=_with_prefix(tensors, "added:"),
+        kv=_kv_record(about),
     )
 
 

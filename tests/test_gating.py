@@ -10,7 +10,7 @@ import pytest
 
 from quantkit.errors import CheckpointError, InputError, RecipeError
 from quantkit.evidence import read_evidence
-from quantkit.gating import check_recorded_files, find_gate_spec
+from quantkit.gating import check_interpreter, check_recorded_files, find_gate_spec
 from quantkit.recipe import GateSpec, Recipe
 
 
@@ -93,3 +93,12 @@ def test_evidence_is_found_around_the_artifact_and_must_be_whole(tmp_path: Path)
     (tmp_path / "quantkit.json").write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match=r"quantkit\.json is not valid JSON"):
         read_evidence(inside)
+
+
+def test_a_runtime_that_is_not_here_is_refused_with_what_to_name() -> None:
+    """vLLM lives in an environment of its own; transformers is always here."""
+    check_interpreter(GateSpec(data="x"))
+    with pytest.raises(InputError, match=r"--set gate\.python\.vllm=/path/to/python"):
+        check_interpreter(GateSpec(data="x", runtime="vllm"))
+    with pytest.raises(InputError, match="there is no such program"):
+        check_interpreter(GateSpec(data="x", runtime="vllm", python={"vllm": "/nowhere/python"}))

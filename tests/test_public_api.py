@@ -24,7 +24,7 @@ FLAG_OF_PARAMETER = {"overrides": "--set", "gate": "--no-gate"}
 COMMAND_LINE_ONLY = {"--json", "--quiet", "--help"}
 PROGRAM_ONLY = {"progress"}
 
-FUNCTIONS = ("gate", "inspect", "plan", "quantize")
+FUNCTIONS = ("convert", "gate", "inspect", "plan", "quantize", "verify")
 
 
 def type_checking_names() -> set[str]:

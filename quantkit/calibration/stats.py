@@ -1,6 +1,7 @@
-"""The second moment of a layer's input, accumulated batch by batch.
+"""What is known of a layer's input, accumulated batch by batch: its second moment first of all.
 
-Sums are kept in float32 and divided by the token count once at the end.
+Sums are kept in float32 and divided by the token count once at the end. Beside the second moment
+there are the mean, the largest magnitude of each channel, and a few of the tokens themselves.
 """
 
 from __future__ import annotations
@@ -12,43 +13,113 @@ from torch import Tensor
 
 from quantkit.records import LayerStats
 
+SAMPLED_TOKENS = 1024
+"""Tokens that a sample has at the most; with enough data it has at least a third of them."""
+
 _COLUMNS = 256
 """Width of the panels of the sum: what lies below them follows by symmetry."""
+
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass
+class Sample:
+    """Tokens chosen evenly from a stream whose length is not known beforehand.
+
+    Token number i is in the sample if the fractional part of i times the golden ratio, its phase,
+    is below `share`. Such tokens are spread evenly, and over the positions of windows of any
+    length as well, which every k-th token is not. The share is halved whenever the sample is full.
+
+    rows: [S, I] in the dtype of the activations; None before the first token. phases: float64 [S].
+    seen: tokens of the stream so far.
+    """
+
+    rows: Tensor | None
+    phases: Tensor
+    share: float
+    seen: int
 
 
 @dataclass
 class Moment:
-    """A running sum of x x^T over tokens. total: float32 [I, I]."""
+    """Running sums over tokens.
+
+    total: float32 [I, I], the sum of x x^T. first: float32 [I], the sum of x. absmax: float32 [I].
+    drift: float32 [I, I], the sum of (y - x) x^T, y being the original model's; None before the
+    first token, and where the original is not followed.
+    """
 
     total: Tensor
+    first: Tensor
+    absmax: Tensor
+    sample: Sample
     weight: float
     tokens: int
+    drift: Tensor | None = None
 
 
 def empty_moment(features: int, device: torch.device) -> Moment:
-    """Return a sum over no tokens."""
-    total = torch.zeros(features, features, dtype=torch.float32, device=device)
-    return Moment(total, 0.0, 0)
+    """Return sums over no tokens."""
+    return Moment(
+        total=torch.zeros(features, features, dtype=torch.float32, device=device),
+        first=torch.zeros(features, dtype=torch.float32, device=device),
+        absmax=torch.zeros(features, dtype=torch.float32, device=device),
+        sample=Sample(None, torch.empty(0, dtype=torch.float64), 1.0, 0),
+        weight=0.0,
+        tokens=0,
+    )
 
 
-def accumulate(moment: Moment, inputs: Tensor, weights: Tensor | None) -> None:
-    """Add the tokens of `inputs` [..., I] to the sum; only its upper triangle is kept up to date.
+def accumulate(
+    moment: Moment, inputs: Tensor, weights: Tensor | None, original: Tensor | None = None
+) -> None:
+    """Add the tokens of `inputs` [..., I]; of the second moment the upper triangle alone.
 
     Args:
         moment: changed in place.
         inputs: activations in any floating dtype.
         weights: float32 weights of the tokens, shaped as `inputs` without its last axis; None
-            where every token counts once.
+            where every token counts once. A token of weight 0 leaves no trace.
+        original: what the same tokens bring in the original model, shaped as `inputs`.
     """
-    rows = _weighted(inputs.reshape(-1, inputs.shape[-1]), weights)
-    if rows.dtype != torch.bfloat16 and not rows.is_cuda:
-        rows = rows.to(torch.float32)
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    moved = None if original is None else original.reshape(rows.shape) - rows
+    if weights is not None:
+        weights = weights.reshape(-1)
+        counted = weights > 0
+        if not bool(counted.all()):
+            rows, weights = rows[counted], weights[counted]
+            moved = None if moved is None else moved[counted]
+    if not len(rows):
+        return
+    _add_square(moment.total, _weighted(rows, weights))
+    if moved is not None:
+        if moment.drift is None:
+            moment.drift = torch.zeros_like(moment.total)
+        left, right = (_summable(_weighted(part, weights)) for part in (moved, rows))
+        _add_product(moment.drift, left.T, right)
+    if weights is None:
+        moment.first += rows.sum(0, dtype=torch.float32)
+    else:
+        moment.first += weights.to(torch.float32) @ rows.to(torch.float32)
+    for extreme in (rows.amax(0), -rows.amin(0)):
+        torch.maximum(moment.absmax, extreme.float(), out=moment.absmax)
+    _draw(moment.sample, rows)
+    moment.weight += len(rows) if weights is None else float(weights.sum())
+    moment.tokens += len(rows)
+
+
+def _add_square(total: Tensor, rows: Tensor) -> None:
+    """Add rows^T rows to the upper triangle of `total`."""
+    rows = _summable(rows)
     for start in range(0, rows.shape[1], _COLUMNS):
         left = rows[:, start : start + _COLUMNS].T
-        _add_product(moment.total[start : start + _COLUMNS, start:], left, rows[:, start:])
-    count = rows.shape[0]
-    moment.weight += count if weights is None else float(weights.sum())
-    moment.tokens += count if weights is None else int((weights > 0).sum())
+        _add_product(total[start : start + _COLUMNS, start:], left, rows[:, start:])
+
+
+def _summable(rows: Tensor) -> Tensor:
+    """Return the rows in a dtype whose products can be summed in float32."""
+    return rows if rows.dtype == torch.bfloat16 or rows.is_cuda else rows.to(torch.float32)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -79,13 +150,43 @@ def _weighted(rows: Tensor, weights: Tensor | None) -> Tensor:
     return rows * weights.reshape(-1, 1).sqrt().to(rows.dtype)
 
 
+def _draw(sample: Sample, rows: Tensor) -> None:
+    """Let the sample have its share of the next tokens [T, I] of the stream."""
+    numbers = torch.arange(sample.seen, sample.seen + len(rows), dtype=torch.float64)
+    sample.seen += len(rows)
+    phases = (numbers * _GOLDEN).frac_()
+    chosen = phases < sample.share
+    known = 0 if sample.rows is None else len(sample.rows)
+    while known + int(chosen.sum()) > SAMPLED_TOKENS:
+        sample.share /= 2
+        chosen = phases < sample.share
+        if sample.rows is not None:
+            kept = sample.phases < sample.share
+            sample.rows = sample.rows[kept.to(rows.device)]
+            sample.phases = sample.phases[kept]
+            known = len(sample.rows)
+    # Indexed with a mask, they are copies that do not keep the batch alive.
+    added = rows[chosen.to(rows.device)]
+    sample.rows = added if sample.rows is None else torch.cat([sample.rows, added])
+    sample.phases = torch.cat([sample.phases, phases[chosen]])
+
+
 def finish(moment: Moment) -> LayerStats:
-    """Return the mean over tokens; `moment` is used up.
+    """Return the statistics of all tokens; `moment` is used up.
 
     A sum that is not finite stays so: the caller names the layer in its error.
     """
-    moment.total /= max(moment.weight, 1.0)
+    weight = max(moment.weight, 1.0)
+    moment.total /= weight
     for start in range(0, len(moment.total), _COLUMNS):
         stop = start + _COLUMNS
         moment.total[stop:, start:stop] = moment.total[start:stop, stop:].T
-    return LayerStats(second_moment=moment.total, tokens=moment.tokens)
+    rows = moment.sample.rows
+    return LayerStats(
+        second_moment=moment.total,
+        tokens=moment.tokens,
+        mean=moment.first / weight,
+        absmax=moment.absmax,
+        sample=torch.empty(0, len(moment.total)) if rows is None else rows.float(),
+        drift=None if moment.drift is None else moment.drift.div_(weight),
+    )

@@ -7,7 +7,15 @@ moment of its input to the caller, who may replace its weights; then all of them
 stands there. So one forward in all gives every layer statistics that have seen the quantized
 layers before it, and no block argument has to be guessed.
 
-Memory: one block's weights, the suspended activations, one second moment.
+Where the key/value cache is to be quantized, the keys and values of each block are watched on
+their way, and the walk also stops when all micro-batches have left the block.
+
+Where the original model is to be followed, each micro-batch has a second forward through the
+checkpoint's own weights. It is one group ahead: a group's layers are still the checkpoint's when
+it passes them. What a group is given then comes with what the original would give it.
+
+Memory: one block's weights, the suspended activations (twice, with the original's), one second
+moment.
 """
 
 from __future__ import annotations
@@ -22,9 +30,17 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
+from quantkit.calibration.kv import OBSERVER, KvWatch, Observer, observed_attention
 from quantkit.calibration.stats import accumulate, empty_moment, finish
 from quantkit.errors import CheckpointError
-from quantkit.records import BlockPlan, GroupPlan, LayerStats, TokenWindows
+from quantkit.records import (
+    BlockPlan,
+    GroupPlan,
+    KvCachePlan,
+    KvStats,
+    LayerStats,
+    TokenWindows,
+)
 
 LoadBlock = Callable[[BlockPlan], Mapping[str, Tensor]]
 """Reads a block's tensors from the checkpoint, by full name."""
@@ -40,8 +56,9 @@ _TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 8192}
 class GroupStop:
     """All micro-batches wait in front of this group.
 
-    tensors: the block's tensors as the checkpoint has them, by full name. `replace` puts a weight
-    [O, I] in the place of the named linear layer's, for this stop and all that follows.
+    tensors: the block's tensors as the checkpoint has them, by full name. `replace` puts a tensor
+    in the place of the parameter with the full name (`....q_proj.weight`, `....q_proj.bias`), for
+    this stop and all that follows.
     """
 
     block: BlockPlan
@@ -49,6 +66,17 @@ class GroupStop:
     stats: LayerStats | None
     tensors: Mapping[str, Tensor]
     replace: Callable[[str, Tensor], None]
+
+
+@dataclass(frozen=True)
+class BlockEnd:
+    """All micro-batches have left this block; only there where the cache is watched.
+
+    kv: of the block's attention layer, with the replaced weights of this block in place.
+    """
+
+    block: BlockPlan
+    kv: KvStats
 
 
 @dataclass(frozen=True)
@@ -69,7 +97,9 @@ def walk(
     device: torch.device,
     dtype: torch.dtype,
     needs_stats: Callable[[BlockPlan, GroupPlan], bool],
-) -> Generator[GroupStop, None, None]:
+    kv_cache: KvCachePlan | None = None,
+    follow_original: bool = False,
+) -> Generator[GroupStop | BlockEnd, None, None]:
     """Yield every group with something to quantize, in the order in which the forward meets them.
 
     A stop is of no use once the next one is asked for: whoever drops it by then keeps the walk to
@@ -85,32 +115,48 @@ def walk(
         device: where the forward runs.
         dtype: what the forward computes in.
         needs_stats: says whether a group's second moment is wanted.
+        kv_cache: the attention layers, one a block, whose keys and values are watched; every block
+            then ends with a `BlockEnd`.
+        follow_original: whether statistics say how far inputs have drifted from the original's.
 
     Raises:
         CheckpointError: the forward does not meet the blocks and groups in the order of the plan,
-            or an activation is not finite.
+            an activation is not finite, or keys and values cannot be watched.
     """
     with torch.inference_mode(), _hooked(model, blocks, dtype), ExitStack() as stack:
         _place_buffers(model, device)
         _fill(model, load_outside(), device, None)
-        forwards = _start(model, windows, device)
-        stack.callback(_end, forwards)
+        watch = None if kv_cache is None else KvWatch(model, kv_cache, device)
+        if watch is not None:
+            stack.enter_context(observed_attention(model))
+        forwards = _start(model, windows, device, None if watch is None else watch.observe)
+        originals = []
+        if follow_original:
+            originals = _start(model, windows, device, None if watch is None else _overlook)
+        stack.callback(_end, [*forwards, *originals])
+        _advance([*forwards, *originals], blocks[0].prefix)
+        _empty_embeddings(model)
         for number, block in enumerate(blocks):
-            _advance(forwards, block.prefix)
-            if number:
-                _empty(model.get_submodule(blocks[number - 1].prefix))
-            else:
-                _empty_embeddings(model)
             tensors = {name: tensor.to(device) for name, tensor in load_block(block).items()}
             _fill(model, tensors, device, dtype)
-            for group in block.groups:
-                if not group.quantized:
-                    continue
-                stats = _arrive(forwards, group, needs_stats(block, group), device)
+            groups = [group for group in block.groups if group.quantized]
+            places = [*(group.linears[0].name for group in groups), *_next(blocks, number)]
+            ahead = _advance(originals, places[0]) if places else []
+            for position, group in enumerate(groups):
+                stats = _arrive(forwards, group, needs_stats(block, group), device, ahead)
+                # Before the group is replaced, which is what the caller does at the stop.
+                left = places[position + 1 : position + 2]
+                ahead = _advance(originals, left[0]) if left else []
                 yield GroupStop(block, group, stats, tensors, _replacer(model, device, dtype))
                 del stats
             del tensors
-        _empty(model.get_submodule(blocks[-1].prefix))
+            for place in _next(blocks, number):
+                _advance(forwards, place)
+            if watch is not None:
+                if number + 1 == len(blocks):
+                    _finish(forwards)
+                yield BlockEnd(block, watch.take(block.prefix))
+            _empty(model.get_submodule(block.prefix))
 
 
 @dataclass(frozen=True)
@@ -119,11 +165,14 @@ class _Forward:
     weights: Tensor | None
 
 
-def _start(model: nn.Module, windows: TokenWindows, device: torch.device) -> list[_Forward]:
+def _start(
+    model: nn.Module, windows: TokenWindows, device: torch.device, observer: Observer | None
+) -> list[_Forward]:
     """Make one forward for each micro-batch; none has begun to run."""
     count, length = windows.ids.shape
     step = max(1, _TOKENS_AT_ONCE[device.type] // length)
     decoder = getattr(model, cast(Any, model).base_model_prefix, model)
+    options = {} if observer is None else {OBSERVER: observer}
     all_count = bool((windows.weights == 1).all())
     forwards = []
     for start in range(0, count, step):
@@ -131,39 +180,67 @@ def _start(model: nn.Module, windows: TokenWindows, device: torch.device) -> lis
         weights = None
         if not all_count:
             weights = torch.from_numpy(windows.weights[start : start + step]).to(device)
-        forwards.append(_Forward(greenlet(_runner(decoder, ids)), weights))
+        forwards.append(_Forward(greenlet(_runner(decoder, ids, options)), weights))
     return forwards
 
 
+def _overlook(_: nn.Module, __: Tensor, ___: Tensor) -> None:
+    """The original's keys and values are not those that will be cached."""
+
+
 def _end(forwards: Sequence[_Forward]) -> None:
-    """End the forwards where they stand: nothing behind the last group is needed."""
+    """End the forwards where they stand: nothing behind the last stop is needed."""
     for forward in forwards:
         forward.run.throw(GreenletExit)
 
 
-def _runner(decoder: nn.Module, ids: Tensor) -> Callable[[], None]:
+def _finish(forwards: Sequence[_Forward]) -> None:
+    """Let every forward run to its end."""
+    for forward in forwards:
+        arrival = forward.run.switch()
+        if isinstance(arrival, _Arrival):
+            raise CheckpointError(
+                f"the model's forward came to {arrival.place} where the plan expected its end: "
+                f"its family data does not describe it"
+            )
+
+
+def _runner(decoder: nn.Module, ids: Tensor, options: Mapping[str, Any]) -> Callable[[], None]:
     def run() -> None:
-        decoder(input_ids=ids, use_cache=False)
+        decoder(input_ids=ids, use_cache=False, **options)
 
     return run
 
 
-def _advance(forwards: Sequence[_Forward], place: str) -> None:
-    """Let every forward run on to `place`."""
-    for forward in forwards:
-        _resume(forward, place)
+def _next(blocks: Sequence[BlockPlan], number: int) -> tuple[str, ...]:
+    """Name the place where the block behind this one begins; nothing behind the last one."""
+    return tuple(block.prefix for block in blocks[number + 1 : number + 2])
+
+
+def _advance(forwards: Sequence[_Forward], place: str) -> list[Tensor | None]:
+    """Let every forward run on to `place` and return what each brings there."""
+    return [_resume(forward, place).inputs for forward in forwards]
 
 
 def _arrive(
-    forwards: Sequence[_Forward], group: GroupPlan, wanted: bool, device: torch.device
+    forwards: Sequence[_Forward],
+    group: GroupPlan,
+    wanted: bool,
+    device: torch.device,
+    originals: Sequence[Tensor | None],
 ) -> LayerStats | None:
-    """Let every forward run on to the group and return the second moment of what it brings."""
+    """Let every forward run on to the group and return the statistics of what it brings.
+
+    Args:
+        originals: what the original model brings there; empty where it is not followed.
+    """
     first = group.linears[0]
     moment = empty_moment(first.in_features, device) if wanted else None
-    for forward in forwards:
+    for number, forward in enumerate(forwards):
         inputs = _resume(forward, first.name).inputs
         if moment is not None and inputs is not None:
-            accumulate(moment, inputs, forward.weights)
+            original = originals[number] if originals else None
+            accumulate(moment, inputs, forward.weights, original)
     if moment is None:
         return None
     _return_freed_memory()
@@ -298,8 +375,12 @@ def _empty_embeddings(model: nn.Module) -> None:
 def _replacer(
     model: nn.Module, device: torch.device, dtype: torch.dtype
 ) -> Callable[[str, Tensor], None]:
-    def replace(name: str, weight: Tensor) -> None:
-        value = weight.to(device=device, dtype=dtype)
-        model.get_submodule(name)._parameters["weight"] = nn.Parameter(value, requires_grad=False)
+    def replace(name: str, tensor: Tensor) -> None:
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        if module._parameters.get(leaf) is None:
+            raise ValueError(f"{name} is no parameter of the model")
+        value = tensor.to(device=device, dtype=dtype)
+        module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
 
     return replace

@@ -29,6 +29,11 @@ ITEM_BYTES: Mapping[str, int] = MappingProxyType(
 )
 """safetensors' name of a dtype -> bytes of one element."""
 
+WEIGHT_DTYPES: Mapping[str, str] = MappingProxyType(
+    {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+)
+"""torch's name of a dtype that weights are computed in -> safetensors' name of it."""
+
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Return the tensors of a safetensors file by name, from its header alone.

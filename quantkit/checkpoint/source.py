@@ -39,6 +39,10 @@ SIDE_FILES = (
 CHAT_TEMPLATES = "additional_chat_templates"
 """Folder of named chat templates, one `.jinja` file each."""
 
+QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
+"""Files in which the first writers of GPTQ and AWQ describe a checkpoint, and config.json does not;
+in the order of AutoGPTQ. They do not travel: what is written anew has a description of its own."""
+
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 """The file that maps tensors to shards, by preference; its name less `.index.json` is the file of
 a checkpoint without shards."""
@@ -99,7 +103,8 @@ def _looks_like_path(model: str) -> bool:
 
 
 def _download(model: str, repo: str, revision: str | None) -> Source:
-    small = ["config.json", *INDEXES, *SIDE_FILES, f"{CHAT_TEMPLATES}/*.jinja"]
+    templates = f"{CHAT_TEMPLATES}/*.jinja"
+    small = ["config.json", *QUANTIZATION_FILES, *INDEXES, *SIDE_FILES, templates]
     folder = _fetch(model, repo, revision, small)
     # The commit is pinned from here on: a push between two calls cannot mix revisions.
     commit = folder.name

@@ -63,7 +63,10 @@ def apply_family(family: Family, skeleton: nn.Module) -> tuple[BlockStructure, .
                 linears = [_as_linear(skeleton.get_submodule(name)) for name in names]
                 groups.append(InputGroup(names, _plan_fold(group.fold, prefix, skeleton, linears)))
             fused = tuple(tuple(f"{prefix}.{name}" for name in part) for part in family.fused)
-            blocks.append(BlockStructure(prefix, tuple(groups), fused))
+            attention = None if family.attention is None else f"{prefix}.{family.attention}"
+            if attention is not None:
+                skeleton.get_submodule(attention)
+            blocks.append(BlockStructure(prefix, tuple(groups), fused, attention))
     except (AttributeError, TypeError) as error:
         raise CheckpointError(
             f"the family file {family.name} does not describe this model: {error}"

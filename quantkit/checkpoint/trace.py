@@ -38,12 +38,14 @@ class InputGroup:
 class BlockStructure:
     """One decoder block: its groups in the order in which the forward reaches them.
 
-    fused: full names of layers that vLLM makes one of.
+    fused: full names of layers that vLLM makes one of. attention: full name of the module that
+    caches keys and values; None where it is not known.
     """
 
     prefix: str
     groups: tuple[InputGroup, ...]
     fused: tuple[tuple[str, ...], ...]
+    attention: str | None = None
 
 
 def trace_blocks(checkpoint: Checkpoint) -> tuple[BlockStructure, ...]:

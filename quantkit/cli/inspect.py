@@ -48,6 +48,7 @@ def _lines(found: Inspection) -> list[Any]:
         ("bits per weight", f"{found.bits_per_weight:.2f}"),
         ("tensors", tensors),
         *(("matrices", f"{count} x {storage}") for storage, count in layers.most_common()),
+        *((("kv cache", found.kv_cache),) if found.kv_cache != "none" else ()),
         ("verdict", found.verdict or "none recorded"),
     )
     return [make_table(rows), *(f"problem: {problem}" for problem in found.problems)]
@@ -56,5 +57,7 @@ def _lines(found: Inspection) -> list[Any]:
 def _storage(layer: InspectedLayer) -> str:
     if layer.scheme == "none":
         return f"{layer.bits}-bit floating point"
-    group = "one scale a row" if layer.group_size is None else f"group size {layer.group_size}"
-    return f"{layer.scheme}, {group}"
+    if layer.group_size is not None:
+        return f"{layer.scheme}, group size {layer.group_size}"
+    shared = {"channel": "row", "block": "block of 128 x 128"}
+    return f"{layer.scheme}, one scale a {shared.get(layer.sharing, layer.sharing)}"

@@ -19,7 +19,18 @@ from typer.exceptions import Exit, TyperException
 from typer.main import get_command
 
 import quantkit
-from quantkit.cli import doctor, gate, init, inspect, plan, quantize, recipes
+from quantkit.cli import (
+    compare,
+    convert,
+    doctor,
+    gate,
+    init,
+    inspect,
+    plan,
+    quantize,
+    recipes,
+    verify,
+)
 from quantkit.cli.console import Reply, print_error, render_reply, write
 from quantkit.cli.process import settle_process
 from quantkit.errors import (
@@ -42,7 +53,10 @@ app = typer.Typer(
 app.command("quantize", epilog=quantize.EXAMPLE)(quantize.quantize)
 app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command("gate", epilog=gate.EXAMPLE)(gate.gate)
+app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
+app.command("convert", epilog=convert.EXAMPLE)(convert.convert)
 app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
+app.command("verify", epilog=verify.EXAMPLE)(verify.verify)
 app.add_typer(recipes.app)
 app.command("init", epilog=init.EXAMPLE)(init.init)
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)

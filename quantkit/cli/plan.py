@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import quantkit
@@ -20,7 +21,7 @@ from quantkit.cli.options import (
     one_model,
 )
 from quantkit.inputs import check_inputs, load
-from quantkit.records import LinearPlan, Plan
+from quantkit.records import LinearPlan, OpenChoice, Plan
 from quantkit.report.rounding import format_bytes, format_ratio
 
 EXAMPLE = "Example: quantkit plan MODEL --recipe awq4"
@@ -54,7 +55,8 @@ def _linears(plan: Plan) -> list[LinearPlan]:
 
 
 def _document(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON: schemes and methods by name."""
+    """The plan as JSON: schemes and methods by name, `auto` where they are still to be chosen."""
+    undecided = set() if plan.choice is None else _open_names(plan.choice)
     return {
         "model": plan.model,
         "family": plan.family,
@@ -68,25 +70,50 @@ def _document(plan: Plan) -> dict[str, Any]:
         "statistics_bytes": plan.statistics_bytes,
         "disk_bytes": plan.disk_bytes,
         "notes": list(plan.notes),
-        "linears": [
+        "choice": None if plan.choice is None else _choice_document(plan.choice),
+        "linears": [_linear(linear, linear.name in undecided) for linear in _linears(plan)],
+    }
+
+
+def _linear(linear: LinearPlan, undecided: bool) -> dict[str, Any]:
+    known = linear.quantized and not undecided
+    return {
+        "name": linear.name,
+        "shape": [linear.out_features, linear.in_features],
+        "scheme": "auto" if undecided else linear.scheme.name,
+        "group_size": linear.group_size if known else None,
+        "method": linear.method.name if known else None,
+    }
+
+
+def _choice_document(choice: OpenChoice) -> dict[str, Any]:
+    """What is still to be chosen: the layers of each unit, and each candidate's bytes."""
+    return {
+        "target_bits": choice.target_bits,
+        "max_kl": choice.max_kl,
+        "lowest_bits": choice.lowest_bits,
+        "highest_bits": choice.highest_bits,
+        "windows": choice.windows,
+        "window_tokens": choice.window_tokens,
+        "passes": len(choice.passes),
+        "memory_bytes": choice.memory_bytes,
+        "units": [
             {
-                "name": linear.name,
-                "shape": [linear.out_features, linear.in_features],
-                "scheme": linear.scheme.name,
-                "group_size": linear.group_size if linear.quantized else None,
-                "method": linear.method.name if linear.quantized else None,
+                "layers": [linear.name for linear in unit.candidates[0].linears],
+                "candidates": {each.scheme: each.size_bytes for each in unit.candidates},
             }
-            for linear in _linears(plan)
+            for unit in choice.units
         ],
     }
 
 
 def _lines(plan: Plan) -> list[Any]:
     linears = _linears(plan)
-    treatments = Counter(_treatment(linear) for linear in linears)
+    undecided = set() if plan.choice is None else _open_names(plan.choice)
+    treatments = Counter(_treatment(linear) for linear in linears if linear.name not in undecided)
     size, original = format_bytes(plan.artifact_bytes), format_bytes(plan.baseline_bytes)
     ratio = format_ratio(plan.artifact_bytes, plan.baseline_bytes)
-    memory = plan.block_bytes + plan.activation_bytes + plan.statistics_bytes
+    most = "" if plan.choice is None else "at most "
     rows = (
         ("model", f"{plan.model} ({plan.parameters:,} weights, family {plan.family})"),
         (
@@ -94,16 +121,56 @@ def _lines(plan: Plan) -> list[Any]:
             f"{len(plan.blocks)} of {len(linears) // max(1, len(plan.blocks))} linear layers",
         ),
         *(("layers", f"{count} x {treatment}") for treatment, count in treatments.items()),
-        ("size", f"{size} of {original}, {ratio}"),
-        ("bits per weight", f"{plan.bits_per_weight:.2f}"),
+        *(() if plan.choice is None else _choice_rows(plan.choice, len(undecided))),
+        ("size", f"{most}{size} of {original}, {ratio}"),
+        ("bits per weight", f"{most}{plan.bits_per_weight:.2f}"),
         (
             "memory",
-            f"{format_bytes(memory)} besides the libraries: one block, its inputs, statistics",
+            f"{format_bytes(_memory(plan))} besides the libraries: one block, its inputs, "
+            f"statistics",
         ),
         ("disk", f"{format_bytes(plan.disk_bytes)} needed at the output"),
         *(("note", note) for note in plan.notes),
     )
     return [make_table(rows), "No problem found."]
+
+
+def _open_names(choice: OpenChoice) -> set[str]:
+    return {linear.name for unit in choice.units for linear in unit.candidates[0].linears}
+
+
+def _choice_rows(choice: OpenChoice, layers: int) -> Iterator[tuple[str, str]]:
+    """What `scheme: auto` leaves open, and within which bounds."""
+    schemes = dict.fromkeys(
+        candidate.scheme for unit in choice.units for candidate in unit.candidates
+    )
+    yield (
+        "layers",
+        f"{layers} x one of {', '.join(schemes)}, chosen on calibration data when the job runs",
+    )
+    target = (
+        f"the least divergence within {choice.target_bits:g} bits per weight"
+        if choice.target_bits is not None
+        else f"the fewest bits with a predicted KL of at most {choice.max_kl:g}"
+    )
+    yield (
+        "choice",
+        f"{target}; {len(choice.units)} units of layers, {choice.lowest_bits:.2f} to "
+        f"{choice.highest_bits:.2f} bits per weight",
+    )
+    passes = len(choice.passes)
+    yield (
+        "measured on",
+        f"{choice.windows} windows of {choice.window_tokens} tokens, in {passes} "
+        f"pass{'es' if passes != 1 else ''} over the weights, with "
+        f"{format_bytes(choice.memory_bytes)} of hidden states and statistics",
+    )
+
+
+def _memory(plan: Plan) -> int:
+    """What is held at the most: while solving, or while measuring for a choice."""
+    measuring = 0 if plan.choice is None else plan.choice.memory_bytes
+    return plan.block_bytes + max(plan.activation_bytes + plan.statistics_bytes, measuring)
 
 
 def _treatment(linear: LinearPlan) -> str:

@@ -12,6 +12,7 @@ from rich.text import Text
 from quantkit.cli.console import Reply, make_table
 from quantkit.records import EXIT_CODES, Artifact, Report, Result, Verdict
 from quantkit.report.advice import all_reasons, verdict_sentence
+from quantkit.report.allocation import allocation_line
 from quantkit.report.document import report_document
 from quantkit.report.rounding import format_bytes, format_ratio
 from quantkit.report.rows import headline_cells, headline_rows
@@ -63,7 +64,11 @@ def _lines(report: Report, page: Path, serve: str | None) -> list[RenderableType
     lines: list[RenderableType] = ["", table, "", verdict]
     lines += [f"         {reason}" for reason in all_reasons(report)]
     lines += [f"note     {note}" for note in report.notes]
-    lines += [f"size     {_size(report, size)}" for size in _sizes(report)]
+    chosen = allocation_line(report)
+    if chosen is not None:
+        lines.append(f"schemes  {chosen}")
+    if not report.comparison:
+        lines += [f"size     {_size(report, size)}" for size in _sizes(report)]
     lines.append(f"report   {page}")
     if serve is not None:
         lines.append(f"serve    {serve}")

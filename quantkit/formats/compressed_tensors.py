@@ -6,17 +6,20 @@ the headers are written first, and one solved block at a time is asked for and s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from quantkit.checkpoint.headers import ITEM_BYTES
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.skeleton import build_skeleton, tied_names
 from quantkit.errors import writing
-from quantkit.formats.packed_layers import PACKED, PARTS, encode_part, specify_layer
+from quantkit.formats.encoding import encode_part, specify_layer
+from quantkit.formats.kv_scales import specify_scales
+from quantkit.formats.layouts import INPUT_SCALE, PARTS, SCALE
 from quantkit.formats.passthrough import is_same, read_content
 from quantkit.formats.quantization_config import build_quantization_config
 from quantkit.formats.shards import (
@@ -27,7 +30,14 @@ from quantkit.formats.shards import (
     write_shards,
 )
 from quantkit.formats.sidecars import copy_side_files
-from quantkit.records import Artifact, BlockPlan, LinearPlan, Plan, SolvedBlock
+from quantkit.records import (
+    Artifact,
+    BlockPlan,
+    LinearPlan,
+    Plan,
+    QuantizedLayer,
+    SolvedBlock,
+)
 
 FORMAT = "compressed-tensors"
 
@@ -38,6 +48,9 @@ class _Section:
 
     block: BlockPlan | None
     specs: tuple[TensorSpec, ...]
+    late: tuple[TensorSpec, ...] = ()
+    """Scales of one number or a few that come with the block and lie behind all blocks: between
+    two blocks they would move the wide elements of the next one off their boundaries."""
 
 
 def write_compressed_tensors(
@@ -68,7 +81,7 @@ def write_compressed_tensors(
     skeleton = build_skeleton(checkpoint)
     sections = _lay_out(checkpoint, plan, _find_tied_copies(checkpoint, skeleton))
     specs = [spec for section in sections for spec in section.specs]
-    contents = (pair for section in sections for pair in _contents(checkpoint, section, blocks))
+    contents = _stream(checkpoint, sections, blocks)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     files = write_shards(folder, specs, contents, max_shard_bytes)
@@ -100,7 +113,7 @@ def _build_config(
     ]
     # Code stays behind, so what names it does as well.
     config = {key: value for key, value in checkpoint.config.items() if key != "auto_map"}
-    description = build_quantization_config(planned, modules)
+    description = build_quantization_config(planned, modules, plan.kv_cache)
     if description is not None:
         config["quantization_config"] = description
     return config
@@ -122,8 +135,9 @@ def _find_tied_copies(checkpoint: Checkpoint, skeleton: torch.nn.Module) -> froz
 def _lay_out(checkpoint: Checkpoint, plan: Plan, dropped: frozenset[str]) -> tuple[_Section, ...]:
     """Say which tensors the artifact has, and in which order.
 
-    First those outside of blocks, then block by block. Within a section wide elements come first,
-    so that tensors start at multiples of their element size; then it goes by name.
+    First those outside of blocks, then block by block, then what is late. Within a section wide
+    elements come first, so that tensors start at multiples of their element size; then it goes by
+    name.
     """
     names = sorted(checkpoint.tensors.keys() - dropped)
     members: dict[str, list[str]] = {block.prefix: [] for block in plan.blocks}
@@ -132,11 +146,15 @@ def _lay_out(checkpoint: Checkpoint, plan: Plan, dropped: frozenset[str]) -> tup
         prefix = next((prefix for prefix in members if name.startswith(f"{prefix}.")), None)
         (outside if prefix is None else members[prefix]).append(name)
     scale_dtype = DTYPE_NAMES[getattr(torch, plan.scale_dtype)]
-    sections = [_Section(None, _specify(checkpoint, outside, {}, scale_dtype))]
+    sections = [_Section(None, _arrange(_specify(checkpoint, outside, {}, scale_dtype)))]
     for block in plan.blocks:
         specs = _specify(checkpoint, members[block.prefix], _quantized(block), scale_dtype)
-        sections.append(_Section(block, specs))
-    return tuple(sections)
+        late = [spec for spec in specs if spec.name.endswith(f".{INPUT_SCALE}")]
+        rest = [spec for spec in specs if spec not in late]
+        late += specify_scales(plan.kv_cache, f"{block.prefix}.", scale_dtype)
+        sections.append(_Section(block, _arrange(rest), _arrange(late)))
+    late = [spec for section in sections for spec in section.late]
+    return (*sections, _Section(None, _arrange(late)))
 
 
 def _quantized(block: BlockPlan) -> dict[str, LinearPlan]:
@@ -150,7 +168,7 @@ def _specify(
     names: list[str],
     quantized: Mapping[str, LinearPlan],
     scale_dtype: str,
-) -> tuple[TensorSpec, ...]:
+) -> list[TensorSpec]:
     """Announce what becomes of the checkpoint's tensors `names`."""
     specs: list[TensorSpec] = []
     for name in names:
@@ -160,34 +178,55 @@ def _specify(
             specs += specify_layer(quantized[module], scale_dtype)
         else:
             specs.append(TensorSpec(name, info.dtype, info.shape))
+    return specs
+
+
+def _arrange(specs: list[TensorSpec]) -> tuple[TensorSpec, ...]:
     return tuple(sorted(specs, key=lambda spec: (-ITEM_BYTES[spec.dtype], spec.name)))
 
 
-def _contents(
-    checkpoint: Checkpoint, section: _Section, blocks: Callable[[int], SolvedBlock]
+def _stream(
+    checkpoint: Checkpoint, sections: Iterable[_Section], blocks: Callable[[int], SolvedBlock]
 ) -> Iterator[tuple[str, Content]]:
-    """Yield the tensors of a section in the order of its specs.
+    """Yield every tensor in the order of the specs."""
+    late: dict[str, Tensor] = {}
+    for section in sections:
+        yield from _contents(checkpoint, section, blocks, late)
+
+
+def _contents(
+    checkpoint: Checkpoint,
+    section: _Section,
+    blocks: Callable[[int], SolvedBlock],
+    late: dict[str, Tensor],
+) -> Iterator[tuple[str, Content]]:
+    """Yield the tensors of a section in the order of its specs; put what is late into `late`.
 
     The solved block lives in this frame: it is gone before the next one is asked for.
 
     Raises:
         ValueError: the solved block is not what was planned.
     """
-    if section.block is None:
-        layers, dense = {}, {}
-    else:
+    layers: dict[str, QuantizedLayer] = {}
+    made: dict[str, Tensor] = late
+    if section.block is not None:
         solved = blocks(section.block.index)
-        layers = {layer.name: layer for layer in solved.layers}
-        dense = dict(solved.dense)
         _check_block(section, solved)
-    for spec in section.specs:
+        layers = {layer.name: layer for layer in solved.layers}
+        made = {**solved.dense, **solved.added}
+    for spec in (*section.late, *section.specs):
         module, _, leaf = spec.name.rpartition(".")
+        content: Content
         if module in layers and leaf in PARTS:
-            yield spec.name, encode_part(layers[module], leaf)
-        elif spec.name in dense:
-            yield spec.name, dense[spec.name]
+            content = encode_part(layers[module], leaf)
+        elif spec.name in made:
+            content = made[spec.name]
         else:
-            yield spec.name, read_content(checkpoint, spec.name)
+            content = read_content(checkpoint, spec.name)
+        if spec in section.late and isinstance(content, Tensor):
+            late[spec.name] = content
+        else:
+            yield spec.name, content
 
 
 def _check_block(section: _Section, solved: SolvedBlock) -> None:
@@ -196,7 +235,12 @@ def _check_block(section: _Section, solved: SolvedBlock) -> None:
     found = {layer.name: (layer.scheme.name, layer.group_size) for layer in solved.layers}
     if found != {name: (plan.scheme.name, plan.group_size) for name, plan in planned.items()}:
         raise ValueError(f"block {solved.index} was not solved as planned")
-    written = {spec.name for spec in section.specs}
-    lost = {*solved.dense, *(f"{name}.{PACKED}" for name in found)} - written
+    announced = {spec.name for spec in (*section.specs, *section.late)}
+    inputs = f".{INPUT_SCALE}"
+    scales = {spec.name for spec in section.late if not spec.name.endswith(inputs)}
+    if solved.added.keys() != scales:
+        different = sorted(solved.added.keys() ^ scales)
+        raise ValueError(f"block {solved.index} has other added tensors than planned: {different}")
+    lost = {*solved.dense, *(f"{name}.{SCALE}" for name in found)} - announced
     if lost:
         raise ValueError(f"block {solved.index} has tensors without a place: {sorted(lost)}")

@@ -12,9 +12,19 @@ from typing import Any, get_args
 from quantkit.checkpoint.headers import ITEM_BYTES, read_json
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import ArtifactError, CheckpointError
-from quantkit.formats.decode import find_config_groups, find_layout, open_artifact
-from quantkit.formats.packed_layers import PACKED, SCALE, PackedLayout, find_scheme
+from quantkit.formats.config_groups import (
+    check_expressions,
+    find_config_groups,
+    find_ignored,
+    is_ignored,
+)
+from quantkit.formats.decode import CODE_DTYPES, find_layout, open_artifact
+from quantkit.formats.kv_scales import find_cache_problems, name_cache
+from quantkit.formats.layouts import PACKED, SCALE, WEIGHT, name_scheme
+from quantkit.formats.readers.description import is_foreign
+from quantkit.formats.readers.stored import StoredModel, open_stored
 from quantkit.records import TensorInfo, Verdict
+from quantkit.schemes import SCHEMES
 
 COMPRESSED_TENSORS = "compressed-tensors"
 PLAIN = "safetensors"
@@ -38,18 +48,15 @@ _QUANTIZATION_PARAMETERS = (
 """Last parts of the names of tensors that are not weights of the model."""
 
 _OTHER_FILES = {".gguf": "GGUF", ".onnx": "ONNX"}
-_OTHER_CONFIGS = {
-    "hf_quant_config.json": "ModelOpt",
-    "quantize_config.json": "GPTQ",
-    "quant_config.json": "AWQ",
-}
-_OTHER_METHODS = {"gptq": "GPTQ", "awq": "AWQ", "modelopt": "ModelOpt"}
+_OTHER_CONFIGS = {"hf_quant_config.json": "ModelOpt"}
+_OTHER_METHODS = {"modelopt": "ModelOpt"}
 _FORMATS = (
     "pack-quantized",
     "int-quantized",
     "float-quantized",
     "naive-quantized",
     "mixed-precision",
+    "dense",
 )
 
 
@@ -61,13 +68,15 @@ class InspectedLayer:
     scheme: str
     """quantkit's name of the scheme where it has one; `none` for floating point."""
     group_size: int | None
-    """Columns that share a scale; None: one scale per row, or no scales."""
+    """Columns that share a scale; None: `sharing` says what does."""
     bits: int
     """Bits of one stored weight, scales not counted."""
     shape: tuple[int, ...]
     """Of the weight, [O, I]."""
     size: int
     """Bytes of all tensors of the layer, scales included, bias not."""
+    sharing: str = "none"
+    """What shares a scale: `group`, `channel`, `tensor`, `block`, or `none` for no scales."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,8 @@ class Inspection:
     bits_per_weight: float
     """8 * tensor_bytes / parameters."""
     quantization_config: Mapping[str, Any] | None
+    kv_cache: str
+    """Of the key/value cache: `none`, `fp8`, `fp8_per_head`, or what config.json says of it."""
     verdict: Verdict | None
     """The gate's, where quantkit.json lies beside and has one."""
     problems: tuple[str, ...]
@@ -99,7 +110,8 @@ def inspect_artifact(path: Path) -> Inspection:
     """Look into an artifact.
 
     Args:
-        path: an output folder of quantkit, a compressed-tensors folder, or a checkpoint.
+        path: an output folder of quantkit, a compressed-tensors, GPTQ, AWQ or FP8 folder, or a
+            checkpoint.
 
     Raises:
         ArtifactError: nothing is there, it is of a format that is not read yet, or its files are
@@ -108,17 +120,24 @@ def inspect_artifact(path: Path) -> Inspection:
     folder = _find_folder(path)
     artifact = open_artifact(folder)
     description = artifact.config.get("quantization_config")
-    _check_readable(folder, description)
+    foreign = open_stored(artifact) if is_foreign(folder, artifact.config) else None
     problems: list[str] = []
-    layers = tuple(_inspect_layers(artifact, problems))
-    problems += _find_problems(artifact, layers)
-    parameters = _count_parameters(artifact, layers)
+    if foreign is not None:
+        layers = tuple(_inspect_foreign(foreign))
+        problems += foreign.problems
+        parameters = foreign.parameters
+    else:
+        _check_readable(folder, description)
+        check_expressions(artifact.config, {name.rpartition(".")[0] for name in artifact.tensors})
+        layers = tuple(_inspect_layers(artifact, problems))
+        problems += _find_problems(artifact, layers)
+        parameters = _count_parameters(artifact, layers)
     tensor_bytes = sum(info.size for info in artifact.tensors.values())
     verdict = _find_verdict(folder, problems)
     architectures = artifact.config.get("architectures")
     return Inspection(
         folder=folder,
-        format=PLAIN if description is None else COMPRESSED_TENSORS,
+        format=_name_format(foreign, description),
         scheme=_summarize(layers),
         architecture=str(architectures[0])
         if isinstance(architectures, list) and architectures
@@ -129,9 +148,16 @@ def inspect_artifact(path: Path) -> Inspection:
         tensor_bytes=tensor_bytes,
         bits_per_weight=8 * tensor_bytes / parameters if parameters else 0.0,
         quantization_config=description,
+        kv_cache=name_cache(artifact.config),
         verdict=verdict,
         problems=tuple(problems),
     )
+
+
+def _name_format(foreign: StoredModel | None, description: object) -> str:
+    if foreign is not None:
+        return foreign.quantization.method
+    return PLAIN if description is None else COMPRESSED_TENSORS
 
 
 def _find_folder(path: Path) -> Path:
@@ -158,7 +184,7 @@ def _find_folder(path: Path) -> Path:
 def _not_yet(path: Path, name: str) -> str:
     return (
         f"{path} holds {name}, which cannot be read yet "
-        f"(known: compressed-tensors, checkpoints that are not quantized)"
+        f"(known: compressed-tensors, GPTQ, AWQ, FP8, checkpoints that are not quantized)"
     )
 
 
@@ -185,22 +211,53 @@ def _check_readable(folder: Path, description: object) -> None:
 
 def _inspect_layers(artifact: Checkpoint, problems: list[str]) -> Iterator[InspectedLayer]:
     """Yield the matrices by name; what cannot be made out becomes a problem."""
+    described = artifact.config.get("quantization_config") is not None
+    groups = find_config_groups(artifact.config)
     for name, info in artifact.tensors.items():
         module, _, leaf = name.rpartition(".")
-        if leaf == PACKED:
+        plain = leaf == WEIGHT and len(info.shape) == 2
+        if leaf == PACKED or (plain and described and info.dtype in CODE_DTYPES):
             try:
-                layout, shape = find_layout(artifact, module)
+                layout, shape = find_layout(artifact, module, groups)
             except ArtifactError as error:
                 problems.append(str(error))
+                if plain:
+                    yield _inspect_matrix(artifact, module, info)
                 continue
-            scheme, size = _name_scheme(layout), _size_of(artifact, module)
-            yield InspectedLayer(module, scheme, layout.group_size, layout.bits, shape, size)
-        elif leaf == "weight" and len(info.shape) == 2:
+            yield InspectedLayer(
+                name=module,
+                scheme=name_scheme(layout),
+                group_size=layout.group_size,
+                bits=layout.bits,
+                shape=shape,
+                size=_size_of(artifact, module),
+                sharing=layout.strategy,
+            )
+        elif plain:
             yield _inspect_matrix(artifact, module, info)
 
 
+def _inspect_foreign(model: StoredModel) -> Iterator[InspectedLayer]:
+    """Yield the quantized layers of another tool's checkpoint, then its other matrices."""
+    tensors = model.checkpoint.tensors
+    for name, layer in model.layers.items():
+        yield InspectedLayer(
+            name=name,
+            scheme=layer.scheme,
+            group_size=layer.group_size,
+            bits=layer.bits,
+            shape=layer.shape,
+            size=sum(tensors[part].size for part in layer.parts.values()),
+            sharing=layer.sharing,
+        )
+    for tensor in model.others:
+        module, _, leaf = tensor.rpartition(".")
+        if leaf == WEIGHT and len(tensors[tensor].shape) == 2:
+            yield _inspect_matrix(model.checkpoint, module, tensors[tensor])
+
+
 def _inspect_matrix(artifact: Checkpoint, module: str, info: TensorInfo) -> InspectedLayer:
-    """A weight that is stored one number an element."""
+    """A weight that is stored one number an element, and that no config group explains."""
     scale = artifact.tensors.get(f"{module}.{SCALE}")
     group_size = None
     if scale is not None and len(scale.shape) == 2 and scale.shape[1] > 1:
@@ -209,14 +266,8 @@ def _inspect_matrix(artifact: Checkpoint, module: str, info: TensorInfo) -> Insp
     scheme = "none" if scale is None else kinds.get(info.dtype, info.dtype.lower())
     bits = 8 * ITEM_BYTES[info.dtype]
     size = _size_of(artifact, module)
-    return InspectedLayer(module, scheme, group_size, bits, info.shape, size)
-
-
-def _name_scheme(layout: PackedLayout) -> str:
-    scheme = find_scheme(layout)
-    if scheme is not None:
-        return scheme.name
-    return f"w{layout.bits}a16" + ("" if layout.symmetric else "_asym")
+    sharing = "none" if scale is None else "channel" if group_size is None else "group"
+    return InspectedLayer(module, scheme, group_size, bits, info.shape, size, sharing)
 
 
 def _size_of(artifact: Checkpoint, module: str) -> int:
@@ -243,35 +294,34 @@ def _find_problems(artifact: Checkpoint, layers: Sequence[InspectedLayer]) -> li
         return []
     quantized = {layer.name for layer in layers if layer.scheme != "none"}
     problems = []
-    if not quantized:
+    if not quantized and name_cache(artifact.config) == "none":
         problems.append("config.json describes a quantized model, but no layer is quantized")
-    ignored = description.get("ignore")
-    names = set(map(str, ignored)) if isinstance(ignored, list) else set()
-    for name in sorted(quantized & names):
-        problems.append(f"layer {name} is quantized, but config.json ignores it")
+    ignored = find_ignored(artifact.config)
+    for name in sorted(quantized):
+        if is_ignored(name, ignored):
+            problems.append(f"layer {name} is quantized, but config.json ignores it")
     plain = {layer.name for layer in layers} - quantized
-    targets = {target for group in find_config_groups(artifact.config) for target in group.targets}
+    targets = {name for group in find_config_groups(artifact.config) for name in group.names}
     for name in sorted(plain & targets):
         problems.append(f"layer {name} is not quantized, but config.json says that it is")
     for layer in layers:
         if {f"{layer.name}.weight", f"{layer.name}.{PACKED}"} <= artifact.tensors.keys():
             problems.append(f"layer {layer.name} is stored twice, quantized and not")
-    scales = any(name.endswith((".k_scale", ".v_scale")) for name in artifact.tensors)
-    if description.get("kv_cache_scheme") and not scales:
-        problems.append(
-            "config.json describes a quantized KV cache, but no scale is stored: "
-            "servers take 1.0 for it without a word"
-        )
+    problems += find_cache_problems(artifact)
     return problems
 
 
 def _summarize(layers: Sequence[InspectedLayer]) -> str:
-    counts = Counter(
-        f"{layer.scheme} {f'g{layer.group_size}' if layer.group_size else 'channel'}"
-        for layer in layers
-        if layer.scheme != "none"
-    )
+    counts = Counter(_describe(layer) for layer in layers if layer.scheme != "none")
     return ", ".join(sorted(counts, key=lambda words: (-counts[words], words))) or "none"
+
+
+def _describe(layer: InspectedLayer) -> str:
+    """Scheme and group size; schemes without groups share scales in one way only."""
+    scheme = SCHEMES.get(layer.scheme)
+    if scheme is not None and not scheme.grouped:
+        return layer.scheme
+    return f"{layer.scheme} {f'g{layer.group_size}' if layer.group_size else layer.sharing}"
 
 
 def find_evidence(folder: Path) -> Path | None:

@@ -30,15 +30,21 @@ def read_content(checkpoint: Checkpoint, name: str) -> Content:
     return _read_pieces(info)
 
 
-def is_same(checkpoint: Checkpoint, first: str, second: str) -> bool:
-    """Say whether two tensors have the same dtype, shape and bytes."""
-    infos = (checkpoint.tensors[first], checkpoint.tensors[second])
+def is_same(
+    checkpoint: Checkpoint, first: str, second: str, other: Checkpoint | None = None
+) -> bool:
+    """Say whether two tensors have the same dtype, shape and bytes.
+
+    The second is looked for in `other`, where that is given.
+    """
+    other = checkpoint if other is None else other
+    infos = (checkpoint.tensors[first], other.tensors[second])
     if (infos[0].dtype, infos[0].shape) != (infos[1].dtype, infos[1].shape):
         return False
-    one, other = read_content(checkpoint, first), read_content(checkpoint, second)
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return torch.equal(read_tensor(checkpoint, first), read_tensor(checkpoint, second))
-    return all(piece == peer for piece, peer in zip(one, other, strict=True))
+    one, two = read_content(checkpoint, first), read_content(other, second)
+    if isinstance(one, Tensor) or isinstance(two, Tensor):
+        return torch.equal(read_tensor(checkpoint, first), read_tensor(other, second))
+    return all(piece == peer for piece, peer in zip(one, two, strict=True))
 
 
 def _read_pieces(info: TensorInfo) -> Iterator[memoryview]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,13 @@ from quantkit.judging.worker import Pair, Worker, running_pair, worker_command, 
 from quantkit.numerics.divergence import compare_logits
 from quantkit.records import EvalResult, Event, Progress, TokenWindows
 
-TRANSFORMERS_WORKER = Path(__file__).with_name("runtimes") / "transformers_worker.py"
+WORKERS: Mapping[str, Path] = MappingProxyType(
+    {
+        name: Path(__file__).with_name("runtimes") / f"{name}_worker.py"
+        for name in ("transformers", "vllm")
+    }
+)
+"""Runtime -> the script of its worker."""
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 4096}
 """Tokens of one request, at the most (at least one window)."""
@@ -63,7 +70,8 @@ def evaluate(
     timeout_seconds: float = 3600.0,
     device: str = "auto",
     progress: Progress | None = None,
-    worker: Path = TRANSFORMERS_WORKER,
+    runtime: str = "transformers",
+    worker: Path | None = None,
 ) -> EvalResult:
     """Measure `candidate` against `baseline` on `windows` (docs/gate.md, "Metrics").
 
@@ -78,7 +86,8 @@ def evaluate(
         timeout_seconds: how long a worker may be silent about one request.
         device: `auto`, `cpu` or `cuda`.
         progress: called after each batch of windows.
-        worker: the script of the runtime.
+        runtime: what both models run in, a key of `WORKERS`.
+        worker: a script to use in place of the runtime's own.
 
     Raises:
         WorkerError: a worker died, hung, answered nonsense or could not do its work.
@@ -93,7 +102,7 @@ def evaluate(
     tell(Event("gate", 0, len(ids), "loading the baseline and the artifact"))
     with (
         tempfile.TemporaryDirectory(prefix="quantkit-gate-", ignore_cleanup_errors=True) as folder,
-        running_pair(worker_command(python, worker), timeout_seconds) as pair,
+        running_pair(worker_command(python, worker or WORKERS[runtime]), timeout_seconds) as pair,
     ):
         setup = _load(pair, baseline, candidate, device)
         _check_ids(ids, setup.vocabulary)
@@ -108,7 +117,7 @@ def evaluate(
         loops = compare_generations(*_continue_prompts(pair, ids))
     kl_each = np.concatenate([score.kl_each for score in scores])
     return EvalResult(
-        runtime="transformers",
+        runtime=runtime,
         tokens=int(kl_each.size),
         baseline_nll=tuple(score.baseline_nll for score in scores),
         candidate_nll=tuple(score.candidate_nll for score in scores),
@@ -161,6 +170,8 @@ def _load(pair: Pair, baseline: Path, candidate: Path, device: str) -> _Setup:
     for name in ("dtype", "device"):
         values = [str(answer.get(name)) for answer in (first, second)]
         versions[name] = values[1] if values[0] == values[1] else f"{values[1]} against {values[0]}"
+    if isinstance(second.get("kv_cache"), str):
+        versions["kv_cache"] = second["kv_cache"]
     return _Setup(
         vocabulary=first["vocab"],
         device=str(second.get("device")),

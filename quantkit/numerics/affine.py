@@ -1,9 +1,11 @@
-"""Affine integer codes: `weight = scale * (code - zero_point)`.
+"""Codes and scales: `weight = scale * (code - zero_point)`.
 
 Shapes: O output features, I input features, G groups of equal size along I. The conventions are
-those of compressed-tensors: signed codes and zero points in [-2**(bits-1), 2**(bits-1) - 1]; a
-symmetric scale is max|w| / ((2**bits - 1) / 2), so 7.5 steps for four bits; an asymmetric range
-always includes zero. A scale is rounded to the dtype it is stored in before any code is chosen.
+those of compressed-tensors: integer codes and zero points are signed, in
+[-2**(bits-1), 2**(bits-1) - 1]; a symmetric scale is max|w| / ((2**bits - 1) / 2), so 7.5 steps for
+four bits; an asymmetric range always includes zero; the scale of floating-point codes is
+max|w| / 448. A scale is rounded to the dtype it is stored in before any code is chosen. Scales are
+[O, G], or one for each block of 128 x 128 where the scheme is in blocks (`numerics/fp8.py`).
 """
 
 from __future__ import annotations
@@ -11,12 +13,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quantkit.numerics.fp8 import (
+    FP8,
+    LARGEST,
+    divide_blocks,
+    fp8_steps,
+    gather_blocks,
+    multiply_blocks,
+    round_to_fp8,
+)
 from quantkit.records import QuantizedLayer
-from quantkit.schemes import Scheme
+from quantkit.schemes import BLOCK_SIZE, Scheme
 
 
 def code_range(bits: int) -> tuple[int, int]:
-    """Return the smallest and the largest code of `bits` bits."""
+    """Return the smallest and the largest integer code of `bits` bits."""
     return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
 
 
@@ -31,6 +42,19 @@ def group_columns(in_features: int, group_size: int | None) -> int:
     if group_size < 1 or in_features % group_size:
         raise ValueError(f"a group size of {group_size} does not divide {in_features} columns")
     return group_size
+
+
+def group_weights(weight: Tensor, scheme: Scheme, group_size: int | None) -> Tensor:
+    """Return float32 [O, I] as [O, G, g], the weights that share a scale along the last axis.
+
+    For the granularity `block` it is [ceil(O/128), ceil(I/128), 128 * 128], see `gather_blocks`.
+
+    Raises:
+        ValueError: `group_size` does not divide I.
+    """
+    if scheme.granularity == "block":
+        return gather_blocks(weight)
+    return weight.reshape(len(weight), -1, group_columns(weight.shape[1], group_size))
 
 
 def round_scale(scale: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Tensor:
@@ -48,33 +72,46 @@ def round_scale(scale: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Tens
     limits = torch.finfo(scale_dtype)
     # float16 has useful subnormals; those of the wide dtypes are flushed by many kernels.
     smallest = limits.smallest_normal * (limits.eps if scale_dtype == torch.float16 else 1.0)
-    steps = 1 << (scheme.weight_bits - 1) if scheme.symmetric else (1 << scheme.weight_bits) - 1
     # The margin keeps the bound itself from being rounded up.
-    largest = limits.max / steps * (1 - limits.eps)
+    largest = limits.max / _largest_value(scheme) * (1 - limits.eps)
     rounded = scale.clamp(min=smallest, max=largest).to(scale_dtype)
     return torch.where(scale == 0, torch.ones_like(rounded), rounded)
+
+
+def _largest_value(scheme: Scheme) -> float:
+    """Return the largest magnitude of a code less its zero point."""
+    if scheme.weight_kind == "float":
+        return LARGEST
+    return 1 << (scheme.weight_bits - 1) if scheme.symmetric else (1 << scheme.weight_bits) - 1
 
 
 def choose_absmax(
     weight: Tensor, scheme: Scheme, group_size: int | None, scale_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """Choose scales (and zero points) from the extremes of each group.
+    """Choose scales (and zero points) from the extremes of each group or block.
 
     Args:
         weight: float32 [O, I].
 
     Returns:
-        scale [O, G] in `scale_dtype` and zero_point int8 [O, G], or None for symmetric schemes.
+        scale in `scale_dtype`, [O, G] or [ceil(O/128), ceil(I/128)] for blocks, and zero_point
+        int8 [O, G], or None for symmetric schemes.
 
     Raises:
         ValueError: `group_size` does not divide I.
     """
-    columns = group_columns(weight.shape[1], group_size)
-    grouped = weight.reshape(weight.shape[0], -1, columns)
-    steps = (1 << scheme.weight_bits) - 1
+    return choose_group_absmax(group_weights(weight, scheme, group_size), scheme, scale_dtype)
+
+
+def choose_group_absmax(
+    grouped: Tensor, scheme: Scheme, scale_dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """`choose_absmax` for weights [O, G, g] that share a scale along the last axis."""
     if scheme.symmetric:
-        scale = grouped.abs().amax(dim=2) / (steps / 2)
-        return round_scale(scale, scheme, scale_dtype), None
+        whole_range = scheme.weight_kind == "int"
+        steps = ((1 << scheme.weight_bits) - 1) / 2 if whole_range else LARGEST
+        return round_scale(grouped.abs().amax(dim=2) / steps, scheme, scale_dtype), None
+    steps = (1 << scheme.weight_bits) - 1
     low = grouped.amin(dim=2).clamp(max=0.0)
     high = grouped.amax(dim=2).clamp(min=0.0)
     # Divided before subtracted: the difference of two huge weights would overflow.
@@ -89,23 +126,69 @@ def choose_zero_point(low: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
     return zero_point.clamp_(smallest, largest).to(torch.int8)
 
 
-def quantize(weight: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int) -> Tensor:
+def round_values(values: Tensor, scheme: Scheme, zero_point: Tensor | None) -> Tensor:
+    """Round weights in units of their scale to the nearest that a code stands for, in place.
+
+    Args:
+        values: float32, any shape.
+        zero_point: float32 that broadcasts to `values`, or None.
+
+    Returns:
+        `values`: codes less zero points.
+    """
+    if scheme.weight_kind == "float":
+        return round_to_fp8(values)
+    smallest, largest = code_range(scheme.weight_bits)
+    values.round_()
+    if zero_point is None:
+        return values.clamp_(smallest, largest)
+    return values.clamp_(smallest - zero_point, largest - zero_point)
+
+
+def round_second(
+    values: Tensor, nearest: Tensor, scheme: Scheme, zero_point: Tensor | None
+) -> Tensor:
+    """Return the second nearest values that a code stands for; the nearest where there is none.
+
+    Args:
+        values: float32, any shape; zero_point: float32 that broadcasts to it, or None.
+        nearest: what `round_values` makes of them.
+    """
+    side = torch.sign(values - nearest)
+    if scheme.weight_kind == "float":
+        return side.mul_(fp8_steps(values)).add_(nearest).clamp_(-LARGEST, LARGEST)
+    smallest, largest = code_range(scheme.weight_bits)
+    side += nearest
+    if zero_point is None:
+        return side.clamp_(smallest, largest)
+    return side.clamp_(smallest - zero_point, largest - zero_point)
+
+
+def code_dtype(scheme: Scheme) -> torch.dtype:
+    """Return the dtype of the codes of a scheme; either has one byte."""
+    return FP8 if scheme.weight_kind == "float" else torch.int8
+
+
+def quantize(weight: Tensor, scale: Tensor, zero_point: Tensor | None, scheme: Scheme) -> Tensor:
     """Round every weight to its nearest code under the given scales.
 
     Args:
         weight: float32 [O, I].
-        scale: [O, G], any float dtype, with G a divisor of I.
+        scale: as `scheme` shapes it, any float dtype: [O, G] with G a divisor of I, or
+            [ceil(O/128), ceil(I/128)] for blocks.
         zero_point: int8 [O, G] or None.
 
     Returns:
-        codes int8 [O, I].
+        codes [O, I], int8 or float8_e4m3fn.
     """
-    smallest, largest = code_range(bits)
-    codes = weight.reshape(*scale.shape, -1) / scale.float().unsqueeze(2)
-    codes.round_()
-    if zero_point is not None:
-        codes += zero_point.float().unsqueeze(2)
-    return codes.clamp_(smallest, largest).to(torch.int8).reshape(weight.shape)
+    if scheme.granularity == "block":
+        return round_to_fp8(divide_blocks(weight.clone(), scale)).to(FP8)
+    values = weight.reshape(*scale.shape, -1) / scale.float().unsqueeze(2)
+    offset = None if zero_point is None else zero_point.float().unsqueeze(2)
+    round_values(values, scheme, offset)
+    if offset is not None:
+        values += offset
+    return values.to(code_dtype(scheme)).reshape(weight.shape)
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
@@ -117,15 +200,33 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tenso
     return values.reshape(codes.shape)
 
 
+def decode(codes: Tensor, scale: Tensor, zero_point: Tensor | None, scheme: Scheme) -> Tensor:
+    """Return the float32 weights [O, I] of codes [O, I] under scales as `scheme` shapes them."""
+    if scheme.granularity == "block":
+        return multiply_blocks(codes.float(), scale)
+    return dequantize(codes, scale, zero_point)
+
+
 def dequantize_layer(layer: QuantizedLayer) -> Tensor:
-    """Return the float32 weights [O, I] of a quantized layer."""
-    return dequantize(layer.codes, layer.scale, layer.zero_point)
+    """Return the float32 weights [O, I] of a quantized layer of any scheme."""
+    return decode(layer.codes, layer.scale, layer.zero_point, layer.scheme)
 
 
-def row_units(weight: Tensor) -> Tensor:
+def relative_steps(scale: Tensor, unit: Tensor) -> Tensor:
+    """Return float32 scales divided by the units of their rows; never zero, so that it divides."""
+    return (scale.float() / unit).clamp_(min=torch.finfo(torch.float32).smallest_normal)
+
+
+def row_units(weight: Tensor, scheme: Scheme | None = None) -> Tensor:
     """Return powers of two [O, 1] near the largest |w| of each row of [O, I].
 
-    Divided by them, which is exact, every row has a magnitude near 1: no loss overflows.
+    Divided by them, which is exact for all that counts beside the largest, every row has a
+    magnitude near 1: no loss overflows. Rows that share the scales of a `scheme` in blocks share
+    their unit.
     """
-    exponent = torch.frexp(weight.abs().amax(dim=1, keepdim=True)).exponent
+    largest = weight.abs().amax(dim=1, keepdim=True)
+    if scheme is not None and scheme.granularity == "block":
+        parts = [part.amax().expand(len(part), 1) for part in largest.split(BLOCK_SIZE)]
+        largest = torch.cat(parts)
+    exponent = torch.frexp(largest).exponent
     return torch.exp2(exponent.clamp(-120, 120).float())

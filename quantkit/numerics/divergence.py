@@ -13,6 +13,8 @@ from torch import Tensor
 # Below this log-ratio a term of the divergence is taken from its series: there the closed form
 # loses its digits to cancellation, while two terms of the series are exact to 1e-11.
 _SERIES_BELOW = 1e-5
+# The same in float32, with one term more.
+_QUICK_SERIES_BELOW = 0.05
 
 
 @dataclass(frozen=True)
@@ -68,3 +70,23 @@ def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     series = p * ratio * ratio * (ratio / 6 + 0.5)
     closed = log_q.exp() - p * (ratio + 1)
     return torch.where(ratio.abs() < _SERIES_BELOW, series, closed).sum(dim=-1)
+
+
+def quick_divergence(log_p: Tensor, candidate: Tensor) -> Tensor:
+    """KL(baseline || candidate) at each position in float32, to about one part in a thousand.
+
+    It is the same sum as in `compare_logits`, in a quarter of the time: for comparing many
+    candidates, not for a verdict.
+
+    Args:
+        log_p: float32 [T, V], the baseline's log-probabilities.
+        candidate: floating point [T, V], logits.
+
+    Returns:
+        float32 [T], never negative.
+    """
+    ratio = torch.log_softmax(candidate.float(), dim=-1).sub_(log_p)
+    series = ratio.square().mul_(ratio.mul(1 / 24).add_(1 / 6).mul_(ratio).add_(0.5))
+    closed = torch.expm1(ratio).sub_(ratio)
+    small = ratio.abs_() < _QUICK_SERIES_BELOW
+    return torch.where(small, series, closed).mul_(log_p.exp()).sum(dim=-1)

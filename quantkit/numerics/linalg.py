@@ -14,6 +14,9 @@ from torch import Tensor
 _LEAST_DAMPING = 0.01
 _MOST_DAMPING = 1.0
 
+_PIVOTS_AT_ONCE = 32
+"""Into so many parts are the columns divided, of which the pivots are taken together."""
+
 _CHUNK_ELEMENTS = 1 << 22
 """Elements of a temporary: 16 MiB of float32."""
 
@@ -41,6 +44,43 @@ def sampling_ridge(tokens: int, size: int) -> float:
     Llama, which fell from 0.3 at one token a column to nothing at 30.
     """
     return min(1.0, 0.5 * (size / max(tokens, 1)) ** 2)
+
+
+def order_by_pivot(second_moment: Tensor, damping: float) -> Tensor:
+    """Return the order of columns, int64 [I], in which each step takes the smallest pivots left.
+
+    A pivot is what remains of a diagonal element once the columns before it are eliminated: what an
+    error in this column costs if the columns before it make up for it. To take small ones first is
+    the sorted decomposition of multi-antenna receivers (Wuebben et al., Electronics Letters 37(22),
+    2001). A 32nd of the columns is taken at a time, which costs about as much as a factorization
+    and orders nearly as well as taking one.
+
+    Args:
+        second_moment: float32 [I, I]; neither changed nor kept.
+        damping: fraction of mean(diag H) that is added to the diagonal.
+    """
+    added = max(damping, _LEAST_DAMPING) * second_moment.diagonal().mean()
+    size = len(second_moment)
+    left = torch.arange(size, device=second_moment.device)
+    remaining, taken = second_moment, []
+    at_once = max(8, size // _PIVOTS_AT_ONCE)
+    while len(left) > at_once:
+        ranked = torch.argsort(remaining.diagonal(), stable=True)
+        first, rest = ranked[:at_once], ranked[at_once:].sort().values
+        cross = remaining.index_select(0, first)
+        pivots = cross.index_select(1, first)
+        pivots.diagonal().add_(added)
+        lower, info = torch.linalg.cholesky_ex(pivots)
+        if int(info):
+            # Not positive definite, up to rounding: what is left stays in the order of activity.
+            break
+        cross = torch.linalg.solve_triangular(lower, cross.index_select(1, rest), upper=False)
+        smaller = torch.empty(len(rest), len(rest), device=left.device)
+        _gather(remaining, rest, smaller)
+        remaining = smaller.addmm_(cross.T, cross, alpha=-1)
+        taken.append(left[first])
+        left = left[rest]
+    return torch.cat([*taken, left[torch.argsort(remaining.diagonal(), stable=True)]])
 
 
 def factor_moment(second_moment: Tensor, order: Tensor, damping: float) -> Factor | None:

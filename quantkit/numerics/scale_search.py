@@ -16,38 +16,63 @@ Shapes: O output features, I input features, G groups of g columns, R rows treat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from quantkit.numerics.affine import (
-    choose_absmax,
+    choose_group_absmax,
     code_range,
-    group_columns,
+    group_weights,
+    relative_steps,
     round_scale,
+    round_values,
     row_units,
 )
-from quantkit.schemes import Scheme
+from quantkit.schemes import BLOCK_SIZE, Scheme
 
 
 @dataclass(frozen=True)
 class Grid:
     """The candidates of a search.
 
-    factors: scales relative to absmax. They are bounded from below, since a scale that were free
-    would collapse where the importance is concentrated on a few columns. shifts: zero points
-    relative to the one that centres the range.
+    low_bits, high_bits: scales relative to absmax of integer codes of up to four bits, and of more.
+    They are bounded from below, since a scale that were free would collapse where the importance
+    is concentrated on a few columns; with high bits clipping soon costs more than it gains.
+    octave: the same for floating-point codes, whose steps grow with the weight, so that only the
+    place within an octave matters. shifts: zero points relative to the one that centres the range.
     """
 
-    factors: tuple[float, ...]
+    low_bits: tuple[float, ...]
+    high_bits: tuple[float, ...]
+    octave: tuple[float, ...]
     shifts: tuple[int, ...]
 
+    def factors(self, scheme: Scheme) -> tuple[float, ...]:
+        """Return the factors for the codes of a scheme."""
+        if scheme.weight_kind == "float":
+            return self.octave
+        return self.low_bits if scheme.weight_bits <= 4 else self.high_bits
 
-FINE = Grid(tuple(0.60 + 0.03 * step for step in range(16)), (-1, 0, 1))
-COARSE = Grid((0.74, 0.82, 0.90, 0.96), (0,))
+
+FINE = Grid(
+    low_bits=tuple(0.60 + 0.03 * step for step in range(16)),
+    high_bits=(0.60, 0.70, 0.80, *(0.90 + 0.005 * step for step in range(25))),
+    octave=tuple(2.0 ** (step / 32) for step in range(32)),
+    shifts=(-1, 0, 1),
+)
+COARSE = Grid(
+    low_bits=(0.74, 0.82, 0.90, 0.96),
+    high_bits=(0.80, 0.90, 0.95, 0.98),
+    octave=tuple(2.0 ** (step / 4) for step in range(4)),
+    shifts=(0,),
+)
 """Enough to tell which of two matrices is the easier to round."""
+
+_WIDE = 512
+"""Columns of a group from which on a loss under H costs much more than one under its diagonal."""
 
 
 def search_scales(
@@ -65,31 +90,34 @@ def search_scales(
         importance: float32 [I], the weights v, or [O, I] where they differ between rows.
 
     Returns:
-        scale [O, G] in `scale_dtype` and zero_point int8 [O, G], or None for symmetric schemes.
+        scale in `scale_dtype`, shaped as `choose_absmax` does, and zero_point int8 [O, G], or None
+        for symmetric schemes.
 
     Raises:
         ValueError: `group_size` does not divide I.
     """
-    columns = group_columns(weight.shape[1], group_size)
-    grouped_importance = importance.reshape(-1, weight.shape[1] // columns, columns)
 
     def search(rows: Tensor, here: Tensor) -> tuple[Tensor, Tensor | None]:
-        def loss(error: Tensor) -> Tensor:
-            return error.square_().mul_(here).sum(2)
+        grouped = group_weights(rows, scheme, group_size)
+        weights = group_weights(here, scheme, group_size)
 
-        absmax, zero_point = choose_absmax(rows, scheme, group_size, scale_dtype)
+        def loss(error: Tensor) -> Tensor:
+            return error.square_().mul_(weights).sum(2)
+
+        absmax, zero_point = choose_group_absmax(grouped, scheme, scale_dtype)
         # In units of its absmax scale no group overflows or vanishes in the objective.
         unit = absmax.float()
-        part = _Part(rows.reshape(*unit.shape, -1) / unit.unsqueeze(2), unit, None, absmax, scheme)
-        return _improve(part, absmax, zero_point, loss, grid)
+        part = _Part(grouped / unit.unsqueeze(2), unit, None, absmax, scheme)
+        return _improve(part, absmax, zero_point, loss, _candidates(part, grid))
 
-    rows = _rows_at_once(weight, 1)
-    shared = len(grouped_importance) == 1
+    in_blocks = scheme.granularity == "block"
+    rows = _rows_at_once(weight, BLOCK_SIZE if in_blocks else 1)
+    shared = importance.reshape(1, -1).expand(BLOCK_SIZE if in_blocks else 1, -1)
     return _join(
         [
             search(
                 weight[start : start + rows],
-                grouped_importance if shared else grouped_importance[start : start + rows],
+                shared if importance.dim() == 1 else importance[start : start + rows],
             )
             for start in range(0, weight.shape[0], rows)
         ]
@@ -132,15 +160,18 @@ def search_scales_jointly(
             `weight * channel_scale`, and e is the error after division by the channel scale.
 
     Raises:
-        ValueError: `group_size` does not divide I.
+        ValueError: `group_size` does not divide I, or scales are shared between rows.
     """
+    if scheme.granularity == "block":
+        raise ValueError(f"scheme {scheme.name}: rows that share their scales have no loss alone")
     rows = _rows_at_once(weight, 64)
     parts = []
     for start in range(0, weight.shape[0], rows):
         here = slice(start, start + rows)
         channel = None if channel_scale is None else channel_scale[here]
         scaled = weight[here] if channel is None else weight[here] * channel
-        absmax, zero_point = choose_absmax(scaled, scheme, group_size, scale_dtype)
+        grouped = group_weights(scaled, scheme, group_size)
+        absmax, zero_point = choose_group_absmax(grouped, scheme, scale_dtype)
         unit = row_units(weight[here])
         shape = (*absmax.shape, -1)
         part = _Part(
@@ -161,9 +192,12 @@ def search_scales_jointly(
 
 
 def _rows_at_once(weight: Tensor, least: int) -> int:
-    """Return how many rows to treat at a time: few enough for a core's cache, many for a GPU."""
+    """Return how many rows to treat at a time: few enough for a core's cache, many for a GPU.
+
+    It is a multiple of `least`.
+    """
     elements = 1 << 19 if weight.device.type == "cpu" else 1 << 25
-    return max(least, elements // weight.shape[1])
+    return max(1, elements // (weight.shape[1] * least)) * least
 
 
 def _join(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
@@ -216,7 +250,11 @@ def _search_jointly(
             part.scheme,
         )
         zero_here = None if zero_point is None else zero_point[:, at]
-        scale[:, at], zero_better = _improve(here, scale[:, at], zero_here, loss, grid)
+        if size > _WIDE:
+            candidates = _shortlist(here, grid, block.diagonal())
+        else:
+            candidates = _candidates(here, grid)
+        scale[:, at], zero_better = _improve(here, scale[:, at], zero_here, loss, candidates)
         if zero_point is not None and zero_better is not None:
             zero_point[:, at] = zero_better
         new = _error(here, scale[:, at], zero_better)[:, 0]
@@ -231,38 +269,70 @@ def _improve(
     scale: Tensor,
     zero_point: Tensor | None,
     loss: Callable[[Tensor], Tensor],
-    grid: Grid,
+    candidates: Iterable[tuple[Tensor, Tensor | None]],
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the best of (scale, zero_point) and a grid around the absmax scale.
+    """Return the best of (scale, zero_point) and other candidates.
 
     Args:
         loss: errors [R, G, g] in units, which it may destroy -> losses [R, G].
     """
-    scaled = part.grouped if part.channel is None else part.grouped * part.channel
-    centre = (scaled.amin(2).clamp(max=0.0) + scaled.amax(2).clamp(min=0.0)) / 2
-    absmax = part.absmax.float()
     buffer = torch.empty_like(part.grouped)
     best = loss(_error(part, scale, zero_point, buffer))
-    for factor in grid.factors:
-        candidate = round_scale(absmax * factor, part.scheme, scale.dtype)
-        steps_to_centre = centre * part.unit / candidate.float()
-        for shifted in _zero_points(steps_to_centre, part.scheme, grid):
-            cost = loss(_error(part, candidate, shifted, buffer))
-            better = cost < best
-            best = torch.where(better, cost, best)
-            scale = torch.where(better, candidate, scale)
-            if zero_point is not None and shifted is not None:
-                zero_point = torch.where(better, shifted, zero_point)
+    for candidate, shifted in candidates:
+        cost = loss(_error(part, candidate, shifted, buffer))
+        better = cost < best
+        best = torch.where(better, cost, best)
+        scale = torch.where(better, candidate, scale)
+        if zero_point is not None and shifted is not None:
+            zero_point = torch.where(better, shifted, zero_point)
     return scale, zero_point
 
 
-def _zero_points(centre: Tensor, scheme: Scheme, grid: Grid) -> Iterator[Tensor | None]:
-    """Yield the zero points to try for groups whose range has its centre so many steps from 0."""
-    if scheme.symmetric:
+def _candidates(part: _Part, grid: Grid) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield scales [R, G] and zero points of a grid around the absmax scale."""
+    centre = None if part.scheme.symmetric else _centre(part)
+    absmax = part.absmax.float()
+    for factor in grid.factors(part.scheme):
+        scale = round_scale(absmax * factor, part.scheme, part.absmax.dtype)
+        for zero_point in _zero_points(centre, scale, part.scheme, grid):
+            yield scale, zero_point
+
+
+def _shortlist(
+    part: _Part, grid: Grid, importance: Tensor
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield the candidates with the lowest sums of v_j e_j^2, a quarter of all, each row its own.
+
+    Args:
+        importance: float32 [g], the weights v.
+    """
+    every = list(_candidates(part, grid))
+    buffer = torch.empty_like(part.grouped)
+    costs = [_error(part, *each, buffer).square_().mul_(importance).sum(2) for each in every]
+    best = torch.stack(costs).topk(max(1, len(every) // 4), dim=0, largest=False).indices
+    scales = torch.stack([scale for scale, _ in every]).gather(0, best)
+    offsets = [zero_point for _, zero_point in every if zero_point is not None]
+    if offsets:
+        yield from zip(scales, torch.stack(offsets).gather(0, best), strict=True)
+    else:
+        yield from ((scale, None) for scale in scales)
+
+
+def _centre(part: _Part) -> Tensor:
+    """Return the middle of the range of each group, which includes zero, [R, G]."""
+    scaled = part.grouped if part.channel is None else part.grouped * part.channel
+    return (scaled.amin(2).clamp(max=0.0) + scaled.amax(2).clamp(min=0.0)) * part.unit / 2
+
+
+def _zero_points(
+    centre: Tensor | None, scale: Tensor, scheme: Scheme, grid: Grid
+) -> Iterator[Tensor | None]:
+    """Yield the zero points to try for groups whose range has this centre."""
+    if centre is None:
         yield None
         return
     smallest, largest = code_range(scheme.weight_bits)
-    centred = torch.round((smallest + largest) / 2 - centre)
+    centred = torch.round((smallest + largest) / 2 - centre / scale.float())
     for shift in grid.shifts:
         yield (centred + shift).clamp_(smallest, largest).to(torch.int8)
 
@@ -271,14 +341,9 @@ def _error(
     part: _Part, scale: Tensor, zero_point: Tensor | None, out: Tensor | None = None
 ) -> Tensor:
     """Round the weights to nearest; return dequantized minus original [R, G, g], in units."""
-    smallest, largest = code_range(part.scheme.weight_bits)
-    step = (scale.float() / part.unit).unsqueeze(2)
+    step = relative_steps(scale, part.unit).unsqueeze(2)
     if part.channel is not None:
         step = step / part.channel
-    values = torch.div(part.grouped, step, out=out).round_()
-    if zero_point is None:
-        values.clamp_(smallest, largest)
-    else:
-        offset = zero_point.float().unsqueeze(2)
-        torch.clamp(values, smallest - offset, largest - offset, out=values)
-    return values.mul_(step).sub_(part.grouped)
+    values = torch.div(part.grouped, step, out=out)
+    offset = None if zero_point is None else zero_point.float().unsqueeze(2)
+    return round_values(values, part.scheme, offset).mul_(step).sub_(part.grouped)

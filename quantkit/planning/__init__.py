@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -16,21 +17,38 @@ from quantkit.checkpoint.skeleton import build_skeleton, summarize_names, unknow
 from quantkit.checkpoint.structure import Structure, find_groups
 from quantkit.errors import PlanError, ResourceError
 from quantkit.planning.assignment import Assignment, assign
+from quantkit.planning.auto import (
+    bound_plan,
+    find_chosen,
+    find_open_units,
+    find_slack,
+    find_unreachable,
+    plan_choice,
+)
 from quantkit.planning.checks import find_notes, find_problems
+from quantkit.planning.kv import note_kv_runtimes, plan_kv_cache, scale_bytes
 from quantkit.planning.sizes import Sizes, choose_scale_dtype, measure_sizes
-from quantkit.recipe import Recipe
-from quantkit.records import BlockPlan, GroupPlan, Plan
+from quantkit.recipe import AUTO, Recipe
+from quantkit.records import Allocation, BlockPlan, GroupPlan, KvCachePlan, Plan
 
 __all__ = ["make_plan"]
 
 
-def make_plan(recipe: Recipe, checkpoint: Checkpoint, *, gate: bool = True) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    *,
+    gate: bool = True,
+    allocation: Allocation | None = None,
+) -> Plan:
     """Say what a job will do, what it will take, and everything that stands in its way.
 
     Args:
         recipe: a validated recipe.
         checkpoint: opened; its weights are not read.
         gate: whether the artifact is to be judged, for which the recipe must have a gate.
+        allocation: the schemes chosen for the layers that `scheme: auto` leaves open. Without it,
+            the plan of such a recipe says what there is to choose.
 
     Raises:
         PlanError: the recipe does not fit the checkpoint; every problem is listed.
@@ -39,24 +57,93 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint, *, gate: bool = True) -> P
     """
     skeleton = build_skeleton(checkpoint)
     structure = find_groups(checkpoint, skeleton)
-    assignment = assign(recipe.quantize, skeleton, structure)
-    problems = [
+    if recipe.quantize.scheme == AUTO and allocation is None:
+        plan = _plan_open(recipe, checkpoint, skeleton, structure, gate=gate)
+    else:
+        chosen = {} if allocation is None else find_chosen(allocation)
+        assignment = assign(recipe.quantize, skeleton, structure, chosen)
+        _refuse(_problems_of(recipe, checkpoint, skeleton, structure, assignment, gate=gate))
+        plan = _plan_assigned(recipe, checkpoint, skeleton, structure, assignment)
+    if recipe.output is not None:
+        _check_disk(Path(recipe.output), plan.disk_bytes)
+    return replace(plan, allocation=allocation)
+
+
+def _plan_open(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    skeleton: nn.Module,
+    structure: Structure,
+    *,
+    gate: bool,
+) -> Plan:
+    """The plan of a recipe with `scheme: auto` before anything is measured."""
+    opened = find_open_units(recipe, checkpoint, skeleton, structure)
+    problems = list(opened.problems)
+    for assignment in opened.assignments:
+        problems += _problems_of(recipe, checkpoint, skeleton, structure, assignment, gate=gate)
+    _refuse(problems)
+    plans = [
+        _plan_assigned(recipe, checkpoint, skeleton, structure, assignment)
+        for assignment in opened.assignments
+    ]
+    choice = plan_choice(recipe, skeleton, opened.units, plans)
+    _refuse(find_unreachable(choice))
+    # A plan that leaves all in 16 bits has a note on that, which is not what will be.
+    telling = [plan for plan in plans if any(group.quantized for group in _groups(plan))] or plans
+    notes = (*opened.notes, *find_slack(choice), *(note for plan in telling for note in plan.notes))
+    return bound_plan(choice, plans, notes)
+
+
+def _groups(plan: Plan) -> Iterable[GroupPlan]:
+    return (group for block in plan.blocks for group in block.groups)
+
+
+def _problems_of(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    skeleton: nn.Module,
+    structure: Structure,
+    assignment: Assignment,
+    *,
+    gate: bool,
+) -> list[str]:
+    _, kv_problems = plan_kv_cache(recipe, skeleton, structure)
+    return [
         *assignment.problems,
+        *kv_problems,
         *find_problems(recipe, checkpoint, skeleton, structure, assignment, gate=gate),
     ]
-    if problems:
-        raise PlanError(problems)
+
+
+def _refuse(problems: Iterable[str]) -> None:
+    """Raise the error that lists the problems, if there are any."""
+    lines = list(dict.fromkeys(problems))
+    if lines:
+        raise PlanError(lines)
+
+
+def _plan_assigned(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    skeleton: nn.Module,
+    structure: Structure,
+    assignment: Assignment,
+) -> Plan:
+    """The plan of an assignment without problems."""
+    kv_cache, _ = plan_kv_cache(recipe, skeleton, structure)
     blocks = _plan_blocks(structure, assignment)
     scale_dtype = choose_scale_dtype(checkpoint, assignment.linears.values())
     sizes = measure_sizes(recipe, checkpoint, skeleton, blocks, scale_dtype)
-    if recipe.output is not None:
-        _check_disk(Path(recipe.output), sizes.disk_bytes)
+    added = scale_bytes(kv_cache, scale_dtype)
+    sizes = replace(sizes, artifact_bytes=sizes.artifact_bytes + added)
     notes = [
         *assignment.notes,
         *find_notes(recipe, assignment),
-        *_note_unplanned(checkpoint, skeleton, structure, assignment),
+        *note_kv_runtimes(kv_cache),
+        *_note_unplanned(checkpoint, skeleton, structure, assignment, kv_cache),
     ]
-    return _build(checkpoint, structure, blocks, notes, scale_dtype, sizes)
+    return _build(checkpoint, structure, blocks, notes, scale_dtype, sizes, kv_cache)
 
 
 def _plan_blocks(structure: Structure, assignment: Assignment) -> tuple[BlockPlan, ...]:
@@ -74,7 +161,11 @@ def _plan_blocks(structure: Structure, assignment: Assignment) -> tuple[BlockPla
 
 
 def _note_unplanned(
-    checkpoint: Checkpoint, skeleton: nn.Module, structure: Structure, assignment: Assignment
+    checkpoint: Checkpoint,
+    skeleton: nn.Module,
+    structure: Structure,
+    assignment: Assignment,
+    kv_cache: KvCachePlan | None,
 ) -> Iterable[str]:
     """What stays as it is without the recipe asking for it."""
     yield from structure.notes
@@ -85,7 +176,8 @@ def _note_unplanned(
             f"as they are: {', '.join(summarize_names(unknown)[:3])}"
         )
     if not any(linear.quantized for linear in assignment.linears.values()):
-        yield "nothing will be quantized: every layer is ignored or has the scheme none"
+        rest = "no weight" if kv_cache is not None else "nothing"
+        yield f"{rest} will be quantized: every layer is ignored or has the scheme none"
 
 
 def _check_disk(output: Path, needed: int) -> None:
@@ -116,6 +208,7 @@ def _build(
     notes: Sequence[str],
     scale_dtype: str,
     sizes: Sizes,
+    kv_cache: KvCachePlan | None,
 ) -> Plan:
     return Plan(
         model=checkpoint.source.name,
@@ -131,4 +224,5 @@ def _build(
         activation_bytes=sizes.activation_bytes,
         statistics_bytes=sizes.statistics_bytes,
         disk_bytes=sizes.disk_bytes,
+        kv_cache=kv_cache,
     )

@@ -12,7 +12,7 @@ from torch import nn
 from quantkit.checkpoint.skeleton import summarize_names
 from quantkit.checkpoint.structure import Structure, output_embedding_name
 from quantkit.errors import nearest
-from quantkit.recipe import BEST, Override, QuantizeSpec
+from quantkit.recipe import AUTO, BEST, Override, QuantizeSpec
 from quantkit.records import LinearPlan
 from quantkit.schemes import BEST_METHODS, EFFORTS, METHODS, SCHEMES, Method, Scheme
 
@@ -26,16 +26,22 @@ class Assignment:
     notes: tuple[str, ...]
 
 
-def assign(spec: QuantizeSpec, skeleton: nn.Module, structure: Structure) -> Assignment:
+def assign(
+    spec: QuantizeSpec,
+    skeleton: nn.Module,
+    structure: Structure,
+    chosen: Mapping[str, str] = MappingProxyType({}),
+) -> Assignment:
     """Resolve `ignore`, then `overrides` (the first match wins), then the recipe's own settings.
 
     A layer with the scheme `none` is left as it is. Patterns are shell patterns on full names.
+    `chosen` has the schemes of the layers that the recipe leaves open (`scheme: auto`).
     """
     groups = [group for block in structure.blocks for group in block.groups]
     planned = [name for group in groups for name in group.linears]
     scalable = {name for group in groups if group.fold is not None for name in group.linears}
     linears = {
-        name: _plan_linear(spec, name, skeleton.get_submodule(name), name in scalable)
+        name: _plan_linear(spec, name, skeleton.get_submodule(name), name in scalable, chosen)
         for name in planned
     }
     others = _other_layers(skeleton, planned)
@@ -48,9 +54,27 @@ def assign(spec: QuantizeSpec, skeleton: nn.Module, structure: Structure) -> Ass
     return Assignment(MappingProxyType(linears), tuple(problems), tuple(notes))
 
 
-def _plan_linear(spec: QuantizeSpec, name: str, module: nn.Module, scalable: bool) -> LinearPlan:
+def open_layers(spec: QuantizeSpec, structure: Structure) -> list[str]:
+    """Name the layers whose scheme the recipe leaves open, in the order of the forward."""
+    return [
+        name
+        for block in structure.blocks
+        for group in block.groups
+        for name in group.linears
+        if _scheme_name(spec, name) == AUTO
+    ]
+
+
+def _plan_linear(
+    spec: QuantizeSpec,
+    name: str,
+    module: nn.Module,
+    scalable: bool,
+    chosen: Mapping[str, str],
+) -> LinearPlan:
     override = _first_override(spec, name)
-    scheme = SCHEMES[_scheme_name(spec, name)]
+    scheme_name = _scheme_name(spec, name)
+    scheme = SCHEMES[chosen[name] if scheme_name == AUTO else scheme_name]
     group_size = spec.group_size if override.group_size is None else override.group_size
     grouped = scheme.grouped and isinstance(group_size, int)
     out_features, in_features = module.get_parameter("weight").shape

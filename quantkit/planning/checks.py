@@ -11,10 +11,11 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.skeleton import summarize_names
 from quantkit.checkpoint.structure import Structure
 from quantkit.planning.assignment import Assignment
-from quantkit.recipe import BEST, Recipe
+from quantkit.recipe import AUTO, BEST, Recipe
 from quantkit.records import LinearPlan
 from quantkit.schemes import (
     BEST_METHODS,
+    BLOCK_SIZE,
     FORMAT_SCHEMES,
     GROUP_SIZES,
     METHODS,
@@ -38,9 +39,9 @@ def find_problems(
 ) -> Iterator[str]:
     """Yield one line for each problem: what, where, and the remedy."""
     quantized = quantized_linears(assignment)
-    yield from _join_layers(_misfits(quantized))
-    yield from _join_layers(_odd_dtypes(quantized, checkpoint))
-    yield from _join_layers(_unscalable(quantized, structure))
+    yield from join_layers(find_misfits(quantized))
+    yield from join_layers(_odd_dtypes(quantized, checkpoint))
+    yield from join_layers(_unscalable(quantized, structure))
     yield from _split_fusions(structure, assignment)
     yield from _lacking_formats(recipe, quantized)
     if gate:
@@ -52,18 +53,18 @@ def find_problems(
 def find_notes(recipe: Recipe, assignment: Assignment) -> Iterator[str]:
     """Yield what works, but not everywhere or not as one might think."""
     quantized = quantized_linears(assignment)
-    yield from _join_layers(_without_cpu_kernel(quantized))
+    yield from join_layers(_without_cpu_kernel(quantized))
     used = {linear.scheme.name for linear in quantized}
     for (scheme, _), text in RUNTIME_NOTES.items():
         if scheme in used:
             yield text
-    yield from _join_layers(_without_transform(recipe, quantized))
+    yield from join_layers(_without_transform(recipe, quantized))
     calibrated = [linear for linear in quantized if linear.needs_statistics]
     spec = recipe.calibration
     if spec is None:
         return
     if not calibrated:
-        if recipe.quantize.kv_cache == "none":
+        if recipe.quantize.kv_cache == "none" and recipe.quantize.scheme != AUTO:
             yield "the calibration data is not used: no layer's method looks at it"
         return
     tokens = spec.samples * spec.sequence_length
@@ -84,8 +85,8 @@ _Finding = tuple[str, str]
 """A layer's full name and what is to be said about it."""
 
 
-def _join_layers(findings: Iterable[_Finding]) -> Iterator[str]:
-    """One line for all layers of which the same is to be said."""
+def join_layers(findings: Iterable[_Finding]) -> Iterator[str]:
+    """Yield one line for all layers of which the same is to be said."""
     lines: dict[str, list[str]] = {}
     for name, text in findings:
         lines.setdefault(text, []).append(name)
@@ -94,7 +95,8 @@ def _join_layers(findings: Iterable[_Finding]) -> Iterator[str]:
         yield f"{', '.join(summarize_names(names))} ({count}): {text}"
 
 
-def _misfits(quantized: Iterable[LinearPlan]) -> Iterator[_Finding]:
+def find_misfits(quantized: Iterable[LinearPlan]) -> Iterator[_Finding]:
+    """Yield layers whose shape their scheme cannot have."""
     for linear in quantized:
         features, bits = linear.in_features, linear.scheme.weight_bits
         packs = not linear.scheme.grouped or features * bits % 32 == 0
@@ -113,6 +115,21 @@ def _misfits(quantized: Iterable[LinearPlan]) -> Iterator[_Finding]:
                 f"in_features {features} is not a multiple of {32 // bits}, so rows of {bits}-bit "
                 f"codes cannot be packed; leave these layers out with an ignore pattern",
             )
+        elif linear.scheme.granularity == "block" and not _is_whole(linear):
+            yield (
+                linear.name,
+                f"{linear.out_features}x{features} is not made of whole blocks of {BLOCK_SIZE} x "
+                f"{BLOCK_SIZE}, two or more in a row, and transformers would decode it with the "
+                f"wrong scales; use scheme fp8_dynamic for these layers with an override",
+            )
+
+
+def _is_whole(linear: LinearPlan) -> bool:
+    """Whether readers find the blocks' size in the shape of the scales."""
+    rows, columns = linear.out_features, linear.in_features
+    if rows % BLOCK_SIZE or columns % BLOCK_SIZE:
+        return False
+    return columns > BLOCK_SIZE or rows == BLOCK_SIZE
 
 
 def _odd_dtypes(quantized: Iterable[LinearPlan], checkpoint: Checkpoint) -> Iterator[_Finding]:
@@ -254,8 +271,10 @@ def _too_long(
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int):
         return
-    calibrated = recipe.quantize.kv_cache != "none" or any(
-        linear.needs_statistics for linear in quantized
+    calibrated = (
+        recipe.quantize.kv_cache != "none"
+        or recipe.quantize.scheme == AUTO
+        or any(linear.needs_statistics for linear in quantized)
     )
     for name, spec, used in (
         ("calibration", recipe.calibration, calibrated),

@@ -15,6 +15,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.skeleton import tied_names
 from quantkit.recipe import Recipe
 from quantkit.records import BlockPlan, LinearPlan, TensorInfo
+from quantkit.schemes import BLOCK_SIZE
 
 _SCALE_BYTES: Mapping[str, int] = MappingProxyType({"bfloat16": 2, "float16": 2, "float32": 4})
 _NAMES: Mapping[str, str] = MappingProxyType(
@@ -55,13 +56,22 @@ def choose_scale_dtype(checkpoint: Checkpoint, linears: Iterable[LinearPlan]) ->
 def layer_bytes(linear: LinearPlan, scale_dtype: str) -> int:
     """Return the bytes of a quantized layer's tensors, bias apart, in compressed-tensors.
 
-    `weight_packed` int32 [O, ceil(I * bits / 32)], `weight_scale` [O, G], `weight_shape` int64 [2]
-    and, for schemes with zero points, `weight_zero_point` int32 [ceil(O * bits / 32), G].
+    Integer codes of four bits, and of eight where the input stays in 16 bits, are packed:
+    `weight_packed` int32 [O, ceil(I * bits / 32)], `weight_shape` int64 [2] and, for schemes with
+    zero points, `weight_zero_point` int32 [ceil(O * bits / 32), G]. Other codes take a byte each.
+    All have `weight_scale`, and schemes with static activations `input_scale` [1].
     """
-    bits, rows, columns = linear.scheme.weight_bits, linear.out_features, linear.in_features
+    scheme, rows, columns = linear.scheme, linear.out_features, linear.in_features
+    bits = scheme.weight_bits
     groups = 1 if linear.group_size is None else columns // linear.group_size
-    size = rows * -(-columns * bits // 32) * 4 + rows * groups * _SCALE_BYTES[scale_dtype] + 16
-    if not linear.scheme.symmetric:
+    scales = rows * groups
+    if scheme.granularity == "block":
+        scales = -(-rows // BLOCK_SIZE) * -(-columns // BLOCK_SIZE)
+    size = (scales + scheme.static) * _SCALE_BYTES[scale_dtype]
+    if scheme.weight_kind == "float" or (bits == 8 and scheme.activations is not None):
+        return size + rows * columns
+    size += rows * -(-columns * bits // 32) * 4 + 16
+    if not scheme.symmetric:
         size += -(-rows * bits // 32) * groups * 4
     return size
 
@@ -86,9 +96,10 @@ def measure_sizes(
     baseline = sum(info.size for info in tensors.values())
     artifact = sum(info.size for name, info in tensors.items() if name not in packed)
     artifact += sum(layer_bytes(linear, scale_dtype) for linear in quantized)
-    calibrated = [linear.in_features for linear in quantized if linear.method.needs_calibration]
+    calibrated = [linear.in_features for linear in quantized if linear.needs_statistics]
     tokens, widest = 0, max(calibrated, default=0)
-    if calibrated and recipe.calibration is not None:
+    walked = bool(calibrated) or recipe.quantize.kv_cache != "none"
+    if walked and recipe.calibration is not None:
         tokens = recipe.calibration.samples * recipe.calibration.sequence_length
     hidden = cast(Any, skeleton).get_input_embeddings().weight.shape[-1]
     side_bytes = sum(path.stat().st_size for path in checkpoint.side_files)
@@ -100,8 +111,17 @@ def measure_sizes(
         # The residual stream, and the inputs and outputs of the widest group.
         activation_bytes=tokens * (2 * hidden + 2 * widest) * _FLOAT32,
         statistics_bytes=widest * widest * _FLOAT32 * _MOMENT_COPIES,
-        disk_bytes=2 * artifact + side_bytes + _REPORT_BYTES,
+        # The workspace holds a byte a code until the artifact is written.
+        disk_bytes=2 * artifact
+        + sum(_unpacked_bytes(linear) for linear in quantized)
+        + side_bytes
+        + _REPORT_BYTES,
     )
+
+
+def _unpacked_bytes(linear: LinearPlan) -> int:
+    """What codes of less than a byte take more while they are not packed."""
+    return linear.out_features * linear.in_features * (8 - linear.scheme.weight_bits) // 8
 
 
 def _without_tied_copies(checkpoint: Checkpoint, skeleton: nn.Module) -> dict[str, TensorInfo]:

@@ -108,6 +108,51 @@ class KvCachePlan:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A scheme that a unit can have: its layers under that scheme, and the bytes of the weights."""
+
+    linears: tuple[LinearPlan, ...]
+    size_bytes: int
+
+    @property
+    def scheme(self) -> str:
+        """The scheme that all layers of the unit share."""
+        return self.linears[0].scheme.name
+
+
+@dataclass(frozen=True)
+class OpenUnit:
+    """Layers that must share a scheme, and the schemes that fit them, as the recipe lists them."""
+
+    block: int
+    """Index of the decoder block."""
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class OpenChoice:
+    """What `scheme: auto` leaves open until the sensitivity of the layers is measured."""
+
+    units: tuple[OpenUnit, ...]
+    target_bits: float | None
+    max_kl: float | None
+    fixed_bytes: int
+    """Bytes of the artifact's tensors besides the weights of the units."""
+    lowest_bits: float
+    """Bits per weight of the artifact if every unit had its smallest candidate."""
+    highest_bits: float
+    windows: int
+    """Calibration windows on which sensitivity is measured."""
+    window_tokens: int
+    """Tokens of one of them: they may be cut short."""
+    passes: tuple[tuple[int, int], ...]
+    """The first block and the one behind the last that each pass over the weights measures: with
+    more than one pass the hidden states fit into memory."""
+    memory_bytes: int
+    """What the measurement holds besides one block: hidden states, statistics, the head."""
+
+
+@dataclass(frozen=True)
 class UnitCost:
     """What one unit of layers would cost under one scheme.
 
@@ -174,3 +219,6 @@ class Plan:
     """None: the key/value cache stays in 16 bits."""
     allocation: Allocation | None = None
     """Why each layer has its scheme, where the recipe left the choice open."""
+    choice: OpenChoice | None = None
+    """What is still to be chosen. Until then such layers stand in `blocks` with their smallest
+    candidate, and sizes are the largest that the job can come to."""

@@ -41,6 +41,8 @@ class Report:
     """JSON-ready: recipe, versions, hashes, calibration and evaluation data, timings."""
     kv_cache: tuple[KvRecord, ...] = ()
     allocation: Allocation | None = None
+    comparison: bool = False
+    """Whether the artifacts compete; the verdict is then the best of theirs, else the worst."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ class LayerStats:
     mean: float32 [I], the weighted mean. absmax: float32 [I], the largest |x| of a counted token.
     sample: float32 [S, I], counted tokens spread evenly over the calibration data, on which the
     rounding of activations is judged.
+    drift: float32 [I, I], the weighted mean of (y - x) x^T, where y is what the same token brings
+    in the original model; None where that was not followed.
     """
 
     second_moment: Tensor
@@ -50,6 +52,7 @@ class LayerStats:
     mean: Tensor | None = None
     absmax: Tensor | None = None
     sample: Tensor | None = None
+    drift: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,14 @@ class KvStats:
     them: keys after the rotary embedding.
 
     key_absmax, value_absmax: float32 [kv_heads, head_dim], the largest magnitude over tokens.
+    key_errors: float64 [8, kv_heads], the summed squared error of keys in FP8 for scales at each of
+    eight positions within an octave.
     """
 
     key_absmax: Tensor
     value_absmax: Tensor
     tokens: int
+    key_errors: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +120,11 @@ class LayerRecord:
     """The same for plain rounding without smoothing."""
     bias_corrected: bool = False
     """Whether the layer's bias took up the mean of the output error."""
-    tuned: str | None = None
-    """What tuning on the whole model did to the layer; None where there was none."""
+    coupled: bool = False
+    """Whether its rows were rounded under the Fisher matrix of its output."""
+    followed_drift: bool = False
+    """Whether it was rounded to a target that makes up for the layers before; errors are against
+    that target."""
     fallback: str | None = None
     """Why the layer got something other than what was asked for, for instance `rtn: ...`."""
 

@@ -42,6 +42,8 @@ def verdict_sentence(report: Report) -> str:
     checks = _checks(report)
     confidence = max((a.judgement.confidence for a in report.artifacts), default=0.0)
     interval = f"{format_percent(confidence, 2)} interval"
+    if report.comparison:
+        return _comparison_sentence(report)
     if report.verdict == "UNJUDGED":
         return "Nothing was measured: how close this is to its baseline is not known."
     if report.verdict == "PASS":
@@ -55,6 +57,22 @@ def verdict_sentence(report: Report) -> str:
     if all(check.low <= check.limit <= check.high for check in ours):
         return f"{_of(ours, checks)} cannot be decided: the {interval} reaches across the limit."
     return f"{_of(ours, checks)} cannot be decided: too little was measured."
+
+
+def _comparison_sentence(report: Report) -> str:
+    """Say how many artifacts passed, and which of them is the smallest and the closest."""
+    passed = [each for each in report.artifacts if each.judgement.verdict == "PASS"]
+    count = f"{len(passed)} of {len(report.artifacts)} artifacts"
+    if not passed:
+        return f"{count} hold every limit."
+    holds = f"{count} {'holds' if len(passed) == 1 else 'hold'} every limit"
+    smallest = min(passed, key=lambda each: each.size_bytes)
+    closest = min(passed, key=lambda each: each.judgement.kl.value if each.judgement.kl else 0.0)
+    if len(passed) == 1:
+        return f"{holds}: {smallest.name}."
+    if smallest is closest:
+        return f"{holds}; {smallest.name} is the smallest and the closest to the baseline."
+    return f"{holds}; {smallest.name} is the smallest, {closest.name} the closest to the baseline."
 
 
 def all_reasons(report: Report) -> tuple[str, ...]:
@@ -74,6 +92,8 @@ def suggestions(report: Report) -> tuple[Suggestion, ...]:
     bits for the three worst layers. A failure without a failed limit (an artifact that is not
     finite, a worker that died) gets none: no setting of the recipe mends it.
     """
+    if report.comparison:
+        return ()
     if report.verdict == "UNJUDGED":
         return (_judge_it(report),)
     checks = _checks(report)

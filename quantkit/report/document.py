@@ -31,6 +31,9 @@ def report_document(report: Report) -> dict[str, Any]:
             "baseline": {"name": report.model, "size_bytes": report.baseline_bytes},
             "artifacts": [_artifact(artifact) for artifact in report.artifacts],
             "layers": [asdict(layer) for layer in report.layers],
+            "kv_cache": [asdict(record) for record in report.kv_cache],
+            "allocation": report.allocation and asdict(report.allocation),
+            "comparison": report.comparison,
             "notes": report.notes,
             "evidence": report.evidence,
         }

@@ -10,7 +10,7 @@ import yaml
 
 from quantkit.report.rounding import ABSENT, format_bytes, format_seconds
 
-_SHOWN_ELSEWHERE = frozenset({"layers", "verdict", "recipe", "notes"})
+_SHOWN_ELSEWHERE = frozenset({"allocation", "layers", "verdict", "recipe", "notes"})
 _DURATIONS = "seconds"
 """Key of durations, or of a group of them."""
 

@@ -12,10 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from quantkit.records import ArtifactReport, Report
-from quantkit.report import plot
+from quantkit.report import pareto, plot
 from quantkit.report.advice import all_reasons, suggestions, verdict_sentence
+from quantkit.report.allocation import allocation_table
 from quantkit.report.bars import CheckBar, check_bar
 from quantkit.report.evidence import evidence_sections, recipe_changes, recipe_text
+from quantkit.report.kv import KV_TITLES, kv_rows
 from quantkit.report.layers import (
     geometric_mean,
     layer_rows,
@@ -53,11 +55,16 @@ def render_html(report: Report) -> str:
         "baseline_size": format_bytes(report.baseline_bytes),
         "headline": headline_rows(report),
         "judged": tuple(map(_artifact_checks, report.artifacts)),
+        "pareto": pareto.pareto_plot(report),
+        "pareto_geometry": pareto,
         "plot": plot.error_plot(report.layers),
         "geometry": plot,
         "layers": layer_rows(report.layers),
         "worst": layer_rows(worst_layers(report.layers)),
         "mean_ratio": _mean_ratio(report),
+        "allocation": allocation_table(report),
+        "kv_titles": KV_TITLES,
+        "kv_rows": kv_rows(report.kv_cache),
         "recipe": recipe_text(report.evidence),
         "changes": recipe_changes(report.evidence),
         "evidence": evidence_sections(report.evidence),

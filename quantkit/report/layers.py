@@ -22,13 +22,15 @@ class LayerRow:
     scheme: str
     bits: str
     method: str
+    output_error: float | None
     error: str
     ratio: float | None
     against_rounding: str
     """Its output error as a multiple of plain rounding's: `0.43×`."""
     weight_error: str
     damping: str
-    exponent: str
+    scaling: str
+    """The transform of the input that was kept, with its exponent: `awq 0.45`."""
     fallback: str
     """Why it got something other than what was asked for; empty where it did not."""
     record: LayerRecord
@@ -46,16 +48,47 @@ def _layer_row(record: LayerRecord) -> LayerRow:
         block=locate(record.name)[0],
         scheme=describe_scheme(record.scheme, record.group_size),
         bits=f"{record.bits_per_weight:.3f}",
-        method=record.method,
-        error=format_percent(record.relative_error),
+        method=_describe_method(record),
+        output_error=output_error(record),
+        error=format_percent(output_error(record)),
         ratio=ratio,
         against_rounding=ABSENT if ratio is None else f"{ratio:.2f}×",
         weight_error=format_percent(record.weight_error),
         damping=format_significant(record.damping, 2),
-        exponent=ABSENT if record.awq_exponent is None else f"{record.awq_exponent:.2f}",
+        scaling=_describe_scaling(record),
         fallback=record.fallback or "",
         record=record,
     )
+
+
+def _describe_method(record: LayerRecord) -> str:
+    """Return the method and what was done after it: `gptq, bias corrected`."""
+    notes = (
+        ("Fisher", record.coupled),
+        ("drift followed", record.followed_drift),
+        ("bias corrected", record.bias_corrected),
+    )
+    more = [words for words, holds in notes if holds]
+    return ", ".join([record.method, *more])
+
+
+def _describe_scaling(record: LayerRecord) -> str:
+    kept = (("awq", record.awq_exponent), ("smoothed", record.smoothing_exponent))
+    return " ".join(f"{name} {value:.2f}" for name, value in kept if value is not None) or ABSENT
+
+
+def output_error(record: LayerRecord) -> float | None:
+    """Return the output error, with rounded activations where the scheme rounds them."""
+    if record.activation_error is not None:
+        return record.activation_error
+    return record.relative_error
+
+
+def plain_output_error(record: LayerRecord) -> float | None:
+    """Return the output error that plain rounding without scaling would have."""
+    if record.activation_error is not None:
+        return record.rtn_activation_error
+    return record.rtn_relative_error
 
 
 def describe_scheme(scheme: str, group_size: int | None) -> str:
@@ -89,7 +122,7 @@ def short_kinds(kinds: Sequence[str]) -> dict[str, str]:
 
 def rounding_ratio(record: LayerRecord) -> float | None:
     """Return the output error as a multiple of plain rounding's; None where either is unknown."""
-    ours, rounding = record.relative_error, record.rtn_relative_error
+    ours, rounding = output_error(record), plain_output_error(record)
     if ours is None or rounding is None or not (is_positive(ours) and is_positive(rounding)):
         return None
     return ours / rounding
@@ -107,7 +140,8 @@ def geometric_mean(values: Sequence[float]) -> float | None:
 
 def layer_error(record: LayerRecord) -> float:
     """Return the output error, or the weight error where no statistics were taken."""
-    return record.weight_error if record.relative_error is None else record.relative_error
+    error = output_error(record)
+    return record.weight_error if error is None else error
 
 
 def worst_layers(layers: Iterable[LayerRecord], count: int = 3) -> tuple[LayerRecord, ...]:
@@ -117,7 +151,7 @@ def worst_layers(layers: Iterable[LayerRecord], count: int = 3) -> tuple[LayerRe
     not on one scale.
     """
     records = list(layers)
-    measured = [record for record in records if record.relative_error is not None] or records
+    measured = [record for record in records if output_error(record) is not None] or records
 
     def order(record: LayerRecord) -> float:
         error = layer_error(record)

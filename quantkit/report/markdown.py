@@ -7,7 +7,9 @@ from types import MappingProxyType
 
 from quantkit.records import ArtifactReport, Report, Verdict
 from quantkit.report.advice import all_reasons, suggestions, verdict_sentence
+from quantkit.report.allocation import allocation_table
 from quantkit.report.evidence import evidence_sections, recipe_changes, recipe_text
+from quantkit.report.kv import KV_TITLES, kv_rows
 from quantkit.report.layers import layer_rows, worst_layers
 from quantkit.report.rows import check_rows, headline_cells, headline_rows
 from quantkit.report.text import code_block, code_span, escape_markdown
@@ -30,6 +32,8 @@ def render_markdown(report: Report) -> str:
         headline_table(report),
         *(_checks(artifact, len(report.artifacts) > 1) for artifact in report.artifacts),
         *_layers(report),
+        *_allocation(report),
+        *_kv_cache(report),
         *_notes(report),
         *_evidence(report),
     ]
@@ -113,13 +117,13 @@ def _layers(report: Report) -> list[str]:
             row.against_rounding,
             row.weight_error,
             row.damping,
-            row.exponent,
+            row.scaling,
             escape_markdown(row.fallback),
         ]
         for row in layer_rows(chosen)
     ]
     titles = ["Layer", "Scheme", "Bits", "Method", "Output error", "Against rounding"]
-    titles += ["Weight error", "Damping", "AWQ exponent", "Fallback"]
+    titles += ["Weight error", "Damping", "Scaling", "Fallback"]
     fallbacks = sum(bool(layer.fallback) for layer in report.layers)
     summary = f"{len(report.layers)} layers"
     if fallbacks:
@@ -127,6 +131,48 @@ def _layers(report: Report) -> list[str]:
     if cut:
         summary += f" (the {MOST_LAYERS} with the largest error; report.html has all)"
     return [_fold(summary, table(titles, rows))]
+
+
+def _allocation(report: Report) -> list[str]:
+    found = allocation_table(report)
+    if found is None:
+        return []
+    cut = len(found.rows) > MOST_LAYERS
+    rows = [
+        [
+            code_span(row.name, in_table=True),
+            escape_markdown(row.chosen),
+            row.size,
+            *row.costs,
+            escape_markdown(row.why),
+        ]
+        for row in found.rows[:MOST_LAYERS]
+    ]
+    titles = ["Layers", "Chosen", "Size", *(f"KL with {name}" for name in found.schemes), "Why"]
+    summary = f"{len(found.rows)} choices"
+    if cut:
+        summary += f" (the first {MOST_LAYERS}; report.html has all)"
+    sentences = " ".join(escape_markdown(sentence) for sentence in found.sentences)
+    return [
+        f"### Why each layer has its scheme\n\n{sentences}",
+        _fold(summary, table(titles, rows)),
+    ]
+
+
+def _kv_cache(report: Report) -> list[str]:
+    if not report.kv_cache:
+        return []
+    rows = [
+        [
+            code_span(row.name, in_table=True),
+            row.key_scale,
+            row.key_absmax,
+            row.value_scale,
+            row.value_absmax,
+        ]
+        for row in kv_rows(report.kv_cache)
+    ]
+    return [_fold(f"KV cache of {len(rows)} attention layers", table(KV_TITLES, rows))]
 
 
 def _notes(report: Report) -> list[str]:

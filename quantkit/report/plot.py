@@ -15,6 +15,8 @@ from quantkit.report.layers import (
     geometric_mean,
     is_positive,
     locate,
+    output_error,
+    plain_output_error,
     rounding_ratio,
     short_kinds,
 )
@@ -99,11 +101,11 @@ def error_plot(layers: Sequence[LayerRecord]) -> ErrorPlot | None:
     The error is of the output where any layer has one, else of the weight. Returns None where
     nothing can be drawn.
     """
-    ours = _points(layers, lambda layer: layer.relative_error)
+    ours = _points(layers, output_error)
     of_output = bool(ours)
     rounding: list[_Point] = []
     if of_output:
-        rounding = _points(layers, lambda layer: layer.rtn_relative_error, ours=False)
+        rounding = _points(layers, plain_output_error, ours=False)
     else:
         ours = _points(layers, lambda layer: layer.weight_error)
     if not ours:

@@ -9,41 +9,27 @@ matrix.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from quantkit.numerics.affine import choose_absmax, dequantize, quantize
 from quantkit.numerics.linalg import Factor, row_losses
-from quantkit.numerics.scale_search import COARSE, search_scales, search_scales_jointly
+from quantkit.numerics.scale_search import COARSE, search_scales_jointly
 from quantkit.records import LayerStats, LinearPlan
-from quantkit.solvers.gptq import compensate, curvature, factor_by_activity
+from quantkit.solvers.candidates import (
+    FoldChoice,
+    centre,
+    relative,
+    rounding_errors,
+    sample_rows,
+    split_candidates,
+)
+from quantkit.solvers.gptq import factor_by_activity
 from quantkit.solvers.rounding import alike
 
 _STEPS = 20
 _SAMPLED_ROWS = 64
 """Rows of a group by which the candidates are ranked; they are spread evenly over all rows."""
-
-_ELEMENTS_AT_ONCE = 1 << 21
-"""Sampled weights times candidates: about ten float32 tensors of that size at a time."""
-
-_SMALLEST = 1e-4
-"""Bound of rms(x) and mean|w| relative to their means: a dead channel has no scale to speak of."""
-
-
-@dataclass(frozen=True)
-class FoldChoice:
-    """The scale to fold in front of a group.
-
-    scale: float32 [I], all ones for the identity. exponent: power of the activation's magnitude;
-    None for the identity. loss, identity_loss: tr(E H E^T) over the sampled rows.
-    """
-
-    scale: Tensor
-    exponent: float | None
-    loss: float
-    identity_loss: float
 
 
 def choose_fold(
@@ -65,6 +51,9 @@ def choose_fold(
         scale_dtype: of the scales of the groups.
         repeat: query heads that share a key/value head, where the fold crosses grouped attention:
             the scale is then equal along them, I being [kv_head, repeat, head_dim] flattened.
+
+    Returns:
+        The scale, with tr(E H E^T) over the sampled rows as its loss.
     """
     moment = stats.second_moment
     judged = [index for index, linear in enumerate(linears) if linear.quantized]
@@ -91,29 +80,22 @@ def _candidates(
     if repeat > 1:
         square = _pool(square, repeat, head_dim)
         magnitude = _pool(magnitude, repeat, head_dim)
-    activation = _relative(square.sqrt())
-    magnitude = _relative(magnitude)
+    activation = relative(square.sqrt())
+    magnitude = relative(magnitude)
     exponents, scales = [], []
     for step in range(1, _STEPS + 1):
         exponent = step / _STEPS
         for other in (0.0, 1.0 - exponent) if step < _STEPS else (0.0,):
             scale = activation**exponent / magnitude**other
             exponents.append(exponent)
-            scales.append(scale / (scale.max() * scale.min()).sqrt())
-    return exponents, torch.stack(scales)
+            scales.append(scale)
+    return exponents, centre(torch.stack(scales))
 
 
 def _pool(values: Tensor, repeat: int, head_dim: int) -> Tensor:
     """Average [kv_head, repeat, head_dim] over `repeat`, keeping the shape [I]."""
     heads = values.reshape(-1, repeat, head_dim)
     return heads.mean(dim=1, keepdim=True).expand_as(heads).reshape(-1)
-
-
-def _relative(values: Tensor) -> Tensor:
-    """Divide by the mean, with a floor; all ones where the mean is zero."""
-    mean = values.mean()
-    relative = values / mean
-    return torch.where(mean > 0, relative.clamp(min=_SMALLEST), torch.ones_like(values))
 
 
 def _losses(
@@ -124,17 +106,16 @@ def _losses(
     scales: Tensor,
 ) -> Tensor:
     """Return tr(E H E^T) over sampled rows for each of the scales [K, I], float64 [K]."""
-    stride = max(1, sum(len(weight) for weight in weights) // _SAMPLED_ROWS)
     factor = None
     if any(linear.method.rounder == "gptq" for linear in linears):
         factor = factor_by_activity(stats)
     moment = stats.second_moment
     total = torch.zeros(len(scales), dtype=torch.float64, device=moment.device)
     for members in alike(linears):
-        sample = torch.cat([weights[index] for index in members])[::stride]
+        sample, linear = sample_rows(weights, members, _SAMPLED_ROWS), linears[members[0]]
         parts = [
-            _losses_of(sample, linears[members[0]], scale_dtype, moment, factor, part)
-            for part in torch.split(scales, max(1, _ELEMENTS_AT_ONCE // sample.numel()))
+            _losses_of(sample, linear, scale_dtype, moment, factor, part)
+            for part in split_candidates(scales, sample, linear)
         ]
         total += torch.cat(parts)
     return total
@@ -149,22 +130,13 @@ def _losses_of(
     scales: Tensor,
 ) -> Tensor:
     """Return the losses [K] of rows [R, I] that share scheme, group size and rounder."""
-    scheme, group_size = linear.scheme, linear.group_size
-    tiled = sample.repeat(len(scales), 1)
-    channel = scales.repeat_interleave(len(sample), dim=0)
-    if linear.method.rounder == "search":
+    if linear.method.rounder == "search" and linear.scheme.granularity != "block":
+        tiled = sample.repeat(len(scales), 1)
+        channel = scales.repeat_interleave(len(sample), dim=0)
         losses = search_scales_jointly(
-            tiled, scheme, group_size, scale_dtype, moment, 1, COARSE, channel
+            tiled, linear.scheme, linear.group_size, scale_dtype, moment, 1, COARSE, channel
         ).losses
-        return losses.reshape(len(scales), -1).sum(dim=1)
-    scaled = tiled * channel
-    if linear.method.rounder == "gptq" and factor is not None:
-        found = search_scales(
-            scaled, scheme, group_size, scale_dtype, curvature(factor) / channel.square(), COARSE
-        )
-        codes = compensate(tiled, *found, scheme, factor, channel)
     else:
-        found = choose_absmax(scaled, scheme, group_size, scale_dtype)
-        codes = quantize(scaled, *found, scheme.weight_bits)
-    error = dequantize(codes, *found).sub_(scaled).div_(channel)
-    return row_losses(error, moment).reshape(len(scales), -1).sum(dim=1)
+        errors = rounding_errors(sample, linear, scale_dtype, factor, scales)
+        losses = row_losses(errors.flatten(0, 1), moment)
+    return losses.reshape(len(scales), -1).sum(dim=1)

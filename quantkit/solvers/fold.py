@@ -41,19 +41,25 @@ def fold_into_norm(
     return new, new_bias, effective
 
 
-def fold_into_layer(layer: QuantizedLayer, scale: Tensor) -> QuantizedLayer | None:
+def fold_into_layer(layer: QuantizedLayer, scale: Tensor) -> tuple[QuantizedLayer, Tensor] | None:
     """Divide the rows of a quantized layer by `scale` [O], by dividing the scales of its groups.
 
     Returns:
-        The folded layer; None where rounding to the dtype of the scales would change one of them
+        The folded layer, and the scale float32 [O] that was really folded: where a row has one
+        scale, the old one divided by the new one, so that its rounding costs nothing. None where
+        rows share scales, and where rounding to the dtype of the scales would change one of them
         by more than 1 % (it would leave the normal range of float16, for instance).
     """
-    exact = layer.scale.float() / scale.unsqueeze(1)
+    if layer.scheme.granularity == "block":
+        return None
+    old = layer.scale.float()
+    exact = old / scale.unsqueeze(1)
     rounded = exact.to(layer.scale.dtype)
     deviation = (rounded.float() - exact).abs()
     if not bool((deviation <= _LARGEST_ROUNDING * exact).all()):
         return None
-    return dataclasses.replace(layer, scale=rounded)
+    effective = (old / rounded.float()).squeeze(1) if old.shape[1] == 1 else scale
+    return dataclasses.replace(layer, scale=rounded), effective
 
 
 def fold_into_dense(
@@ -86,8 +92,23 @@ def collapse_heads(scale: Tensor, repeat: int, head_dim: int) -> Tensor:
     return scale.reshape(-1, repeat, head_dim)[:, 0].reshape(-1)
 
 
+def expand_heads(scale: Tensor, repeat: int, head_dim: int) -> Tensor:
+    """Undo `collapse_heads`: [kv_heads * head_dim] to [kv_heads * repeat * head_dim]."""
+    if repeat == 1:
+        return scale
+    heads = scale.reshape(-1, 1, head_dim)
+    return heads.expand(-1, repeat, -1).reshape(-1)
+
+
 def scale_stats(stats: LayerStats, scale: Tensor) -> LayerStats:
     """Return the statistics of the input after it was divided by `scale` [I]."""
     inverse = 1.0 / scale
     moment = stats.second_moment * inverse
-    return dataclasses.replace(stats, second_moment=moment.mul_(inverse.unsqueeze(1)))
+    return dataclasses.replace(
+        stats,
+        second_moment=moment.mul_(inverse.unsqueeze(1)),
+        drift=None if stats.drift is None else stats.drift * inverse * inverse.unsqueeze(1),
+        mean=None if stats.mean is None else stats.mean * inverse,
+        absmax=None if stats.absmax is None else stats.absmax * inverse,
+        sample=None if stats.sample is None else stats.sample * inverse,
+    )

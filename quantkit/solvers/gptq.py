@@ -5,12 +5,14 @@ columns j of ((E L)_j)^2, and (E L)_j depends on the errors of columns j and lat
 columns are rounded from the last to the first, each to the code nearest to its weight plus what
 compensates the errors so far: the nearest-plane view of arXiv 2507.18553. It chooses the same
 codes as the textbook loop over the inverse, needs no inverse, and shows what each rounding error
-costs, L_jj^2, by which the scales are searched beforehand. The most active columns come last in
-the order and are rounded first. The scales stay in groups of the original columns, so a reader
-needs no permutation. Then codes and scales are polished.
+costs, L_jj^2, by which the scales are searched beforehand. The columns with the largest L_jj come
+last in the order and are rounded first. The scales stay in groups of the original columns, so a
+reader needs no permutation. Then codes and scales are polished.
 
 Memory beyond weight and H, with W and H for the bytes of either in float32: the factor 2 H (it is
 float64), the errors 1 W, the codes 1/4 W; after the factor is freed, at most 3 W.
+
+Floating-point codes are rounded the same way: the nearest plane is the nearest value of a code.
 """
 
 from __future__ import annotations
@@ -18,20 +20,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantkit.numerics.affine import code_range, row_units
-from quantkit.numerics.linalg import Factor, factor_moment, sampling_ridge
+from quantkit.numerics.affine import code_dtype, relative_steps, round_values, row_units
+from quantkit.numerics.fp8 import spread_rows
+from quantkit.numerics.linalg import Factor, factor_moment, order_by_pivot, sampling_ridge
 from quantkit.numerics.scale_search import search_scales
 from quantkit.records import LayerStats
-from quantkit.schemes import Scheme
+from quantkit.schemes import BLOCK_SIZE, Effort, Scheme
+from quantkit.solvers.beam import round_block_widely
 from quantkit.solvers.polish import polish
 from quantkit.solvers.rounding import Rounding, keep_better_rows
 from quantkit.solvers.rtn import round_plainly
 
 _BLOCK = 128
 """Columns whose compensation is applied one by one; all others get it by one matmul a block."""
-
-_SWEEPS = 2
-"""Passes of polishing; two more would lower the error by another percent."""
 
 
 def round_compensated(
@@ -40,6 +41,7 @@ def round_compensated(
     group_size: int | None,
     scale_dtype: torch.dtype,
     stats: LayerStats,
+    effort: Effort,
 ) -> Rounding:
     """Round float32 [O, I] column by column, later columns making up for earlier ones.
 
@@ -47,7 +49,7 @@ def round_compensated(
         ValueError: `group_size` does not divide I.
     """
     plain = round_plainly(weight, scheme, group_size, scale_dtype)
-    factor = factor_by_activity(stats)
+    factor = factor_by_pivot(stats)
     if factor is None:
         return Rounding(
             plain.codes,
@@ -56,21 +58,28 @@ def round_compensated(
             fallback="rtn: the second moment could not be factorized under any damping",
         )
     scale, zero_point = search_scales(weight, scheme, group_size, scale_dtype, curvature(factor))
-    codes = compensate(weight, scale, zero_point, scheme, factor)
+    codes = compensate(weight, scale, zero_point, scheme, factor, width=effort.beam_width)
     damping = factor.damping
     del factor
     # Descent needs no damping to be stable, and does best without, in and out of the domain of
     # the calibration text; the ridge is for what few tokens do not tell.
     ridge = sampling_ridge(stats.tokens, weight.shape[1])
     codes, scale, losses = polish(
-        weight, codes, scale, zero_point, scheme, stats.second_moment, ridge, _SWEEPS
+        weight, codes, scale, zero_point, scheme, stats.second_moment, ridge, effort.polish_sweeps
     )
     candidate = Rounding(codes, scale, zero_point, losses, damping=damping)
-    return keep_better_rows(weight, stats.second_moment, candidate, plain)
+    return keep_better_rows(weight, scheme, stats.second_moment, candidate, plain)
+
+
+def factor_by_pivot(stats: LayerStats) -> Factor | None:
+    """Return the factor of the second moment in the order of rising pivots."""
+    moment = stats.second_moment
+    ridge = sampling_ridge(stats.tokens, len(moment))
+    return factor_moment(moment, order_by_pivot(moment, ridge), ridge)
 
 
 def factor_by_activity(stats: LayerStats) -> Factor | None:
-    """Return the factor of the second moment in the order of rising activity."""
+    """Return the factor of the second moment in the order of rising activity: quick to find."""
     moment = stats.second_moment
     order = torch.argsort(moment.diagonal(), stable=True)
     return factor_moment(moment, order, sampling_ridge(stats.tokens, len(order)))
@@ -94,23 +103,29 @@ def compensate(
     scheme: Scheme,
     factor: Factor,
     channel_scale: Tensor | None = None,
+    width: int = 1,
 ) -> Tensor:
-    """Return the codes int8 [O, I] that nearest-plane rounding chooses under fixed scales.
+    """Return the codes [O, I] that nearest-plane rounding chooses under fixed scales.
 
     Args:
         weight: float32 [O, I].
-        scale: [O, G]; zero_point: int8 [O, G] or None.
+        scale: [O, G], or [ceil(O/128), ceil(I/128)] for blocks; zero_point: int8 [O, G] or None.
         channel_scale: float32 [O, I], positive, or None. Where given, codes stand for
             `weight * channel_scale`, and errors are divided by the channel scale before they
             meet the factor.
+        width: how many roundings of a row to follow at a time within a block of columns.
     """
-    size = weight.shape[1]
-    group_of = factor.order // (size // scale.shape[1])
-    unit = row_units(weight)
-    steps = (scale.float() / unit).T.contiguous()
+    rows, size = weight.shape
+    if scheme.granularity == "block":
+        scale, columns_of_scale = spread_rows(scale, rows), BLOCK_SIZE
+    else:
+        columns_of_scale = size // scale.shape[1]
+    group_of = factor.order // columns_of_scale
+    unit = row_units(weight, scheme)
+    steps = relative_steps(scale, unit).T.contiguous()
     offsets = None if zero_point is None else zero_point.T.float().contiguous()
-    errors = torch.empty(size, weight.shape[0], device=weight.device)
-    codes = torch.empty(size, weight.shape[0], dtype=torch.int8, device=weight.device)
+    errors = torch.empty(size, rows, device=weight.device)
+    codes = torch.empty(size, rows, dtype=code_dtype(scheme), device=weight.device)
     pivots = factor.lower.diagonal()
     for stop in range(size, 0, -_BLOCK):
         start = max(0, stop - _BLOCK)
@@ -123,18 +138,20 @@ def compensate(
         step = steps.index_select(0, groups)
         if channel_scale is not None:
             step /= channel_scale.index_select(1, columns).T
-        codes[start:stop] = _round_block(
-            block,
-            target,
-            panel[: stop - start].contiguous(),
-            step,
-            None if offsets is None else offsets.index_select(0, groups),
-            code_range(scheme.weight_bits),
-            errors[start:stop],
-        )
+        offset = None if offsets is None else offsets.index_select(0, groups)
+        lower = panel[: stop - start].contiguous()
+        if width == 1:
+            _round_block(block, target, lower, step, offset, scheme, errors[start:stop])
+        else:
+            cost = pivots[start:stop].square().float()
+            round_block_widely(block, target, lower, cost, step, offset, scheme, width)
+            torch.addcmul(block, target, step, value=-1, out=errors[start:stop])
+        codes[start:stop] = target if offset is None else target.add_(offset)
     position = torch.empty_like(factor.order)
     position[factor.order] = torch.arange(size, device=weight.device)
-    return codes.index_select(0, position).T.contiguous()
+    # Bytes: not every device can index floating-point codes.
+    ordered = codes.view(torch.int8).index_select(0, position).T.contiguous()
+    return ordered.view(codes.dtype)
 
 
 def _round_block(
@@ -143,33 +160,23 @@ def _round_block(
     lower: Tensor,
     steps: Tensor,
     offsets: Tensor | None,
-    limits: tuple[int, int],
+    scheme: Scheme,
     errors: Tensor,
-) -> Tensor:
+) -> None:
     """Round the columns of one block from the last to the first.
 
     Args:
         block: original weights [B, O] in row units.
-        target: the weights plus what makes up for the columns already rounded; becomes codes.
+        target: the weights plus what makes up for the columns already rounded; becomes codes less
+            zero points.
         lower: unit lower triangle [B, B].
         steps: scales [B, O] in row units; offsets: zero points [B, O] or None.
         errors: [B, O], receives original minus dequantized.
-
-    Returns:
-        float32 codes [B, O].
     """
-    smallest, largest = limits
     for column in range(len(block) - 1, -1, -1):
-        code = target[column]
-        torch.div(code, steps[column], out=code).round_()
-        error = errors[column]
-        if offsets is None:
-            code.clamp_(smallest, largest)
-            torch.addcmul(block[column], code, steps[column], value=-1, out=error)
-        else:
-            code.add_(offsets[column]).clamp_(smallest, largest)
-            torch.sub(code, offsets[column], out=error)
-            torch.addcmul(block[column], error, steps[column], value=-1, out=error)
+        value, step, error = target[column], steps[column], errors[column]
+        offset = None if offsets is None else offsets[column]
+        round_values(value.div_(step), scheme, offset)
+        torch.addcmul(block[column], value, step, value=-1, out=error)
         if column:
             target[:column].addr_(lower[column, :column], error)
-    return target

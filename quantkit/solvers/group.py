@@ -14,7 +14,8 @@ from quantkit.errors import CalibrationError
 from quantkit.numerics.affine import row_units
 from quantkit.numerics.linalg import row_losses
 from quantkit.records import LayerStats, LinearPlan, QuantizedLayer
-from quantkit.schemes import Rounder
+from quantkit.schemes import BLOCK_SIZE, Rounder
+from quantkit.solvers.coupled import round_coupled
 from quantkit.solvers.gptq import round_compensated
 from quantkit.solvers.rounding import Rounding, alike
 from quantkit.solvers.rtn import round_plainly
@@ -23,7 +24,7 @@ from quantkit.solvers.search import round_searched
 CALIBRATED_ROUNDERS: Mapping[Rounder, Callable[..., Rounding]] = MappingProxyType(
     {"search": round_searched, "gptq": round_compensated}
 )
-"""Rounder -> its function; each takes the statistics. `rtn` takes none."""
+"""Rounder -> its function; each takes statistics and effort. `rtn` takes neither."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def solve_group(
     stats: LayerStats | None,
     linears: Sequence[LinearPlan],
     scale_dtype: torch.dtype,
+    fishers: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[Solution, ...]:
     """Quantize linear layers that share an input; those with equal settings as one matrix.
 
@@ -56,6 +58,8 @@ def solve_group(
         stats: of the shared input, or None where every method is data-free.
         linears: quantized ones only.
         scale_dtype: in which scales are stored.
+        fishers: layer name -> float32 [O_i, B], see `solvers/coupled.py`. Layers that gptq rounds
+            and that have one are rounded for the divergence of the whole model.
 
     Returns:
         One solution for each of `linears`, on the device of the weights.
@@ -74,7 +78,10 @@ def solve_group(
         parts = [weights[index] for index in members]
         # A layer on its own is not copied.
         joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-        rounding = _round(joined, stats, linears[members[0]], scale_dtype)
+        known = [
+            fishers[linears[index].name] for index in members if linears[index].name in fishers
+        ]
+        rounding = _round(joined, stats, linears[members[0]], scale_dtype, known)
         start = 0
         for index, part in zip(members, parts, strict=True):
             rows = slice(start, start + len(part))
@@ -84,11 +91,15 @@ def solve_group(
 
 
 def _round(
-    weight: Tensor, stats: LayerStats | None, linear: LinearPlan, scale_dtype: torch.dtype
+    weight: Tensor,
+    stats: LayerStats | None,
+    linear: LinearPlan,
+    scale_dtype: torch.dtype,
+    fishers: Sequence[Tensor],
 ) -> Rounding:
     """Round the rows of layers that are all to be treated like `linear`."""
-    if linear.scheme.weight_kind != "int":
-        raise ValueError(f"{linear.name}: scheme {linear.scheme.name} has no integer codes")
+    if not linear.quantized:
+        raise ValueError(f"{linear.name}: scheme {linear.scheme.name} has no codes")
     rounder = linear.method.rounder
     if rounder == "rtn":
         return round_plainly(weight, linear.scheme, linear.group_size, scale_dtype)
@@ -97,8 +108,12 @@ def _round(
     if stats.tokens == 0:
         plain = round_plainly(weight, linear.scheme, linear.group_size, scale_dtype)
         return dataclasses.replace(plain, fallback="rtn: no calibration token reached the layer")
+    if rounder == "gptq" and fishers and linear.scheme.granularity != "block":
+        return round_coupled(
+            weight, linear.scheme, linear.group_size, scale_dtype, stats, linear.effort, fishers
+        )
     return CALIBRATED_ROUNDERS[rounder](
-        weight, linear.scheme, linear.group_size, scale_dtype, stats
+        weight, linear.scheme, linear.group_size, scale_dtype, stats, linear.effort
     )
 
 
@@ -111,12 +126,15 @@ def _take(rounding: Rounding, rows: slice, linear: LinearPlan) -> Solution:
             count = int(plain.sum())
             fallback = f"rtn: {count} of {len(plain)} rows, where the method was not better"
     zero_point = rounding.zero_point
+    scales = rows
+    if linear.scheme.granularity == "block":
+        scales = slice(rows.start // BLOCK_SIZE, -(-rows.stop // BLOCK_SIZE))
     layer = QuantizedLayer(
         name=linear.name,
         scheme=linear.scheme,
         group_size=linear.group_size,
         codes=rounding.codes[rows].clone(),
-        scale=rounding.scale[rows].clone(),
+        scale=rounding.scale[scales].clone(),
         zero_point=None if zero_point is None else zero_point[rows].clone(),
     )
     return Solution(

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantkit.numerics.affine import dequantize, row_units
+from quantkit.numerics.affine import decode, row_units
 from quantkit.numerics.linalg import row_losses
 from quantkit.records import LinearPlan
+from quantkit.schemes import BLOCK_SIZE, Scheme
 
 
 @dataclass(frozen=True)
 class Rounding:
     """Codes of the rows of one or more layers.
 
-    codes: int8 [O, I]; scale: [O, G] in the stored dtype; zero_point: int8 [O, G] or None.
+    codes: int8 or float8_e4m3fn [O, I]; scale: [O, G] in the stored dtype, or
+    [ceil(O/128), ceil(I/128)] for blocks; zero_point: int8 [O, G] or None.
     losses: e H e^T of each row, float64 [O], and plain_losses the same for plain rounding; None
     where there was no second moment.
     damping: fraction of mean(diag H) that was added before a factorization, or None.
@@ -40,28 +42,36 @@ class Rounding:
 
 
 def keep_better_rows(
-    weight: Tensor, second_moment: Tensor, candidate: Rounding, plain: Rounding
+    weight: Tensor, scheme: Scheme, second_moment: Tensor, candidate: Rounding, plain: Rounding
 ) -> Rounding:
     """Take each row from `candidate`, or from `plain` where that has the lower loss.
+
+    Rows that share their scales are taken together, by the sum of their losses.
 
     Args:
         weight: float32 [O, I]; second_moment: float32 [I, I].
         candidate: with its losses.
     """
-    unit = row_units(weight)
-    error = dequantize(plain.codes, plain.scale, plain.zero_point).sub_(weight).div_(unit)
+    unit = row_units(weight, scheme)
+    error = decode(plain.codes, plain.scale, plain.zero_point, scheme).sub_(weight).div_(unit)
     plain_losses = row_losses(error, second_moment) * unit.squeeze(1).double().square()
     if candidate.losses is None:
         raise ValueError("the candidate has no losses to compare by")
     # Written so that a loss that is not a number counts as worse.
-    worse = ~(candidate.losses <= plain_losses)
-    rows = worse.unsqueeze(1)
+    if scheme.granularity == "block":
+        sums = zip(candidate.losses.split(BLOCK_SIZE), plain_losses.split(BLOCK_SIZE), strict=True)
+        worse_scales = torch.stack([~(mine.sum() <= other.sum()) for mine, other in sums])
+        worse = worse_scales.repeat_interleave(BLOCK_SIZE)[: len(weight)]
+    else:
+        worse = worse_scales = ~(candidate.losses <= plain_losses)
     zero_point = candidate.zero_point
     if zero_point is not None and plain.zero_point is not None:
-        zero_point = torch.where(rows, plain.zero_point, zero_point)
+        zero_point = torch.where(worse.unsqueeze(1), plain.zero_point, zero_point)
+    # Bytes: not every device can select among floating-point codes.
+    codes, plain_codes = candidate.codes.view(torch.int8), plain.codes.view(torch.int8)
     return Rounding(
-        codes=torch.where(rows, plain.codes, candidate.codes),
-        scale=torch.where(rows, plain.scale, candidate.scale),
+        codes=torch.where(worse.unsqueeze(1), plain_codes, codes).view(candidate.codes.dtype),
+        scale=torch.where(worse_scales.unsqueeze(1), plain.scale, candidate.scale),
         zero_point=zero_point,
         losses=torch.where(worse, plain_losses, candidate.losses),
         plain_losses=plain_losses,
@@ -71,9 +81,19 @@ def keep_better_rows(
 
 
 def alike(linears: Sequence[LinearPlan]) -> list[list[int]]:
-    """Return the indices of linear layers that can be solved as one matrix, in order."""
+    """Return the indices of linear layers that can be solved as one matrix, in order.
+
+    Layers in blocks of rows can only where their rows fill the blocks.
+    """
     members: dict[object, list[int]] = {}
     for index, linear in enumerate(linears):
-        key = (linear.scheme, linear.group_size, linear.method.rounder)
+        ragged = linear.scheme.granularity == "block" and linear.out_features % BLOCK_SIZE
+        key = (
+            linear.scheme,
+            linear.group_size,
+            linear.method.rounder,
+            linear.effort,
+            index if ragged else None,
+        )
         members.setdefault(key, []).append(index)
     return list(members.values())

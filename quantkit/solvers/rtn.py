@@ -22,5 +22,5 @@ def round_plainly(
         ValueError: `group_size` does not divide I.
     """
     scale, zero_point = choose_absmax(weight, scheme, group_size, scale_dtype)
-    codes = quantize(weight, scale, zero_point, scheme.weight_bits)
+    codes = quantize(weight, scale, zero_point, scheme)
     return Rounding(codes, scale, zero_point)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from quantkit.calibration.compute import choose_compute_dtype, choose_device
-from quantkit.calibration.stats import accumulate, empty_moment, finish, split_product
+from quantkit.calibration.stats import (
+    SAMPLED_TOKENS,
+    accumulate,
+    empty_moment,
+    finish,
+    split_product,
+)
 from quantkit.errors import InputError
 
 CPU = torch.device("cpu")
@@ -72,6 +80,86 @@ def test_weighted_tokens_count_by_their_weight() -> None:
 def test_no_token_gives_zeros() -> None:
     """Nothing counted is not a division by zero."""
     assert not finish(empty_moment(4, CPU)).second_moment.any()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_means_and_extremes_are_those_of_the_counted_tokens(
+    dtype: torch.dtype, weighted: bool
+) -> None:
+    """Against float64 over all at once; tokens of weight 0, even infinite, leave no trace."""
+    generator = torch.Generator().manual_seed(3)
+    rows = (3 * torch.randn(60, 7, generator=generator)).to(dtype)
+    weights = torch.randint(1, 3, (60,), generator=generator).float()
+    moment = empty_moment(7, CPU)
+    if weighted:
+        weights[::4] = 0.0
+        rows[::4] = torch.inf
+
+    for part, share in zip(rows.split(25), weights.split(25), strict=True):
+        accumulate(moment, part, share if weighted else None)
+    stats = finish(moment)
+
+    kept = rows[weights > 0].double() if weighted else rows.double()
+    counts = weights[weights > 0].double() if weighted else torch.ones(60).double()
+    expected = (counts.unsqueeze(1) * kept).sum(0) / counts.sum()
+    assert stats.mean is not None
+    assert stats.absmax is not None
+    torch.testing.assert_close(stats.mean.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(stats.absmax.double(), kept.abs().amax(0))
+    assert bool(stats.second_moment.isfinite().all())
+
+
+def sample_of(tokens: int, batch: int, features: int = 2) -> list[int]:
+    """The numbers of the tokens in a sample of so many, of which token i is filled with i."""
+    rows = torch.arange(tokens).float().unsqueeze(1).expand(tokens, features)
+    moment = empty_moment(features, CPU)
+    for part in rows.split(batch):
+        accumulate(moment, part, None)
+    sample = finish(moment).sample
+    assert sample is not None
+    assert sample.shape[1] == features
+    return [int(row[0]) for row in sample]
+
+
+def test_a_short_stream_is_its_own_sample() -> None:
+    """All tokens, in their order, as float32."""
+    assert sample_of(100, batch=30) == list(range(100))
+
+
+@pytest.mark.parametrize("tokens", [SAMPLED_TOKENS + 1, 5000, 65536])
+def test_a_sample_is_spread_evenly_and_does_not_depend_on_batches(tokens: int) -> None:
+    """No gap is much wider than the average one, and batches of any size give the same tokens."""
+    chosen = sample_of(tokens, batch=1000)
+
+    assert SAMPLED_TOKENS // 3 <= len(chosen) <= SAMPLED_TOKENS
+    assert chosen == sorted(set(chosen)) == sample_of(tokens, batch=tokens)
+    gaps = [after - before for before, after in pairwise(chosen)]
+    assert max(gaps) <= 3 * tokens / len(chosen)
+
+
+@pytest.mark.parametrize("length", [128, 512, 1000])
+def test_a_sample_has_every_position_of_a_window_equally_often(length: int) -> None:
+    """Every k-th token would take too many first tokens of windows, which are unlike others."""
+    chosen = sample_of(length * 200, batch=length)
+
+    first = sum(number % length == 0 for number in chosen) / len(chosen)
+    halves = sum(number % length < length // 2 for number in chosen) / len(chosen)
+    assert first < 4 / length + 0.004
+    assert 0.45 < halves < 0.55
+
+
+def test_tokens_that_do_not_count_are_not_sampled() -> None:
+    """Also where they are most of a batch, and where nothing is left."""
+    rows = torch.arange(12.0).unsqueeze(1)
+    moment = empty_moment(1, CPU)
+
+    accumulate(moment, rows, (rows[:, 0] % 3 == 0).float())
+    accumulate(moment, rows, torch.zeros(12))
+    sample = finish(moment).sample
+
+    assert sample is not None
+    assert sample[:, 0].tolist() == [0.0, 3.0, 6.0, 9.0]
 
 
 def test_a_float16_checkpoint_is_never_computed_in_bfloat16() -> None:

@@ -147,7 +147,7 @@ def test_later_layers_see_replaced_weights(tmp_path: Path) -> None:
                 stop.stats.second_moment.double(), expected[linear.name], rtol=1e-3, atol=1e-4
             )
             weight = (stop.tensors[f"{linear.name}.weight"].float() * 8).round() / 8
-            stop.replace(linear.name, weight)
+            stop.replace(f"{linear.name}.weight", weight)
             reference.get_submodule(linear.name).weight.data = weight
 
 

@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from quantkit.records import (
     Artifact,
     BlockPlan,
     GroupPlan,
+    KvCachePlan,
     LinearPlan,
     Plan,
     QuantizedLayer,
@@ -31,6 +33,18 @@ Choice = tuple[str, str, int | None]
 """Pattern of layer names, scheme, group size."""
 
 ALL_IN_ONE = 1 << 40
+
+INPUT_SCALE = 0.03125
+"""Of every layer with static activations: a value of 4 still has a code of eight bits."""
+
+UNLIKE: list[Choice] = [
+    ("*.layers.1.mlp.down_proj", "fp8_dynamic", None),
+    ("*.layers.0.mlp.down_proj", "w8a8_static", None),
+    ("*.layers.0.mlp.*", "w4a16_asym", 32),
+    ("*.layers.0.self_attn.*", "fp8_block", None),
+    ("*.layers.1.self_attn.*", "w8a8", None),
+]
+"""Packed, integer and float layers in one artifact, and some that stay in 16 bits."""
 
 MIXED: list[Choice] = [
     ("*.layers.1.mlp.down_proj", "w8a16", None),
@@ -61,8 +75,17 @@ class Case:
         )
 
 
-def make_case(folder: Path, choices: Sequence[Choice], *, scale_dtype: str = "bfloat16") -> Case:
-    """Round the layers of the model in `folder` that match; the first choice that matches wins."""
+def make_case(
+    folder: Path,
+    choices: Sequence[Choice],
+    *,
+    scale_dtype: str = "bfloat16",
+    kv_cache: str = "none",
+) -> Case:
+    """Round the layers of the model in `folder` that match; the first choice that matches wins.
+
+    Scales that calibration would give are made up.
+    """
     checkpoint = open_checkpoint(Source(str(folder), folder, None))
     skeleton = build_skeleton(checkpoint)
     blocks = tuple(
@@ -84,6 +107,7 @@ def make_case(folder: Path, choices: Sequence[Choice], *, scale_dtype: str = "bf
         activation_bytes=0,
         statistics_bytes=0,
         disk_bytes=0,
+        kv_cache=_plan_cache(skeleton, blocks, kv_cache),
     )
     solved = {block.index: _solve(checkpoint, plan, block) for block in blocks}
     return Case(checkpoint, plan, solved)
@@ -108,6 +132,17 @@ def _plan_block(index: int, prefix: str, block: nn.Module, choices: Sequence[Cho
     return BlockPlan(index, prefix, tuple(groups))
 
 
+def _plan_cache(
+    skeleton: nn.Module, blocks: Sequence[BlockPlan], kv_cache: str
+) -> KvCachePlan | None:
+    if kv_cache == "none":
+        return None
+    config: Any = skeleton.config
+    names = tuple(f"{block.prefix}.self_attn" for block in blocks)
+    per_head = kv_cache == "fp8_per_head"
+    return KvCachePlan(per_head, names, config.num_key_value_heads, config.head_dim)
+
+
 def _choose(name: str, choices: Sequence[Choice]) -> tuple[str, int | None]:
     for pattern, scheme, group_size in choices:
         if fnmatch.fnmatch(name, pattern):
@@ -117,20 +152,35 @@ def _choose(name: str, choices: Sequence[Choice]) -> tuple[str, int | None]:
 
 def _solve(checkpoint: Checkpoint, plan: Plan, block: BlockPlan) -> SolvedBlock:
     layers = []
+    scale_dtype = getattr(torch, plan.scale_dtype)
     for group in block.groups:
         for linear in group.linears:
             if linear.quantized:
                 weight = read_tensor(checkpoint, f"{linear.name}.weight").float()
-                scale, zero_point = choose_absmax(
-                    weight, linear.scheme, linear.group_size, getattr(torch, plan.scale_dtype)
-                )
-                codes = quantize(weight, scale, zero_point, linear.scheme.weight_bits)
+                scheme = linear.scheme
+                scale, zero_point = choose_absmax(weight, scheme, linear.group_size, scale_dtype)
+                codes = quantize(weight, scale, zero_point, scheme)
+                inputs = torch.tensor([INPUT_SCALE], dtype=scale_dtype) if scheme.static else None
                 layers.append(
                     QuantizedLayer(
-                        linear.name, linear.scheme, linear.group_size, codes, scale, zero_point
+                        linear.name, scheme, linear.group_size, codes, scale, zero_point, inputs
                     )
                 )
-    return SolvedBlock(block.index, tuple(layers), {}, ())
+    return SolvedBlock(block.index, tuple(layers), {}, (), added=_add_scales(plan, block))
+
+
+def _add_scales(plan: Plan, block: BlockPlan) -> dict[str, Tensor]:
+    """Scales of the key/value cache: another one for each block, part and head."""
+    cache, added = plan.kv_cache, {}
+    for name in cache.attentions if cache is not None else ():
+        if cache is not None and name.startswith(f"{block.prefix}."):
+            heads = cache.kv_heads if cache.per_head else 1
+            for part, unit in (("k_scale", 1 / 64), ("v_scale", 1 / 128)):
+                scale = (torch.arange(heads) + block.index + 1) * unit
+                shape = (heads, 1, 1) if cache.per_head else (1,)
+                dtype = getattr(torch, plan.scale_dtype)
+                added[f"{name}.{part}"] = scale.to(dtype).reshape(shape)
+    return added
 
 
 def stored_tensors(folder: Path) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from compressed_tensors.compressors import PackedQuantizationCompressor
+from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from quantkit.formats.decode import read_layer
+from quantkit.formats.layouts import PARTS
 from quantkit.numerics.affine import dequantize_layer
-from tests.formats.cases import MIXED, Case, Choice, list_files, make_case, stored_tensors
+from tests.formats.cases import MIXED, UNLIKE, Case, Choice, list_files, make_case, stored_tensors
 from tests.helpers import make_pico_model
 
 CASES: dict[str, tuple[dict[str, Any], list[Choice]]] = {
@@ -43,6 +44,24 @@ CASES: dict[str, tuple[dict[str, Any], list[Choice]]] = {
         [("*", "w4a16_asym", None)],
     ),
     "llama-mixed-asym": ({}, [("*.down_proj", "w4a16_asym", 32), ("*", "w8a16", 64)]),
+    "llama-w4a8-g32": ({}, [("*", "w4a8", 32)]),
+    "qwen3-w4a8-channel": ({"family": "qwen3"}, [("*", "w4a8", None)]),
+    "llama-w4a8_fp8-g128": ({}, [("*", "w4a8_fp8", 128)]),
+    "qwen2-w8a8-bias": ({"family": "qwen2"}, [("*", "w8a8", None)]),
+    "llama-w8a8_static-odd-rows": (
+        {"hidden": 80, "intermediate": 100, "kv_heads": 1},
+        [("*", "w8a8_static", None)],
+    ),
+    "mistral-fp8_dynamic-float16": (
+        {"family": "mistral", "dtype": "float16"},
+        [("*", "fp8_dynamic", None)],
+    ),
+    "llama-fp8_static": ({}, [("*", "fp8_static", None)]),
+    "llama-fp8_block": (
+        {"hidden": 256, "intermediate": 384, "kv_heads": 2},
+        [("*", "fp8_block", None)],
+    ),
+    "llama-unlike": ({"kv_heads": 4}, UNLIKE),
 }
 
 
@@ -81,11 +100,12 @@ def test_the_library_decompresses_exactly_the_recorded_values(
             for tensor, value in stored.items()
             if tensor.startswith(f"{prefix}weight")
         }
-        assert "weight" not in parts
         assert parts["weight_scale"].dtype == layer.scale.dtype
         parts["weight_scale"] = parts["weight_scale"].float()
         scheme = schemes.get(layer.name) or schemes["Linear"]
-        found = PackedQuantizationCompressor.decompress(parts, scheme)["weight"]
+        compressor = BaseCompressor.get_value_from_registry(scheme.format)
+        assert parts.keys() == set(compressor.compression_param_names(scheme))
+        found = compressor.decompress(parts, scheme)["weight"]
         assert torch.equal(found, dequantize_layer(layer))
 
 
@@ -182,11 +202,7 @@ def test_all_other_tensors_keep_their_bytes(
     case, folder = artifacts[name]
     original = load_file(case.checkpoint.source.folder / "model.safetensors")
     stored = stored_tensors(folder)
-    parts = {
-        f"{layer}.{part}"
-        for layer in case.layers
-        for part in ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
-    }
+    parts = {f"{layer}.{part}" for layer in case.layers for part in PARTS}
     kept = original.keys() - {f"{layer}.weight" for layer in case.layers}
     assert stored.keys() - parts == kept
     assert all(stored[name].dtype == original[name].dtype for name in kept)

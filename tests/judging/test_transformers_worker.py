@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quantkit.errors import WorkerError
-from quantkit.judging.evaluate import TRANSFORMERS_WORKER, evaluate
+from quantkit.judging.evaluate import WORKERS, evaluate
 from quantkit.judging.verdict import judge
 from quantkit.recipe import GateSpec
 from quantkit.records import Event, TokenWindows
@@ -152,7 +152,7 @@ def children_of_this_process() -> list[int]:
 def worker() -> Iterator[subprocess.Popen[str]]:
     """One worker that the tests below talk to."""
     process = subprocess.Popen(
-        [sys.executable, str(TRANSFORMERS_WORKER)],
+        [sys.executable, str(WORKERS["transformers"])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -272,7 +272,7 @@ def test_the_end_of_the_input_ends_the_worker(baseline: Path) -> None:
     lines = '{"op": "exit"}\n{"op": "exit"}\n'
     for text, answers in (("", ""), (lines, '{"ok": true}\n')):
         done = subprocess.run(
-            [sys.executable, str(TRANSFORMERS_WORKER)],
+            [sys.executable, str(WORKERS["transformers"])],
             input=text,
             capture_output=True,
             text=True,
@@ -289,7 +289,7 @@ def test_what_libraries_print_does_not_reach_the_answers(tmp_path: Path) -> None
     )
 
     done = subprocess.run(
-        [sys.executable, str(TRANSFORMERS_WORKER)],
+        [sys.executable, str(WORKERS["transformers"])],
         input=json.dumps({"op": "load", "path": str(tmp_path), "device": "cpu", "threads": 1}),
         capture_output=True,
         text=True,

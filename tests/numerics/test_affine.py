@@ -7,7 +7,7 @@ import torch
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import dequantize as reader_dequantize
 from compressed_tensors.quantization.utils.helpers import calculate_qparams
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantkit.numerics.affine import (
@@ -41,7 +41,7 @@ def test_asymmetric_range_includes_zero() -> None:
     weight = torch.tensor([[3.0, 15.0, 4.0, 9.0]])
 
     scale, zero_point = choose_absmax(weight, SCHEMES["w4a16_asym"], None, torch.float32)
-    codes = quantize(weight, scale, zero_point, 4)
+    codes = quantize(weight, scale, zero_point, SCHEMES["w4a16_asym"])
 
     assert scale.item() == 1.0
     assert zero_point is not None
@@ -72,7 +72,7 @@ def test_dequantized_weights_are_those_of_compressed_tensors(name: str) -> None:
     """The reader's own dequantization of our codes, scales and zero points."""
     scheme, weight = SCHEMES[name], make_weight(8, 96, seed=1)
     scale, zero_point = choose_absmax(weight, scheme, 32, torch.bfloat16)
-    codes = quantize(weight, scale, zero_point, scheme.weight_bits)
+    codes = quantize(weight, scale, zero_point, scheme)
     arguments = QuantizationArgs(
         num_bits=scheme.weight_bits, symmetric=scheme.symmetric, strategy="group", group_size=32
     )
@@ -82,13 +82,14 @@ def test_dequantized_weights_are_those_of_compressed_tensors(name: str) -> None:
     assert torch.equal(expected, dequantize(codes, scale, zero_point))
 
 
+@settings(max_examples=40, deadline=None)
 @given(weight=hard_weights(rows=4, columns=64), scheme=schemes, dtype=dtypes)
 def test_no_weight_makes_a_scale_or_a_dequantized_weight_infinite(
     weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype
 ) -> None:
     """Zero, constant, huge and denormal rows get finite positive scales in every dtype."""
     scale, zero_point = choose_absmax(weight, scheme, 32, dtype)
-    codes = quantize(weight, scale, zero_point, scheme.weight_bits)
+    codes = quantize(weight, scale, zero_point, scheme)
     extremes = torch.tensor(code_range(scheme.weight_bits), dtype=torch.int8).repeat(4, 32)
 
     assert scale.dtype == dtype
@@ -98,6 +99,7 @@ def test_no_weight_makes_a_scale_or_a_dequantized_weight_infinite(
     assert bool(dequantize(extremes, scale, zero_point).to(dtype).isfinite().all())
 
 
+@settings(max_examples=40, deadline=None)
 @given(weight=hard_weights(rows=4, columns=64), scheme=schemes)
 def test_rounding_error_is_at_most_half_a_step(weight: torch.Tensor, scheme: Scheme) -> None:
     """With float32 scales nothing is clipped, so every weight is within half a step.
@@ -108,7 +110,7 @@ def test_rounding_error_is_at_most_half_a_step(weight: torch.Tensor, scheme: Sch
     weight = weight * ordinary.unsqueeze(1)
     scale, zero_point = choose_absmax(weight, scheme, 32, torch.float32)
 
-    codes = quantize(weight, scale, zero_point, scheme.weight_bits)
+    codes = quantize(weight, scale, zero_point, scheme)
 
     error = (dequantize(codes, scale, zero_point) - weight).reshape(len(weight), 2, 32).abs()
     steps = 0.5 if scheme.symmetric else 1.0
@@ -120,7 +122,7 @@ def test_a_zero_group_has_a_harmless_scale() -> None:
     weight = torch.zeros(2, 64)
     for name in INTEGER_SCHEMES:
         scale, zero_point = choose_absmax(weight, SCHEMES[name], 32, torch.float16)
-        codes = quantize(weight, scale, zero_point, SCHEMES[name].weight_bits)
+        codes = quantize(weight, scale, zero_point, SCHEMES[name])
 
         assert torch.equal(scale, torch.ones(2, 2, dtype=torch.float16))
         assert torch.equal(dequantize(codes, scale, zero_point), weight)
@@ -133,8 +135,8 @@ def test_codes_are_chosen_for_the_rounded_scale() -> None:
     weight = torch.tensor([[2.5005 / 3]])
 
     assert scale.item() > exact.item()
-    assert quantize(weight, exact, None, 4).item() == 3
-    assert quantize(weight, scale, None, 4).item() == 2
+    assert quantize(weight, exact, None, SCHEMES["w4a16"]).item() == 3
+    assert quantize(weight, scale, None, SCHEMES["w4a16"]).item() == 2
 
 
 def test_a_group_size_that_does_not_divide_is_refused() -> None:
@@ -143,12 +145,15 @@ def test_a_group_size_that_does_not_divide_is_refused() -> None:
         choose_absmax(torch.zeros(2, 96), SCHEMES["w4a16"], 64, torch.float32)
 
 
+@settings(max_examples=40, deadline=None)
 @given(weight=hard_weights(rows=4, columns=32))
 def test_row_units_divide_exactly(weight: torch.Tensor) -> None:
-    """Powers of two: the division can be undone bit by bit."""
+    """Powers of two: the division can be undone bit by bit, but for what vanishes beside a row."""
     unit = row_units(weight)
     scaled = weight / unit
 
     assert bool(torch.log2(unit).frac().eq(0).all())
     assert bool((scaled.abs() <= 512).all())
-    assert torch.equal(scaled * unit, weight)
+    counts = weight.abs() >= 1e-36 * weight.abs().amax(1, keepdim=True)
+    assert torch.equal((scaled * unit)[counts], weight[counts])
+    assert bool((scaled[~counts].abs() <= 1e-35).all())

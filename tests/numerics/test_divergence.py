@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.numerics.divergence import compare_logits
+from quantkit.numerics.divergence import compare_logits, quick_divergence
 
 
 def slow_reference(
@@ -130,3 +130,25 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         compare_logits(torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="targets"):
         compare_logits(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-2, 0.1, 1.0, 5.0])
+def test_the_quick_divergence_is_near_the_exact_one(size: float) -> None:
+    """Over all sizes of differences that a candidate makes, and never negative."""
+    generator = torch.Generator().manual_seed(0)
+    baseline = 3 * torch.randn(64, 500, generator=generator)
+    candidate = baseline + size * torch.randn(64, 500, generator=generator)
+    exact = compare_logits(baseline, candidate, torch.zeros(64, dtype=torch.int64)).kl
+
+    quick = quick_divergence(torch.log_softmax(baseline, dim=-1), candidate)
+
+    torch.testing.assert_close(quick.double(), exact, rtol=5e-3, atol=0)
+    assert float(quick.double().mean()) == pytest.approx(float(exact.mean()), rel=1e-3)
+    assert bool((quick >= 0).all())
+
+
+def test_the_quick_divergence_of_equal_logits_is_zero() -> None:
+    """Exactly, as the exact one's is."""
+    logits = torch.randn(8, 50, generator=torch.Generator().manual_seed(1))
+
+    assert not quick_divergence(torch.log_softmax(logits, dim=-1), logits).any()

@@ -7,11 +7,24 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from quantkit.numerics.affine import decode
 from quantkit.records import LayerStats, LinearPlan
-from quantkit.schemes import METHODS, SCHEMES
+from quantkit.schemes import EFFORTS, METHODS, SCHEMES, Scheme
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 INTEGER_SCHEMES = ("w4a16", "w4a16_asym", "w8a16")
+NORMAL = EFFORTS["normal"]
+SETTINGS = (
+    ("w4a16", 32),
+    ("w4a16_asym", 32),
+    ("w4a16_asym", None),
+    ("w4a16", 160),
+    ("w8a16", 32),
+    ("w8a8", None),
+    ("fp8_dynamic", None),
+    ("fp8_block", None),
+)
+"""Schemes and group sizes that differ in how they are rounded, for 160 columns."""
 SCALE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -49,11 +62,37 @@ def exact_losses(error: Tensor, moment: Tensor) -> Tensor:
     return torch.einsum("oi,ij,oj->o", wide, matrix, wide)
 
 
+def assert_not_worse(
+    weight: Tensor,
+    scheme: Scheme,
+    stats: LayerStats,
+    before: tuple[Tensor, Tensor, Tensor | None],
+    after: tuple[Tensor, Tensor, Tensor | None],
+) -> None:
+    """Each row's e H e^T, or the sum over all rows where they share scales, has not grown.
+
+    Args:
+        before, after: codes, scale and zero point. There are no more rows than share a scale.
+    """
+    largest = weight.double().abs().amax(1, keepdim=True)
+    if scheme.granularity == "block":
+        largest = largest.amax().expand_as(largest)
+    largest = largest.clamp(min=1e-45)
+    errors = [(decode(*each, scheme).double() - weight) / largest for each in (before, after)]
+    old, new = (exact_losses(error, stats.second_moment) for error in errors)
+    resolution = 1e-5 * errors[0].square().sum(1) * stats.second_moment.diagonal().sum()
+    if scheme.granularity == "block":
+        old, new, resolution = old.sum(), new.sum(), resolution.sum()
+    assert bool(errors[1].isfinite().all())
+    assert bool((new <= old + resolution).all())
+
+
 @st.composite
 def hard_weights(draw: st.DrawFn, rows: int, columns: int) -> Tensor:
     """Weights [rows, columns] with zero, constant, huge, denormal and lopsided rows among them."""
     weight = make_weight(rows, columns, draw(st.integers(0, 99)))
-    kinds = ("plain", "zero", "constant", "huge", "denormal", "positive", "one", "negative")
+    kinds = ("plain", "zero", "constant", "huge", "large", "mixed", "denormal")
+    kinds += ("positive", "one", "negative")
     for row in range(rows):
         kind = draw(st.sampled_from(kinds))
         if kind == "zero":
@@ -62,6 +101,12 @@ def hard_weights(draw: st.DrawFn, rows: int, columns: int) -> Tensor:
             weight[row] = draw(st.sampled_from((0.25, -3.0, 1e-6)))
         elif kind == "huge":
             weight[row] = weight[row].sign() * 3e38
+        elif kind == "large":
+            weight[row] *= 1e30
+        elif kind == "mixed":
+            # Groups that are nothing beside each other.
+            weight[row] *= 1e30
+            weight[row, columns // 2 :] = draw(st.sampled_from((0.0, 1e-38)))
         elif kind == "denormal":
             weight[row] *= 1e-41
         elif kind == "positive":

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quantkit.numerics.affine import dequantize_layer
+from quantkit.numerics.affine import code_dtype, dequantize_layer
 from quantkit.records import LayerStats, QuantizedLayer
 from quantkit.schemes import SCHEMES
 from quantkit.solvers import (
     collapse_heads,
+    expand_heads,
     fold_into_bias,
     fold_into_dense,
     fold_into_layer,
@@ -17,6 +18,7 @@ from quantkit.solvers import (
     scale_stats,
 )
 from tests.solvers.cases import make_moment, make_weight
+from tests.solvers.inputs import stats_of
 
 
 def make_layer(dtype: torch.dtype, size: float) -> QuantizedLayer:
@@ -61,11 +63,38 @@ def test_the_rows_of_a_quantized_layer_are_divided_by_its_scales() -> None:
     layer = make_layer(torch.bfloat16, 0.125)
     scale = torch.tensor([1.0, 2.0, 0.5, 4.0])
 
-    folded = fold_into_layer(layer, scale)
+    found = fold_into_layer(layer, scale)
 
-    assert folded is not None
+    assert found is not None
+    folded, effective = found
+    assert torch.equal(effective, scale)
     assert torch.equal(folded.codes, layer.codes)
     assert torch.equal(dequantize_layer(folded), dequantize_layer(layer) / scale.unsqueeze(1))
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "fp8_dynamic"])
+def test_a_row_with_one_scale_takes_a_fold_without_rounding(scheme: str) -> None:
+    """What is returned is what was folded, so multiplied behind it gives the same product."""
+    codes = torch.arange(-8, 8).repeat(4, 1).to(code_dtype(SCHEMES[scheme]))
+    steps = torch.tensor([[0.11], [0.13], [0.17], [0.19]]).bfloat16()
+    layer = QuantizedLayer("layer", SCHEMES[scheme], None, codes, steps, None)
+    scale = torch.tensor([1.3, 0.7, 5.1, 0.01])
+
+    found = fold_into_layer(layer, scale)
+
+    assert found is not None
+    folded, effective = found
+    torch.testing.assert_close(effective, scale, rtol=0.005, atol=0)
+    product = dequantize_layer(folded).double() * effective.double().unsqueeze(1)
+    torch.testing.assert_close(product, dequantize_layer(layer).double(), rtol=1e-6, atol=0)
+
+
+def test_rows_that_share_scales_take_no_fold() -> None:
+    """One scale serves 128 rows."""
+    codes = torch.zeros(4, 16).to(torch.float8_e4m3fn)
+    layer = QuantizedLayer("layer", SCHEMES["fp8_block"], None, codes, torch.ones(1, 1), None)
+
+    assert fold_into_layer(layer, torch.full((4,), 2.0)) is None
 
 
 def test_a_fold_that_the_scale_dtype_cannot_hold_is_refused() -> None:
@@ -97,20 +126,25 @@ def test_heads_that_share_a_key_value_head_collapse_to_one_scale() -> None:
     scale = heads.unsqueeze(1).expand(2, 3, 2).reshape(-1)
 
     assert collapse_heads(scale, repeat=3, head_dim=2).tolist() == [1.0, 2.0, 3.0, 4.0]
-    assert torch.equal(collapse_heads(scale, repeat=1, head_dim=0), scale)
+    assert torch.equal(expand_heads(heads.reshape(-1), repeat=3, head_dim=2), scale)
+    for change in (collapse_heads, expand_heads):
+        assert torch.equal(change(scale, repeat=1, head_dim=0), scale)
 
 
 def test_scaled_statistics_are_those_of_the_divided_input() -> None:
     """E[(x/s)(x/s)^T] from the inputs themselves."""
     inputs = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
     scale = torch.rand(16, generator=torch.Generator().manual_seed(1)) + 0.5
-    stats = LayerStats(inputs.T @ inputs / 100, 100)
 
-    scaled = scale_stats(stats, scale)
+    scaled = scale_stats(stats_of(inputs), scale)
 
-    divided = inputs / scale
-    torch.testing.assert_close(scaled.second_moment, divided.T @ divided / 100)
+    expected = stats_of(inputs / scale)
+    torch.testing.assert_close(scaled.second_moment, expected.second_moment)
+    for name in ("mean", "absmax", "sample"):
+        torch.testing.assert_close(getattr(scaled, name), getattr(expected, name))
     assert scaled.tokens == 100
+    alone = scale_stats(LayerStats(torch.eye(16), 3), scale)
+    assert (alone.mean, alone.absmax, alone.sample) == (None, None, None)
 
 
 def test_folding_leaves_the_output_of_the_pair_as_it_was() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from quantkit.errors import CalibrationError
 from quantkit.numerics.affine import choose_absmax, dequantize_layer, quantize
 from quantkit.records import LayerStats
-from quantkit.schemes import SCHEMES
+from quantkit.schemes import EFFORTS, SCHEMES
 from quantkit.solvers import measure_weights, output_energy, solve_group
+from quantkit.solvers.rounding import alike
 from tests.solvers.cases import exact_losses, make_moment, make_plan, make_weight
 
 
@@ -21,7 +24,7 @@ def test_plain_rounding_needs_no_statistics() -> None:
 
     scale, zero_point = choose_absmax(weight, SCHEMES["w4a16"], 32, torch.bfloat16)
     assert torch.equal(solution.layer.scale, scale)
-    assert torch.equal(solution.layer.codes, quantize(weight, scale, zero_point, 4))
+    assert torch.equal(solution.layer.codes, quantize(weight, scale, zero_point, SCHEMES["w4a16"]))
     assert solution.layer.name == "a"
     assert solution.damping is None
     assert solution.fallback is None
@@ -127,7 +130,7 @@ def test_a_layer_that_is_not_to_be_quantized_is_refused() -> None:
     weight = make_weight(8, 32, seed=7)
     plan = make_plan("a", weight, "rtn", "none", None)
 
-    with pytest.raises(ValueError, match="scheme none has no integer codes"):
+    with pytest.raises(ValueError, match="scheme none has no codes"):
         solve_group([weight], None, [plan], torch.bfloat16)
 
 
@@ -173,3 +176,38 @@ def test_measures_of_zero_and_huge_weights_are_finite() -> None:
     assert measure_weights(zero, zero) == 0.0
     assert measure_weights(huge, huge * 0.5) == pytest.approx(0.25)
     assert measure_weights(huge, huge) == 0.0
+
+
+def test_layers_in_blocks_are_solved_together_only_where_their_rows_fill_the_blocks() -> None:
+    """Each has its own scales, and they are those of the layer solved alone."""
+    weights = [make_weight(rows, 160, seed=rows) for rows in (128, 100, 256, 30)]
+    plans = [
+        make_plan(name, weight, "gptq", "fp8_block", None)
+        for name, weight in zip("abcd", weights, strict=True)
+    ]
+    stats = LayerStats(make_moment(160, seed=1), 9000)
+
+    together = solve_group(weights, stats, plans, torch.bfloat16)
+
+    assert alike(plans) == [[0, 2], [1], [3]]
+    for solution, weight, plan in zip(together, weights, plans, strict=True):
+        (alone,) = solve_group([weight], stats, [plan], torch.bfloat16)
+        assert solution.layer.scale.shape == (-(-len(weight) // 128), 2)
+        assert torch.equal(solution.layer.scale, alone.layer.scale)
+        assert torch.equal(dequantize_layer(solution.layer), dequantize_layer(alone.layer))
+
+
+def test_layers_with_another_effort_are_solved_apart() -> None:
+    """Polished or not is a setting like any other."""
+    weights = [make_weight(8, 64, seed=seed) for seed in range(3)]
+    plans = [make_plan(name, weight) for name, weight in zip("abc", weights, strict=True)]
+    plans[1] = replace(plans[1], effort=EFFORTS["fast"])
+    stats = LayerStats(make_moment(64, seed=1), 9000)
+
+    solutions = solve_group(weights, stats, plans, torch.bfloat16)
+
+    assert alike(plans) == [[0, 2], [1]]
+    (polished,) = solve_group([weights[1]], stats, [make_plan("b", weights[1])], torch.bfloat16)
+    assert solutions[1].loss is not None
+    assert polished.loss is not None
+    assert solutions[1].loss > polished.loss

@@ -45,6 +45,8 @@ class Family(BaseModel):
     """Full name of the list of decoder blocks."""
     embedding: str
     final_norm: str
+    attention: str | None = None
+    """Name within the block of the module that caches keys and values; its `head_dim` is theirs."""
     groups: tuple[Group, ...]
     """In the order in which the forward reaches them."""
     fused: tuple[tuple[str, ...], ...] = ()

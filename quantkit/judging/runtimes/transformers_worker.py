@@ -5,7 +5,8 @@ transformers only. Requests come as JSON, one line each, on standard input; each
 JSON on standard output. The end of the input, or `exit`, ends the worker.
 
     {"op": "load", "path", "device": "auto"|"cpu"|"cuda", "threads"}
-        -> {"ok": true, "vocab", "dtype", "device", "unexpected": [names], "versions": {...}}
+        -> {"ok": true, "vocab", "dtype", "device", "kv_cache": null|"fp8"|"fp8 per head",
+            "unexpected": [names], "versions": {...}}
     {"op": "logits", "ids": [[...], ...], "file"}
         -> {"ok": true, "shape": [B, T, V], "finite"}; the raw float32 logits are in `file`
     {"op": "generate", "prompt_ids": [...], "max_new_tokens"}
@@ -16,6 +17,10 @@ JSON on standard output. The end of the input, or `exit`, ends the worker.
 On a CPU the arithmetic is float32 on exactly the values that are stored: that keeps rounding noise
 far below any quantization error, and does not depend on what 16-bit instructions the CPU has. On
 CUDA it is the checkpoint's own dtype.
+
+An artifact that declares an FP8 key/value cache is computed with one: compressed-tensors rounds
+keys and values as its scales say, with a cache and without, and what attention then sees is looked
+at before anything is measured.
 """
 
 from __future__ import annotations
@@ -36,6 +41,9 @@ CHUNK_FLOATS = 1 << 24
 
 MAX_NAMES = 100
 """Names of tensors in an answer."""
+
+PROBE_ATTENTION = "quantkit_kv_probe"
+PROBE_TOKENS = 16
 
 Reply = dict[str, Any]
 
@@ -72,7 +80,7 @@ def load(path: str, device: str, threads: int) -> tuple[Any, Reply]:
 
     Raises:
         ValueError: tensors are missing or have the wrong shape; transformers would fill them with
-            random numbers and go on.
+            random numbers and go on. Or a key/value cache is not rounded as the config says.
     """
     import torch
     import transformers
@@ -104,9 +112,75 @@ def load(path: str, device: str, threads: int) -> tuple[Any, Reply]:
         "vocab": _vocabulary(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": device,
+        "kv_cache": check_kv_cache(model, path),
         "unexpected": sorted(map(str, found["unexpected_keys"]))[:MAX_NAMES],
         "versions": _versions(),
     }
+
+
+def check_kv_cache(model: Any, path: str) -> str | None:
+    """Say how keys and values are rounded; None where the config in folder `path` asks for nothing.
+
+    Raises:
+        ValueError: it asks for what is not computed here, or attention sees other values.
+    """
+    with open(os.path.join(path, "config.json"), encoding="utf-8") as handle:
+        config = json.load(handle)
+    scheme = (config.get("quantization_config") or {}).get("kv_cache_scheme")
+    if scheme is None:
+        return None
+    kind = (scheme.get("type"), scheme.get("num_bits"), bool(scheme.get("dynamic")))
+    if kind != ("float", 8, False):
+        raise ValueError(f"the key/value cache is declared as {scheme}: only static FP8 is judged")
+    seen = _observe_attention(model)
+    wrong = sorted(name for name, rounded in seen.items() if not rounded)
+    if wrong or not seen:
+        raise ValueError(
+            f"config.json declares an FP8 key/value cache, but attention sees keys and values that "
+            f"are not rounded to it, in {len(wrong)} of {len(seen)} attention layers"
+            f"{': ' + wrong[0] if wrong else ''}"
+        )
+    return "fp8 per head" if scheme.get("strategy") == "attn_head" else "fp8"
+
+
+def _observe_attention(model: Any) -> dict[str, bool]:
+    """Run a few tokens; attention layer -> whether its keys and values fit its scales."""
+    import torch
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    names = {module: name for name, module in model.named_modules()}
+    seen = {name: False for module, name in names.items() if hasattr(module, "k_scale")}
+
+    def attend(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **rest: Any
+    ) -> Any:
+        scales = getattr(module, "k_scale", None), getattr(module, "v_scale", None)
+        seen[names[module]] = all(map(_is_rounded, (key, value), scales))
+        return sdpa_attention_forward(module, query, key, value, *args, **rest)
+
+    AttentionInterface.register(PROBE_ATTENTION, attend)
+    AttentionMaskInterface.register(PROBE_ATTENTION, sdpa_mask)
+    usual = model.config._attn_implementation
+    model.set_attn_implementation(PROBE_ATTENTION)
+    tokens = torch.arange(PROBE_TOKENS, device=model.device).remainder(_vocabulary(model))
+    with torch.inference_mode():
+        model(input_ids=tokens.unsqueeze(0), use_cache=False)
+    model.set_attn_implementation(usual)
+    return seen
+
+
+def _is_rounded(states: Tensor, scale: Tensor | None) -> bool:
+    """Whether `states` are codes of FP8 times `scale`, within the rounding of their dtype."""
+    import torch
+
+    if scale is None or not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        return False
+    codes = states.float() / scale.float()
+    rounded = codes.clamp(-448.0, 448.0).to(torch.float8_e4m3fn).float()
+    # Halfway between two codes is up to 1/16 of a value away from them; bfloat16 rounds by 1/256.
+    return bool(((codes - rounded).abs() <= codes.abs() / 64).all())
 
 
 def write_logits(model: Any, ids: list[list[int]], file: str) -> Reply:

@@ -1,0 +1,273 @@
+"""What can be done with artifacts that exist, ours or anybody's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from quantkit.calibration.compute import choose_device
+from quantkit.calibration.data import load_tokenizer
+from quantkit.checkpoint.reader import Checkpoint, open_checkpoint
+from quantkit.checkpoint.source import resolve_source
+from quantkit.conversion import dequantized_folder, note_dequantized
+from quantkit.describe import Stopwatch
+from quantkit.errors import InputError
+from quantkit.evidence import (
+    JudgedArtifact,
+    build_gate_report,
+    find_runtime,
+    read_evidence,
+)
+from quantkit.formats.inspect import Inspection, inspect_artifact
+from quantkit.formats.verify import Verification, verify_artifact
+from quantkit.gating import (
+    check_interpreter,
+    check_recorded_files,
+    find_gate_spec,
+    judge_files,
+    recorded_gate,
+)
+from quantkit.inputs import RecipeLike, check_gate_inputs
+from quantkit.job import load_evaluation
+from quantkit.recipe import GateSpec
+from quantkit.records import Event, Progress, Report, TokenWindows
+from quantkit.report import write_reports
+from quantkit.running import memory_errors, silent, staged
+from quantkit.staging import commit, gate_output
+
+
+def inspect(artifact: str | os.PathLike[str]) -> Inspection:
+    """Say what is in an artifact or checkpoint, from its headers.
+
+    Raises:
+        ArtifactError: there is nothing that can be read.
+    """
+    return inspect_artifact(Path(artifact))
+
+
+def verify(
+    artifact: str | os.PathLike[str], *, against: str | os.PathLike[str] | None = None
+) -> Verification:
+    """Say whether an artifact is well-formed, complete and finite, and which runtimes serve it.
+
+    Reads every tensor. Where quantkit.json lies beside, its hashes are computed again.
+
+    Args:
+        artifact: an output of `quantize`, a compressed-tensors folder, or a checkpoint.
+        against: folder, Hub id or id@revision of the original, to compare with.
+
+    Raises:
+        ArtifactError: there is nothing that can be read.
+        CheckpointError: the original cannot be read, or is quantized itself.
+    """
+    found = verify_artifact(Path(artifact), None if against is None else os.fspath(against))
+    changed = check_recorded_files(read_evidence(found.folder), found.folder)
+    return replace(found, problems=(*found.problems, *changed))
+
+
+def gate(
+    artifact: str | os.PathLike[str],
+    *,
+    baseline: str | os.PathLike[str],
+    recipe: RecipeLike | None = None,
+    data: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Judge an artifact that exists, ours or anybody's, against its 16-bit baseline.
+
+    Args:
+        artifact: an output of `quantize`, or a folder that transformers can load.
+        baseline: folder, Hub id or id@revision of the original.
+        recipe: where the limits and the data come from; by default the recipe in the artifact's
+            own evidence, else the default limits.
+        data: evaluation text; replaces the recipe's.
+        output: folder for the reports; by default `<artifact>.gate`.
+        overrides: `gate.KEY=VALUE` pairs.
+        device: `auto`, `cpu` or `cuda`.
+        overwrite: replace reports that exist.
+        progress: called after each step.
+
+    Raises:
+        InputError: something that was given cannot be used.
+    """
+    tell = progress or silent
+    watch = Stopwatch()
+    target = gate_output(artifact, output)
+    check_gate_inputs(target, os.fspath(baseline), data, overwrite=overwrite)
+    candidate = _open(artifact, _own_name(artifact))
+    spec = find_gate_spec(recipe, candidate.recorded, data, overrides)
+    bench = _prepare(os.fspath(baseline), spec, device)
+    notes = [*candidate.found.problems, *bench.windows.notes]
+    notes += _note_loading(bench.folder, "the baseline", spec)
+    notes += _note_loading(candidate.found.folder, "the artifact", spec)
+    if recipe is None and recorded_gate(candidate.recorded):
+        notes.append("the limits are those that the artifact's own quantkit.json names")
+    with staged(target, overwrite=overwrite) as partial, memory_errors():
+        with watch.time("gate"), _loadable(bench.folder, spec, partial) as baseline_folder:
+            judged = _judge(candidate, bench, baseline_folder, partial, tell)
+        report = build_gate_report([judged], bench.checkpoint, bench.windows, spec, watch, notes)
+        write_reports(report, partial)
+        commit(partial, target)
+    return report
+
+
+def compare(
+    baseline: str | os.PathLike[str],
+    artifacts: Sequence[str | os.PathLike[str]],
+    *,
+    recipe: RecipeLike | None = None,
+    data: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] = "comparison",
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Measure artifacts of one model side by side, on the same tokens, in one report.
+
+    The report's verdict is the best that any of them got: PASS means that there is one to ship.
+
+    Args:
+        baseline: folder, Hub id or id@revision of the 16-bit original.
+        artifacts: what to compare, at least one; as for `gate`.
+        recipe: where the limits and the data come from; by default the default limits.
+        data: evaluation text; replaces the recipe's.
+        output: folder for the reports.
+        overrides: `gate.KEY=VALUE` pairs.
+        device: `auto`, `cpu` or `cuda`.
+        overwrite: replace reports that exist.
+        progress: called after each step.
+
+    Raises:
+        InputError: something that was given cannot be used.
+    """
+    tell = progress or silent
+    watch = Stopwatch()
+    target = Path(output)
+    if not artifacts:
+        raise InputError("nothing to compare: name at least one artifact after the baseline")
+    check_gate_inputs(target, os.fspath(baseline), data, overwrite=overwrite)
+    names = _distinct_names(artifacts)
+    candidates = [_open(path, name) for path, name in zip(artifacts, names, strict=True)]
+    spec = find_gate_spec(recipe, {}, data, overrides)
+    bench = _prepare(os.fspath(baseline), spec, device)
+    notes = [*bench.windows.notes, *_note_loading(bench.folder, "the baseline", spec)]
+    for candidate in candidates:
+        notes += [f"{candidate.name}: {problem}" for problem in candidate.found.problems]
+        notes += _note_loading(candidate.found.folder, candidate.name, spec)
+    with staged(target, overwrite=overwrite) as partial, memory_errors():
+        judged = []
+        with _loadable(bench.folder, spec, partial) as baseline_folder:
+            for number, candidate in enumerate(candidates):
+                tell(Event("compare", number, len(candidates), candidate.name))
+                with watch.time(f"gate {candidate.name}"):
+                    judged.append(_judge(candidate, bench, baseline_folder, partial, tell))
+        tell(Event("compare", len(candidates), len(candidates)))
+        report = build_gate_report(
+            judged, bench.checkpoint, bench.windows, spec, watch, notes, comparison=True
+        )
+        write_reports(report, partial)
+        commit(partial, target)
+    return report
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """An artifact to be judged. recorded: its own evidence, empty where it has none."""
+
+    name: str
+    path: str
+    found: Inspection
+    recorded: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What every candidate is measured against."""
+
+    checkpoint: Checkpoint
+    windows: TokenWindows
+    spec: GateSpec
+    device: str
+
+    @property
+    def folder(self) -> Path:
+        """Of the baseline."""
+        return self.checkpoint.source.folder
+
+
+def _open(artifact: str | os.PathLike[str], name: str) -> _Candidate:
+    found = inspect_artifact(Path(artifact))
+    return _Candidate(name, os.fspath(artifact), found, read_evidence(found.folder))
+
+
+def _prepare(baseline: str, spec: GateSpec, device: str) -> _Bench:
+    """Open the baseline and read the evaluation data with its tokenizer."""
+    check_interpreter(spec)
+    checkpoint = open_checkpoint(resolve_source(baseline))
+    tokenizer = load_tokenizer(checkpoint.source.folder)
+    windows = load_evaluation(spec, tokenizer, checkpoint)
+    return _Bench(checkpoint, windows, spec, choose_device(device).type)
+
+
+def _judge(
+    candidate: _Candidate, bench: _Bench, baseline: Path, scratch: Path, tell: Progress
+) -> JudgedArtifact:
+    """Judge a candidate; what transformers does not load is dequantized in `scratch` first."""
+    with _loadable(candidate.found.folder, bench.spec, scratch) as folder:
+        judgement = judge_files(
+            baseline,
+            folder,
+            bench.windows,
+            bench.spec,
+            device=bench.device,
+            suspicions=check_recorded_files(candidate.recorded, candidate.found.folder),
+            progress=tell,
+        )
+    return JudgedArtifact(candidate.name, candidate.path, candidate.found, judgement)
+
+
+def _loadable(folder: Path, spec: GateSpec, scratch: Path) -> AbstractContextManager[Path]:
+    """The folder that the runtime loads: vLLM has kernels for what transformers lacks."""
+    if find_runtime(spec) == "vllm":
+        return nullcontext(folder)
+    return dequantized_folder(folder, scratch)
+
+
+def _note_loading(folder: Path, role: str, spec: GateSpec) -> Sequence[str]:
+    """What to say where the runtime loads something else than the files in `folder`."""
+    return () if find_runtime(spec) == "vllm" else note_dequantized(folder, role)
+
+
+def _own_name(artifact: str | os.PathLike[str]) -> str:
+    return Path(os.path.abspath(artifact)).name
+
+
+def _distinct_names(artifacts: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Call each artifact by as many of the last parts of its path as tell it from the others.
+
+    Raises:
+        InputError: one is named twice.
+    """
+    parts = [Path(os.path.abspath(artifact)).parts for artifact in artifacts]
+    if len(set(parts)) < len(parts):
+        twice = next(
+            path for path, each in zip(artifacts, parts, strict=True) if parts.count(each) > 1
+        )
+        raise InputError(f"{os.fspath(twice)} is named twice: compare different artifacts")
+    names = []
+    for own in parts:
+        others = [other for other in parts if other != own]
+        length = next(
+            n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others)
+        )
+        names.append("/".join(own[-length:]))
+    return names

@@ -1,0 +1,71 @@
+"""`quantkit compare`: many artifacts of one model in one report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import quantkit
+from quantkit.cli.console import Reply, show_progress
+from quantkit.cli.options import (
+    DeviceOption,
+    JsonOption,
+    OverridesOption,
+    OverwriteOption,
+    QuietOption,
+    given,
+)
+from quantkit.cli.reports import gate_reply
+from quantkit.inputs import check_gate_inputs, load
+
+EXAMPLE = "Example: quantkit compare MODEL artifacts/awq4 artifacts/fp8 --recipe awq4"
+
+
+def compare(
+    baseline: Annotated[
+        str, typer.Argument(metavar="BASE", help="The original: Hub id or folder.")
+    ],
+    artifacts: Annotated[
+        list[str], typer.Argument(metavar="ARTIFACT...", help="Folders of quantized models.")
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", metavar="RECIPE", help="Takes data and limits from its gate."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DATA", help="Evaluation text to use.")
+    ] = None,
+    output: Annotated[
+        str, typer.Option("--output", metavar="FOLDER", help="Where the report goes.")
+    ] = "comparison",
+    overrides: OverridesOption = None,
+    device: DeviceOption = None,
+    overwrite: OverwriteOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> Reply:
+    """Measure quantized models side by side: same tokens, one report, the picture of both costs.
+
+    PASS means that at least one of them holds every limit.
+    """
+    # What the files alone can refuse is answered before torch is loaded, which takes seconds.
+    check_gate_inputs(Path(output), baseline, data, overwrite=bool(overwrite))
+    if recipe is not None:
+        load(recipe, None, None, overrides or ())
+    with show_progress(quiet) as progress:
+        report = quantkit.compare(
+            baseline,
+            artifacts,
+            output=output,
+            **given(
+                recipe=recipe,
+                data=data,
+                overrides=overrides,
+                device=device,
+                overwrite=overwrite,
+                progress=progress,
+            ),
+        )
+    return gate_reply(report, Path(output))

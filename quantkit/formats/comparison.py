@@ -1,0 +1,203 @@
+"""An artifact against the checkpoint that it was made from: what is equal, what changed, how far.
+
+A quantized weight is compared as it decodes. Where a scale per channel was folded into a norm in
+front (AWQ, SmoothQuant), the norms' ratio tells it, and the weight is compared with the base's
+weight times that scale. A scale between two linear layers leaves no such trace: rows and columns
+of the base are then fitted, and what is told is the error beside that fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantkit.checkpoint.reader import Checkpoint, read_tensor
+from quantkit.checkpoint.skeleton import build_unchecked, tied_names
+from quantkit.errors import ArtifactError
+from quantkit.formats.decode import list_layers, read_stored_layer
+from quantkit.formats.kv_scales import KV_SCALES
+from quantkit.formats.layouts import PARTS, WEIGHT
+from quantkit.formats.passthrough import is_same
+from quantkit.numerics.affine import dequantize_layer
+
+_LIMITS = {4: 0.5, 8: 0.1}
+"""Bits of a code -> relative error beyond which a layer cannot be a rounding of the base's. Plain
+rounding in one group a row makes about 0.2 and 0.01."""
+_SWEEPS = 3
+
+
+@dataclass(frozen=True)
+class ComparedLayer:
+    """How far a quantized layer is from the base's weight."""
+
+    name: str
+    relative_error: float
+    """||W' - W|| / ||W||, where W is the base's weight with what was folded into it."""
+    folded: str | None = None
+    """The norm that gave its scale, or `rows and columns`."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An artifact against its base."""
+
+    base: str
+    layers: tuple[ComparedLayer, ...]
+    changed: tuple[str, ...]
+    """Tensors that are not quantized and differ from the base's."""
+    equal: int
+    """Tensors that have the base's bytes."""
+    problems: tuple[str, ...]
+
+    @property
+    def largest_error(self) -> float:
+        """The largest relative error of a layer; 0 where none is quantized."""
+        return max((layer.relative_error for layer in self.layers), default=0.0)
+
+
+def compare_artifact(artifact: Checkpoint, base: Checkpoint) -> Comparison:
+    """Compare every tensor.
+
+    Raises:
+        CheckpointError: the base is quantized or damaged, or a tensor of the artifact is.
+    """
+    ties = tied_names(build_unchecked(base))
+    coded = list(list_layers(artifact))
+    problems = list(_compare_names(artifact, base, coded, ties))
+    changed, equal = [], 0
+    for name in sorted(artifact.tensors.keys() & base.tensors.keys()):
+        if name.removesuffix(f".{WEIGHT}") in coded:
+            continue
+        if artifact.tensors[name].shape != base.tensors[name].shape:
+            problems.append(
+                f"tensor {name} has the shape {list(artifact.tensors[name].shape)}, the base's "
+                f"{list(base.tensors[name].shape)}"
+            )
+        elif is_same(artifact, name, name, base):
+            equal += 1
+        else:
+            changed.append(name)
+    ratios = _find_ratios(artifact, base, changed)
+    layers = []
+    for name in coded:
+        if f"{name}.{WEIGHT}" not in base.tensors:
+            continue
+        try:
+            layer, bits = _compare_layer(artifact, base, name, ratios)
+        except ArtifactError as error:
+            problems.append(str(error))
+            continue
+        layers.append(layer)
+        limit = _LIMITS[8 if bits == 8 else 4]
+        if not layer.relative_error <= limit:
+            problems.append(
+                f"layer {name} differs from the base's by {layer.relative_error:.3g} of its norm, "
+                f"which no rounding to {bits} bits does (up to {limit:g})"
+            )
+    return Comparison(base.source.name, tuple(layers), tuple(changed), equal, tuple(problems))
+
+
+def _compare_names(
+    artifact: Checkpoint, base: Checkpoint, coded: Sequence[str], ties: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield tensors that only one of both has."""
+    codes = {f"{name}.{part}" for name in coded for part in PARTS}
+    scales = {name for name in artifact.tensors if name.rpartition(".")[2] in KV_SCALES}
+    mine = (artifact.tensors.keys() - codes - scales) | {f"{name}.{WEIGHT}" for name in coded}
+    # A tied tensor may be stored twice or once.
+    lost = sorted(base.tensors.keys() - mine - ties.keys())
+    if lost:
+        yield f"{len(lost)} tensors of the base are missing, for instance {lost[0]}"
+    added = sorted(mine - base.tensors.keys() - ties.keys())
+    if added:
+        yield f"{len(added)} tensors are not in the base, for instance {added[0]}"
+
+
+def _find_ratios(
+    artifact: Checkpoint, base: Checkpoint, changed: Sequence[str]
+) -> dict[str, Tensor]:
+    """Changed vectors -> the base's divided by the artifact's, in float32."""
+    ratios = {}
+    for name in changed:
+        if not name.endswith(f".{WEIGHT}") or len(base.tensors[name].shape) != 1:
+            continue
+        ratio = read_tensor(base, name).float() / read_tensor(artifact, name).float()
+        # A weight of zero tells nothing of what it was divided by.
+        ratios[name] = torch.nan_to_num(ratio, nan=1.0, posinf=1.0, neginf=1.0)
+    return ratios
+
+
+def _compare_layer(
+    artifact: Checkpoint, base: Checkpoint, name: str, ratios: Mapping[str, Tensor]
+) -> tuple[ComparedLayer, int]:
+    """Compare one layer under the explanation that fits best; return its bits, too.
+
+    Raises:
+        ArtifactError: it cannot be decoded.
+        CheckpointError: the base's weight is damaged.
+    """
+    layer = read_stored_layer(artifact, name)
+    found, weight = dequantize_layer(layer), read_tensor(base, f"{name}.{WEIGHT}").float()
+    if found.shape != weight.shape:
+        raise ArtifactError(
+            f"layer {name} is {list(found.shape)}, the base's is {list(weight.shape)}"
+        )
+    block = _block_of(name)
+    candidates = {
+        norm: ratio
+        for norm, ratio in ratios.items()
+        if _block_of(norm) == block and len(ratio) == weight.shape[1]
+    }
+    errors: dict[str | None, float] = {None: _relative_error(found, weight)}
+    for norm, ratio in candidates.items():
+        # The norm's output shrank by the ratio, so the weight grew by it.
+        errors[norm.removesuffix(f".{WEIGHT}")] = _relative_error(found, weight * ratio)
+    if min(errors.values()) > _LIMITS[8] / 2:
+        errors["rows and columns"] = _fitted_error(found, weight)
+    best = min(errors, key=lambda key: errors[key])
+    if best == "rows and columns" and errors[best] > 0.8 * min(
+        error for key, error in errors.items() if key != best
+    ):
+        # A fit always gains a little: only what explains much was folded.
+        del errors[best]
+        best = min(errors, key=lambda key: errors[key])
+    return ComparedLayer(name, errors[best], best), layer.scheme.weight_bits
+
+
+def _block_of(name: str) -> str:
+    """The name up to the number of its block."""
+    parts = name.split(".")
+    number = next((index for index, part in enumerate(parts) if part.isdigit()), 0)
+    return ".".join(parts[: number + 1])
+
+
+def _relative_error(found: Tensor, weight: Tensor) -> float:
+    norm = float(torch.linalg.vector_norm(weight))
+    difference = float(torch.linalg.vector_norm(found - weight))
+    return difference / norm if norm else float(difference > 0)
+
+
+def _fitted_error(found: Tensor, weight: Tensor) -> float:
+    """The relative error when each row and each column of the base may be scaled.
+
+    Alternating least squares from scales of 1.
+    """
+    rows = torch.ones(len(weight), 1)
+    fitted = weight
+    for _ in range(_SWEEPS):
+        scaled = weight * rows
+        columns = _fit(found, scaled, 0)
+        scaled = weight * columns
+        rows = _fit(found, scaled, 1)
+        fitted = scaled * rows
+    return _relative_error(found, fitted)
+
+
+def _fit(found: Tensor, weight: Tensor, dim: int) -> Tensor:
+    """The factors that bring `weight` nearest to `found`; 1 where there is nothing to scale."""
+    power = (weight * weight).sum(dim, keepdim=True)
+    factor = (found * weight).sum(dim, keepdim=True) / power
+    return torch.where(power > 0, factor, torch.ones_like(factor))

@@ -1,0 +1,108 @@
+"""Is an artifact well-formed, complete and finite, and would its runtimes load it?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantkit.checkpoint.reader import Checkpoint, open_checkpoint
+from quantkit.checkpoint.source import resolve_source
+from quantkit.errors import ArtifactError, CheckpointError
+from quantkit.formats.comparison import Comparison, compare_artifact
+from quantkit.formats.completeness import check_completeness
+from quantkit.formats.config_groups import count_malformed_groups
+from quantkit.formats.decode import list_layers, open_artifact
+from quantkit.formats.inspect import COMPRESSED_TENSORS, PLAIN, Inspection, inspect_artifact
+from quantkit.formats.reader_rules import ClaimedLayer, check_fused, check_layers, claim_layers
+from quantkit.formats.runtimes import RuntimeSupport, find_support
+from quantkit.formats.stored_values import check_cache_scales, check_codes, check_values
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked, and what came of it."""
+
+    folder: Path
+    """Where config.json and the weights are."""
+    format: str
+    scheme: str
+    kv_cache: str
+    tensors: int
+    layers: int
+    """Quantized ones."""
+    problems: tuple[str, ...]
+    """What makes the artifact unfit, one line each."""
+    notes: tuple[str, ...]
+    """What should be known and is no fault."""
+    runtimes: tuple[RuntimeSupport, ...]
+    comparison: Comparison | None
+    """None: no base was given."""
+
+
+def verify_artifact(path: Path, against: str | None = None) -> Verification:
+    """Check every tensor of an artifact, or of a checkpoint, against what its readers expect.
+
+    Args:
+        path: an output folder of quantkit, a compressed-tensors folder, or a checkpoint.
+        against: folder, Hub id or id@revision of the checkpoint that it was made from.
+
+    Raises:
+        ArtifactError: nothing is there that can be read.
+        CheckpointError: `against` cannot be read, or is quantized itself.
+    """
+    found = inspect_artifact(path)
+    if found.format not in (COMPRESSED_TENSORS, PLAIN):
+        raise ArtifactError(
+            f"{path} is {found.format}: what is verified is {COMPRESSED_TENSORS} and checkpoints "
+            f"that are not quantized"
+        )
+    base = None if against is None else open_checkpoint(resolve_source(against))
+    artifact = open_artifact(found.folder)
+    complete = check_completeness(artifact)
+    problems = [*found.problems, *complete.problems]
+    claimed: tuple[ClaimedLayer, ...] = ()
+    try:
+        claimed = claim_layers(artifact, complete.linears)
+        problems += _check_layers(artifact, claimed)
+    except ArtifactError as error:
+        problems.append(str(error))
+    problems += check_values(artifact)
+    comparison = None
+    if base is not None:
+        comparison = compare_artifact(artifact, base)
+        problems += comparison.problems
+    return Verification(
+        folder=found.folder,
+        format=found.format,
+        scheme=found.scheme,
+        kv_cache=found.kv_cache,
+        tensors=len(artifact.tensors),
+        layers=sum(1 for _ in list_layers(artifact)),
+        problems=tuple(dict.fromkeys(problems)),
+        notes=(*complete.notes, *_find_notes(artifact, found)),
+        runtimes=find_support(claimed, found.kv_cache),
+        comparison=comparison,
+    )
+
+
+def _check_layers(artifact: Checkpoint, claimed: tuple[ClaimedLayer, ...]) -> Iterator[str]:
+    malformed = count_malformed_groups(artifact.config)
+    if malformed:
+        yield f"{malformed} config groups describe no layout that is known"
+    yield from check_layers(artifact, claimed)
+    yield from check_fused(artifact, claimed)
+    yield from check_cache_scales(artifact)
+    try:
+        yield from check_codes(artifact, claimed)
+    except CheckpointError as error:
+        yield str(error)
+
+
+def _find_notes(artifact: Checkpoint, found: Inspection) -> Iterable[str]:
+    if "auto_map" in artifact.config:
+        yield "config.json names code of its own (auto_map), which no reader runs unasked"
+    if not any((found.folder / name).is_file() for name in _TOKENIZERS):
+        yield "there is no tokenizer: a server needs one"

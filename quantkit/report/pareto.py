@@ -1,0 +1,159 @@
+"""Geometry of the picture of a comparison: size to the right, divergence upwards.
+
+Everything here is numbers and plain text; the template draws and escapes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from quantkit.records import ArtifactReport, Report, Verdict
+from quantkit.report.layers import is_positive
+from quantkit.report.rounding import format_bytes, format_significant
+
+WIDTH, HEIGHT = 660, 320
+LEFT, RIGHT, TOP, BOTTOM = 64, 640, 24, 280
+_PAD = 0.08
+"""Share of an axis that stays free at either end."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled place on an axis."""
+
+    position: float
+    label: str
+
+
+@dataclass(frozen=True)
+class ParetoPoint:
+    """One artifact. On the frontier no other one is both smaller and closer to the baseline."""
+
+    x: float
+    y: float
+    low_y: float
+    high_y: float
+    name: str
+    title: str
+    verdict: Verdict
+    on_frontier: bool
+    label_left: bool
+    """Whether the name stands to the left of the point, where it would leave the picture."""
+
+
+@dataclass(frozen=True)
+class ParetoPlot:
+    """Points on a linear axis of bytes and a logarithmic one of KL; the frontier as a path."""
+
+    points: tuple[ParetoPoint, ...]
+    frontier: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+
+
+def pareto_plot(report: Report) -> ParetoPlot | None:
+    """Lay out the artifacts whose divergence was measured; None for fewer than two of them."""
+    measured = [artifact for artifact in report.artifacts if is_positive(_divergence(artifact))]
+    if len(measured) < 2:
+        return None
+    best = frontier(measured)
+    place_x, x_ticks = _size_axis([artifact.size_bytes for artifact in measured])
+    bounds = [bound for artifact in measured for bound in _bounds(artifact)]
+    place_y, y_ticks = _divergence_axis(bounds)
+    points = tuple(
+        _point(artifact, place_x, place_y, on_frontier=artifact in best) for artifact in measured
+    )
+    edge = sorted((point.x, point.y) for point in points if point.on_frontier)
+    path = " ".join(f"{'L' if number else 'M'}{x:g},{y:g}" for number, (x, y) in enumerate(edge))
+    return ParetoPlot(points, path, x_ticks, y_ticks)
+
+
+def frontier(artifacts: Sequence[ArtifactReport]) -> list[ArtifactReport]:
+    """Return the artifacts that no other one beats in size and divergence at once."""
+
+    def beaten(artifact: ArtifactReport) -> bool:
+        here = (artifact.size_bytes, _divergence(artifact))
+        return any(
+            there != here and there[0] <= here[0] and there[1] <= here[1]
+            for there in ((other.size_bytes, _divergence(other)) for other in artifacts)
+        )
+
+    return [artifact for artifact in artifacts if not beaten(artifact)]
+
+
+def _divergence(artifact: ArtifactReport) -> float:
+    kl = artifact.judgement.kl
+    return math.nan if kl is None else kl.value
+
+
+def _bounds(artifact: ArtifactReport) -> tuple[float, float, float]:
+    """Mean, low and high of the divergence; an interval that reaches 0 ends at the mean."""
+    kl = artifact.judgement.kl
+    if kl is None:
+        raise ValueError("only measured artifacts have a place in the picture")
+    low = kl.low if is_positive(kl.low) else kl.value
+    return kl.value, low, kl.high if is_positive(kl.high) else kl.value
+
+
+def _point(
+    artifact: ArtifactReport,
+    place_x: Callable[[float], float],
+    place_y: Callable[[float], float],
+    *,
+    on_frontier: bool,
+) -> ParetoPoint:
+    value, low, high = _bounds(artifact)
+    x = place_x(artifact.size_bytes)
+    return ParetoPoint(
+        x=round(x, 1),
+        y=round(place_y(value), 1),
+        low_y=round(place_y(low), 1),
+        high_y=round(place_y(high), 1),
+        name=artifact.name,
+        title=f"{artifact.name}: {format_bytes(artifact.size_bytes)}, "
+        f"KL {format_significant(value, 3)}",
+        verdict=artifact.judgement.verdict,
+        on_frontier=on_frontier,
+        label_left=x > (LEFT + RIGHT) / 2,
+    )
+
+
+def _size_axis(sizes: Sequence[int]) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
+    low, high = min(sizes), max(sizes)
+    span = (high - low) or max(high, 1)
+    first, last = low - _PAD * span, high + _PAD * span
+
+    def place(size: float) -> float:
+        return LEFT + (RIGHT - LEFT) * (size - first) / (last - first)
+
+    step = 10.0 ** math.floor(math.log10(last - first))
+    step = next(s for s in (step / 5, step / 2, step, 2 * step, 5 * step) if (last - first) / s < 7)
+    numbers = range(math.ceil(first / step), math.floor(last / step) + 1)
+    return place, tuple(
+        Tick(round(place(number * step), 1), format_bytes(round(number * step)))
+        for number in numbers
+    )
+
+
+def _divergence_axis(values: Sequence[float]) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
+    low, high = math.log10(min(values)), math.log10(max(values))
+    pad = max(_PAD * (high - low), 0.1)
+    low, high = low - pad, high + pad
+
+    def place(value: float) -> float:
+        return BOTTOM - (BOTTOM - TOP) * (math.log10(value) - low) / (high - low)
+
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    found: list[float] = []
+    for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        found = [
+            factor * 10.0**decade
+            for decade in decades
+            for factor in factors
+            if low <= math.log10(factor * 10.0**decade) <= high
+        ]
+        if len(found) >= 3:
+            break
+    return place, tuple(Tick(round(place(value), 1), f"{value:.2g}") for value in found)
