@@ -38,13 +38,8 @@ from quantkit.allocation.streams import (
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.skeleton import build_skeleton
 from quantkit.errors import CheckpointError
+from quantkit.planning.sizes import FISHER_ENTRIES, FISHER_TOKENS
 from quantkit.records import BlockPlan, Event, LinearPlan, Plan, Progress, TokenWindows
-
-_TOKENS = 1 << 15
-"""Tokens of which the gradients are taken."""
-
-_ENTRIES = 1 << 24
-"""Entries of a Fisher matrix that are kept, in diagonal blocks: all where O is at most 4,096."""
 
 _LOGITS_AT_ONCE = 1 << 24
 """Entries of the logits that are differentiated at a time."""
@@ -105,7 +100,7 @@ def measure_fisher(
         CheckpointError: the model's blocks cannot be run one by one, or its gradients are not
             finite.
     """
-    count = max(1, _TOKENS // windows.ids.shape[1])
+    count = max(1, FISHER_TOKENS // windows.ids.shape[1])
     bench = _set_up(checkpoint, plan, torch.from_numpy(windows.ids[:count]), device)
     steps = 2 * len(plan.blocks)
     inputs = [bench.recording.hidden]
@@ -209,7 +204,7 @@ def _go_back(
 
 def _coupled_rows(rows: int) -> int:
     """Return the size of the diagonal blocks, which are equal but for the last one."""
-    blocks = -(-rows * rows // _ENTRIES)
+    blocks = -(-rows * rows // FISHER_ENTRIES)
     return -(-rows // blocks)
 
 

@@ -170,11 +170,7 @@ def _calibrated(plan: Plan) -> list[LinearPlan]:
 
 def looks_at_whole_model(block: BlockPlan) -> bool:
     """Whether any layer of the block is rounded for the whole model's sake."""
-    return any(
-        linear.quantized and linear.effort.whole_model and linear.method.needs_calibration
-        for group in block.groups
-        for linear in group.linears
-    )
+    return any(linear.looks_at_whole_model for group in block.groups for linear in group.linears)
 
 
 def depends_on(job: Job) -> dict[str, Any]:

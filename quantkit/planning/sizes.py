@@ -26,6 +26,12 @@ _FLOAT32 = 4
 _MOMENT_COPIES = 5
 _REPORT_BYTES = 32_000_000
 
+FISHER_TOKENS = 1 << 15
+"""Tokens of which the gradients of the whole model are taken."""
+
+FISHER_ENTRIES = 1 << 24
+"""Entries of a Fisher matrix that are kept, in diagonal blocks: all where O is at most 4,096."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -101,6 +107,7 @@ def measure_sizes(
     walked = bool(calibrated) or recipe.quantize.kv_cache != "none"
     if walked and recipe.calibration is not None:
         tokens = recipe.calibration.samples * recipe.calibration.sequence_length
+    whole = [linear for linear in quantized if linear.looks_at_whole_model]
     hidden = cast(Any, skeleton).get_input_embeddings().weight.shape[-1]
     side_bytes = sum(path.stat().st_size for path in checkpoint.side_files)
     return Sizes(
@@ -108,15 +115,34 @@ def measure_sizes(
         baseline_bytes=baseline,
         artifact_bytes=artifact,
         block_bytes=max(_block_bytes(tensors, block) for block in blocks),
-        # The residual stream, and the inputs and outputs of the widest group.
-        activation_bytes=tokens * (2 * hidden + 2 * widest) * _FLOAT32,
-        statistics_bytes=widest * widest * _FLOAT32 * _MOMENT_COPIES,
+        activation_bytes=_activation_bytes(tokens, hidden, widest, len(blocks), bool(whole)),
+        # With the drift of the input comes a matrix of the same size, and its scaled copy.
+        statistics_bytes=widest * widest * _FLOAT32 * (_MOMENT_COPIES + 2 * bool(whole)),
         # The workspace holds a byte a code until the artifact is written.
         disk_bytes=2 * artifact
         + sum(_unpacked_bytes(linear) for linear in quantized)
+        + sum(_fisher_bytes(linear) for linear in whole)
         + side_bytes
         + _REPORT_BYTES,
     )
+
+
+def _activation_bytes(tokens: int, hidden: int, widest: int, blocks: int, whole: bool) -> int:
+    """What the suspended forwards hold, or the pass back through the model before them.
+
+    The forwards hold the residual stream and the inputs and outputs of the widest group; the
+    original's run beside them where the whole model is looked at. The pass back holds the hidden
+    states in front of all blocks, of so many tokens at the most.
+    """
+    walk = tokens * (2 * hidden + 2 * widest) * _FLOAT32
+    if not whole:
+        return walk
+    return max(2 * walk, min(tokens, FISHER_TOKENS) * (blocks + 2) * hidden * _FLOAT32)
+
+
+def _fisher_bytes(linear: LinearPlan) -> int:
+    """What a layer's Fisher matrix takes in the workspace."""
+    return min(linear.out_features**2, FISHER_ENTRIES) * _FLOAT32
 
 
 def _unpacked_bytes(linear: LinearPlan) -> int:

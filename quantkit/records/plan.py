@@ -58,6 +58,11 @@ class LinearPlan:
         """Whether its method looks at statistics, or its scheme stores a scale of its input."""
         return self.quantized and (self.method.needs_calibration or self.scheme.static)
 
+    @property
+    def looks_at_whole_model(self) -> bool:
+        """Whether it is rounded by what its output means to the whole model."""
+        return self.quantized and self.effort.whole_model and self.method.needs_calibration
+
 
 @dataclass(frozen=True)
 class FoldPlan:

@@ -122,23 +122,24 @@ def load(path: str, threads: int) -> tuple[Engine, Reply]:
     torch.set_num_threads(threads)
     engine = Engine(path)
     settings = engine.llm.llm_engine.vllm_config
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     return engine, {
         "ok": True,
         "vocab": int(settings.model_config.get_vocab_size()),
         "dtype": str(settings.model_config.dtype).removeprefix("torch."),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "kv_cache": _kv_cache(path, str(settings.cache_config.cache_dtype)),
+        "device": device,
+        "kv_cache": _kv_cache(path, str(settings.cache_config.cache_dtype), device),
         # vLLM itself refuses tensors that it has no place for.
         "unexpected": [],
         "versions": _versions(),
     }
 
 
-def _kv_cache(path: str, dtype: str) -> str | None:
+def _kv_cache(path: str, dtype: str, device: str) -> str | None:
     """Say in which precision keys and values are cached; None for the model's own.
 
     Raises:
-        ValueError: the artifact declares a quantized cache and vLLM does not use one.
+        ValueError: the artifact declares a quantized cache and vLLM does not use that.
     """
     config = json.loads(Path(path, "config.json").read_bytes())
     scheme = (config.get("quantization_config") or {}).get("kv_cache_scheme")
@@ -146,7 +147,11 @@ def _kv_cache(path: str, dtype: str) -> str | None:
         return None if dtype == "auto" else dtype
     if not dtype.startswith("fp8"):
         raise ValueError(f"config.json declares a quantized KV cache, but vLLM's is {dtype}")
-    return "fp8 per head" if scheme.get("strategy") == "attn_head" else "fp8"
+    if scheme.get("strategy") != "attn_head":
+        return "fp8"
+    if device == "cpu":
+        raise ValueError("vLLM's CPU build takes the largest scale for all heads of a KV cache")
+    return "fp8 per head"
 
 
 def write_logits(engine: Engine, ids: list[list[int]], file: str) -> Reply:
