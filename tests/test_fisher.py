@@ -95,7 +95,7 @@ def test_large_layers_are_known_in_diagonal_blocks(
     """Rows further apart than a block are left out; the last block may be smaller."""
     folder = make_pico_model(tmp_path / "model")
     whole = measure(folder, make_windows())
-    monkeypatch.setattr(fisher, "_ENTRIES", 2048)
+    monkeypatch.setattr(fisher, "FISHER_ENTRIES", 2048)
 
     parts = measure(folder, make_windows())
 

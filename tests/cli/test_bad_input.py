@@ -102,8 +102,8 @@ CASES = {
         ("recipe.yaml:4: calibration.samples: a whole number is expected, got 'eight'",),
     ),
     "a key that is not built yet": Case(
-        lambda _: ["--set", "quantize.kv_cache=fp8"],
-        ("quantize.kv_cache: kv_cache 'fp8' is not yet built",),
+        lambda _: ["--set", "gate.tasks=[arc_easy]"],
+        ("gate.tasks: judging by lm-eval tasks is not yet built",),
     ),
     "a missing recipe": Case(
         lambda bench: remove(bench.recipe),
