@@ -90,9 +90,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
             linear.method.name,
             linear.effort.name,
         ]
-        for block in plan.blocks
-        for group in block.groups
-        for linear in group.linears
+        for linear in plan.linears
     }
     return {
         "family": plan.family,

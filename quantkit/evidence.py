@@ -188,13 +188,11 @@ def _collect_evidence(
 def describe_scheme(plan: Plan) -> str:
     """The schemes, group sizes and methods of a plan in a few words, most used first."""
     counts: dict[str, int] = {}
-    for block in plan.blocks:
-        for group in block.groups:
-            for linear in group.linears:
-                if linear.quantized:
-                    size = f"g{linear.group_size}" if linear.group_size else "channel"
-                    words = f"{linear.scheme.name} {size} {linear.method.name}"
-                    counts[words] = counts.get(words, 0) + 1
+    for linear in plan.linears:
+        if linear.quantized:
+            size = f"g{linear.group_size}" if linear.group_size else "channel"
+            words = f"{linear.scheme.name} {size} {linear.method.name}"
+            counts[words] = counts.get(words, 0) + 1
     found = sorted(counts, key=lambda words: (-counts[words], words)) or ["none"]
     if plan.kv_cache is not None:
         found.append(f"fp8 KV cache{' per head' if plan.kv_cache.per_head else ''}")

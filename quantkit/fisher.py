@@ -29,17 +29,17 @@ from torch import Tensor, nn
 from quantkit.allocation.streams import (
     Recording,
     compute_logits,
-    empty,
     place_block,
     place_outside,
     record,
     run_block,
 )
+from quantkit.calibration.placing import empty
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.skeleton import build_skeleton
 from quantkit.errors import CheckpointError
 from quantkit.planning.sizes import FISHER_ENTRIES, FISHER_TOKENS
-from quantkit.records import BlockPlan, Event, LinearPlan, Plan, Progress, TokenWindows
+from quantkit.records import Event, LinearPlan, Plan, Progress, TokenWindows
 
 _LOGITS_AT_ONCE = 1 << 24
 """Entries of the logits that are differentiated at a time."""
@@ -113,28 +113,19 @@ def measure_fisher(
         tell(Event("fisher", index + 1, steps, prefix))
     gradient = _differentiate_head(bench, inputs.pop(), torch.from_numpy(windows.weights[:count]))
     for index in reversed(range(len(plan.blocks))):
-        matrices = _go_back(bench, index, _linears(plan.blocks[index]), inputs.pop(), gradient)
+        quantized = [linear for linear in plan.blocks[index].linears if linear.quantized]
+        matrices = _go_back(bench, index, quantized, inputs.pop(), gradient)
         tell(Event("fisher", steps - index, steps, bench.prefixes[index]))
         if matrices:
             yield BlockFisher(plan.blocks[index].index, matrices)
 
 
-def _linears(block: BlockPlan) -> list[LinearPlan]:
-    return [linear for group in block.groups for linear in group.linears if linear.quantized]
-
-
 def _set_up(checkpoint: Checkpoint, plan: Plan, ids: Tensor, device: torch.device) -> _Bench:
     model, prefixes = build_skeleton(checkpoint), tuple(block.prefix for block in plan.blocks)
     place_outside(model, checkpoint, prefixes, device)
-    try:
-        # Not in inference mode: autograd could not use what was made there.
-        with torch.no_grad():
-            recording = record(model, prefixes, ids, device)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{type(model).__name__} cannot be differentiated block by block: its forward changes "
-            f"hidden states between blocks; choose another quantize.effort than best"
-        ) from error
+    # Not in inference mode: autograd could not use what was made there.
+    with torch.no_grad():
+        recording = record(model, prefixes, ids, device)
     return _Bench(model, checkpoint, prefixes, recording, device)
 
 

@@ -17,7 +17,7 @@ from quantkit.describe import describe_model, describe_plan, describe_windows, p
 from quantkit.inputs import LoadedRecipe, check_inputs
 from quantkit.planning import make_plan
 from quantkit.recipe import CalibrationSpec, GateSpec
-from quantkit.records import Allocation, BlockPlan, LinearPlan, Plan, TokenWindows
+from quantkit.records import Allocation, LinearPlan, Plan, TokenWindows
 
 
 @dataclass(frozen=True)
@@ -159,18 +159,7 @@ def needs_calibration(plan: Plan) -> bool:
 
 
 def _calibrated(plan: Plan) -> list[LinearPlan]:
-    return [
-        linear
-        for block in plan.blocks
-        for group in block.groups
-        for linear in group.linears
-        if linear.needs_statistics
-    ]
-
-
-def looks_at_whole_model(block: BlockPlan) -> bool:
-    """Whether any layer of the block is rounded for the whole model's sake."""
-    return any(linear.looks_at_whole_model for group in block.groups for linear in group.linears)
+    return [linear for linear in plan.linears if linear.needs_statistics]
 
 
 def depends_on(job: Job) -> dict[str, Any]:

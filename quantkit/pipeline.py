@@ -38,7 +38,7 @@ from quantkit.gating import (
     judge_artifact,
 )
 from quantkit.inputs import RecipeLike, check_inputs, load
-from quantkit.job import Job, depends_on, looks_at_whole_model, needs_calibration, prepare, settle
+from quantkit.job import Job, depends_on, needs_calibration, prepare, settle
 from quantkit.planning import make_plan
 from quantkit.records import (
     Artifact,
@@ -66,6 +66,7 @@ from quantkit.workspace import (
     store_block,
     store_matrices,
     stored_blocks,
+    stored_matrices,
 )
 
 
@@ -216,7 +217,7 @@ def _solve_in_walk(job: Job, workspace: Workspace, stored: frozenset[int], tell:
         dtype=job.dtype,
         needs_stats=lambda block, group: block.index not in stored,
         kv_cache=job.plan.kv_cache,
-        follow_original=any(map(looks_at_whole_model, job.plan.blocks)),
+        follow_original=any(block.looks_at_whole_model for block in job.plan.blocks),
     )
     draft, known = Draft(), None
     fishers: Mapping[str, Tensor] = {}
@@ -226,8 +227,8 @@ def _solve_in_walk(job: Job, workspace: Workspace, stored: frozenset[int], tell:
             if isinstance(stop, GroupStop):
                 if known is None and index in stored:
                     known = load_block(workspace, index)
-                if known is None and not draft.layers and looks_at_whole_model(stop.block):
-                    fishers = load_matrices(workspace, index) or {}
+                if known is None and not draft.layers and stop.block.looks_at_whole_model:
+                    fishers = load_matrices(workspace, index)
                 _settle(stop, known, draft, job.scale_dtype, fishers)
             elif job.plan.kv_cache is not None and index not in stored:
                 solve_kv_cache(stop.block, job.plan.kv_cache, stop.kv, draft, job.scale_dtype)
@@ -242,14 +243,8 @@ def _solve_in_walk(job: Job, workspace: Workspace, stored: frozenset[int], tell:
 
 def _measure_fisher(job: Job, workspace: Workspace, stored: frozenset[int], tell: Progress) -> None:
     """Bring the Fisher matrices of all blocks that need them into the workspace."""
-    missing = [
-        block
-        for block in job.plan.blocks
-        if looks_at_whole_model(block)
-        and block.index not in stored
-        and load_matrices(workspace, block.index) is None
-    ]
-    if not missing or job.calibration is None:
+    needed = {block.index for block in job.plan.blocks if block.looks_at_whole_model} - stored
+    if needed <= stored_matrices(workspace) or job.calibration is None:
         return
     found = measure_fisher(job.checkpoint, job.plan, job.calibration, device=job.device, tell=tell)
     for block in found:

@@ -151,15 +151,14 @@ def store_matrices(workspace: Workspace, index: int, matrices: Mapping[str, Tens
     _write(workspace, f"fisher-{index:05d}", tensors, {})
 
 
-def load_matrices(workspace: Workspace, index: int) -> Mapping[str, Tensor] | None:
-    """Return a block's Fisher matrices; None where they are not stored, or damaged."""
-    path = next(workspace.folder.glob(f"fisher-{index:05d}-*.safetensors"), None)
-    if path is None:
-        return None
-    if not path.stem.endswith(_digest(path)):
-        path.unlink()
-        return None
-    with safe_open(path, framework="pt") as reader:
+def stored_matrices(workspace: Workspace) -> frozenset[int]:
+    """Return the indexes of the blocks whose Fisher matrices are stored, as `stored_blocks`."""
+    return _stored(workspace, "fisher")
+
+
+def load_matrices(workspace: Workspace, index: int) -> Mapping[str, Tensor]:
+    """Return the Fisher matrices of a block that `stored_matrices` named."""
+    with safe_open(_path_of(workspace, "fisher", index), framework="pt") as reader:
         return {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
 
 
@@ -189,8 +188,12 @@ def _as_os_error(error: SafetensorError) -> OSError:
 
 def stored_blocks(workspace: Workspace) -> frozenset[int]:
     """Return the indexes of the blocks that are stored whole; damaged files are removed."""
+    return _stored(workspace, "block")
+
+
+def _stored(workspace: Workspace, kind: str) -> frozenset[int]:
     whole = set()
-    for path in sorted(workspace.folder.glob("block-*-*.safetensors")):
+    for path in sorted(workspace.folder.glob(f"{kind}-*-*.safetensors")):
         _, index, digest = path.stem.split("-")
         if digest == _digest(path):
             whole.add(int(index))
@@ -201,23 +204,23 @@ def stored_blocks(workspace: Workspace) -> frozenset[int]:
 
 def load_block(workspace: Workspace, index: int) -> SolvedBlock:
     """Return a block that `stored_blocks` named."""
-    return _read_block(_path_of(workspace, index))
+    return _read_block(_path_of(workspace, "block", index))
 
 
 def load_records(workspace: Workspace, index: int) -> tuple[LayerRecord, ...]:
     """Return the records of a block that `stored_blocks` named, without reading its tensors."""
-    with safe_open(_path_of(workspace, index), framework="pt") as reader:
+    with safe_open(_path_of(workspace, "block", index), framework="pt") as reader:
         return _records(json.loads(reader.metadata()["block"]))
 
 
 def load_kv_record(workspace: Workspace, index: int) -> KvRecord | None:
     """Return a stored block's record of its key/value cache, as `load_records` does."""
-    with safe_open(_path_of(workspace, index), framework="pt") as reader:
+    with safe_open(_path_of(workspace, "block", index), framework="pt") as reader:
         return _kv_record(json.loads(reader.metadata()["block"]))
 
 
-def _path_of(workspace: Workspace, index: int) -> Path:
-    return next(workspace.folder.glob(f"block-{index:05d}-*.safetensors"))
+def _path_of(workspace: Workspace, kind: str, index: int) -> Path:
+    return next(workspace.folder.glob(f"{kind}-{index:05d}-*.safetensors"))
 
 
 def _records(about: Mapping[str, Any]) -> tuple[LayerRecord, ...]:

@@ -9,7 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from quantkit.allocation.streams import Recording, empty, place_outside, record, run_block
+from quantkit.allocation.streams import Recording, place_outside, record, run_block
+from quantkit.calibration.placing import empty
 from quantkit.calibration.stats import Moment, accumulate, empty_moment
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.skeleton import build_skeleton

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.allocation.bench import Bench, observe, set_up
-from quantkit.allocation.streams import compute_logits, empty, place_block, put
+from quantkit.allocation.streams import compute_logits, place_block
 from quantkit.blocks import Draft, solve_input_group
+from quantkit.calibration.placing import empty, put
 from quantkit.calibration.stats import finish
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import CheckpointError
@@ -141,7 +142,7 @@ def _degraded(
         for name, value in live.items():
             owner, leaf = bench.model.get_submodule(name.rpartition(".")[0]), name.split(".")[-1]
             kept.append((owner, leaf, owner._parameters[leaf]))
-            put(owner, leaf, value, bench.device)
+            put(owner, leaf, value.to(bench.device))
         for linear in linears:
             if linear.scheme.activations is not None:
                 hook = _rounding_hook(draft.layers[linear.name], fold)

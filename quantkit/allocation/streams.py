@@ -21,12 +21,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from quantkit.calibration.placing import TOKENS_AT_ONCE, put
 from quantkit.checkpoint.reader import Checkpoint, read_tensor
 from quantkit.checkpoint.skeleton import tied_names
 from quantkit.errors import CheckpointError
-
-_TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 8192}
-"""Tokens of a micro-batch: few enough for a core's cache, enough to fill a GPU."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def record(
     Raises:
         CheckpointError: the forward does something to hidden states between two blocks.
     """
-    step = max(1, _TOKENS_AT_ONCE[device.type] // ids.shape[1])
+    step = max(1, TOKENS_AT_ONCE[device.type] // ids.shape[1])
     for in_tuple in (False, True):
         hidden, calls = [], []
         for start in range(0, len(ids), step):
@@ -77,8 +75,9 @@ def record(
         else:
             return Recording(torch.cat(hidden), step, tuple(calls), in_tuple)
     raise CheckpointError(
-        f"scheme auto cannot measure {type(model).__name__}: its forward changes hidden states "
-        f"between blocks, so a block cannot be run on its own; name the schemes in the recipe"
+        f"{type(model).__name__} cannot be measured block by block: its forward changes hidden "
+        f"states between blocks; name the schemes in the recipe in the place of auto, and take "
+        f"another quantize.effort than best"
     )
 
 
@@ -176,7 +175,7 @@ def place_block(
     }
     for name, owner, leaf in _slots(model.get_submodule(prefix)):
         if f"{prefix}.{name}" in tensors:
-            put(owner, leaf, tensors[f"{prefix}.{name}"], device)
+            _place(owner, leaf, tensors[f"{prefix}.{name}"], device)
     return tensors
 
 
@@ -189,18 +188,9 @@ def place_outside(
     for name, owner, leaf in _slots(model):
         source = name if name in checkpoint.tensors else ties.get(name)
         if source and source in checkpoint.tensors and not name.startswith(inside):
-            put(owner, leaf, read_tensor(checkpoint, source), device)
+            _place(owner, leaf, read_tensor(checkpoint, source), device)
         elif leaf in owner._buffers:
-            put(owner, leaf, cast(Tensor, owner._buffers[leaf]), device)
-
-
-def empty(module: nn.Module) -> None:
-    """Give a module's memory back: its parameters return to the meta device."""
-    for part in module.modules():
-        for leaf, parameter in part._parameters.items():
-            if parameter is not None:
-                meta = torch.empty_like(parameter, device="meta")
-                part._parameters[leaf] = nn.Parameter(meta, requires_grad=False)
+            _place(owner, leaf, cast(Tensor, owner._buffers[leaf]), device)
 
 
 def _slots(module: nn.Module) -> list[tuple[str, nn.Module, str]]:
@@ -213,10 +203,7 @@ def _slots(module: nn.Module) -> list[tuple[str, nn.Module, str]]:
     ]
 
 
-def put(owner: nn.Module, leaf: str, tensor: Tensor, device: torch.device) -> None:
+def _place(owner: nn.Module, leaf: str, tensor: Tensor, device: torch.device) -> None:
     """Put a tensor in the place of a parameter, in float32, or of a buffer as it is."""
     value = tensor.to(device)
-    if leaf in owner._parameters:
-        owner._parameters[leaf] = nn.Parameter(value.float(), requires_grad=False)
-    else:
-        owner._buffers[leaf] = value
+    put(owner, leaf, value.float() if leaf in owner._parameters else value)

@@ -31,6 +31,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
 from quantkit.calibration.kv import OBSERVER, KvWatch, Observer, observed_attention
+from quantkit.calibration.placing import TOKENS_AT_ONCE, empty, put
 from quantkit.calibration.stats import accumulate, empty_moment, finish
 from quantkit.errors import CheckpointError
 from quantkit.records import (
@@ -47,9 +48,6 @@ LoadBlock = Callable[[BlockPlan], Mapping[str, Tensor]]
 
 LoadOutside = Callable[[], Mapping[str, Tensor]]
 """Reads the tensors outside of the blocks that the forward needs on its way to them."""
-
-_TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 8192}
-"""Tokens of a micro-batch: few enough for a core's cache, enough to fill a GPU."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ def walk(
                 if number + 1 == len(blocks):
                     _finish(forwards)
                 yield BlockEnd(block, watch.take(block.prefix))
-            _empty(model.get_submodule(block.prefix))
+            empty(model.get_submodule(block.prefix))
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def _start(
 ) -> list[_Forward]:
     """Make one forward for each micro-batch; none has begun to run."""
     count, length = windows.ids.shape
-    step = max(1, _TOKENS_AT_ONCE[device.type] // length)
+    step = max(1, TOKENS_AT_ONCE[device.type] // length)
     decoder = getattr(model, cast(Any, model).base_model_prefix, model)
     options = {} if observer is None else {OBSERVER: observer}
     all_count = bool((windows.weights == 1).all())
@@ -350,26 +348,14 @@ def _fill(
         if module is None:
             continue
         value = tensor.to(device=device, dtype=dtype or tensor.dtype)
-        if leaf in module._parameters:
-            module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
-        elif leaf in module._buffers:
-            module._buffers[leaf] = value
-
-
-def _empty(module: nn.Module) -> None:
-    """Give a module's memory back: its parameters return to the meta device."""
-    for part in module.modules():
-        for leaf, parameter in part._parameters.items():
-            if parameter is not None:
-                meta = torch.empty_like(parameter, device="meta")
-                part._parameters[leaf] = nn.Parameter(meta, requires_grad=False)
+        put(module, leaf, value)
 
 
 def _empty_embeddings(model: nn.Module) -> None:
     """Every forward has looked its tokens up: the tables are not needed any more."""
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            _empty(module)
+            empty(module)
 
 
 def _replacer(
@@ -380,7 +366,6 @@ def _replacer(
         module = model.get_submodule(owner)
         if module._parameters.get(leaf) is None:
             raise ValueError(f"{name} is no parameter of the model")
-        value = tensor.to(device=device, dtype=dtype)
-        module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+        put(module, leaf, tensor.to(device=device, dtype=dtype))
 
     return replace

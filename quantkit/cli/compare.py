@@ -10,7 +10,9 @@ import typer
 import quantkit
 from quantkit.cli.console import Reply, show_progress
 from quantkit.cli.options import (
+    DataOption,
     DeviceOption,
+    GateRecipeOption,
     JsonOption,
     OverridesOption,
     OverwriteOption,
@@ -30,13 +32,8 @@ def compare(
     artifacts: Annotated[
         list[str], typer.Argument(metavar="ARTIFACT...", help="Folders of quantized models.")
     ],
-    recipe: Annotated[
-        str | None,
-        typer.Option("--recipe", metavar="RECIPE", help="Takes data and limits from its gate."),
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", metavar="DATA", help="Evaluation text to use.")
-    ] = None,
+    recipe: GateRecipeOption = None,
+    data: DataOption = None,
     output: Annotated[
         str, typer.Option("--output", metavar="FOLDER", help="Where the report goes.")
     ] = "comparison",

@@ -9,7 +9,9 @@ import typer
 import quantkit
 from quantkit.cli.console import Reply, show_progress
 from quantkit.cli.options import (
+    DataOption,
     DeviceOption,
+    GateRecipeOption,
     JsonOption,
     OverridesOption,
     OverwriteOption,
@@ -31,13 +33,8 @@ def gate(
         str,
         typer.Option("--baseline", metavar="MODEL", help="The original: Hub id or folder."),
     ],
-    recipe: Annotated[
-        str | None,
-        typer.Option("--recipe", metavar="RECIPE", help="Takes the limits from its gate."),
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", metavar="DATA", help="Evaluation text to use.")
-    ] = None,
+    recipe: GateRecipeOption = None,
+    data: DataOption = None,
     output: Annotated[
         str | None,
         typer.Option("--output", metavar="FOLDER", help="Where the report goes."),

@@ -24,6 +24,13 @@ OutputOption = Annotated[
     str | None,
     typer.Option("--output", metavar="FOLDER", help="Replaces the recipe's output."),
 ]
+GateRecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="RECIPE", help="Takes data and limits from its gate."),
+]
+DataOption = Annotated[
+    str | None, typer.Option("--data", metavar="DATA", help="Evaluation text to use.")
+]
 OverridesOption = Annotated[
     list[str] | None,
     typer.Option(

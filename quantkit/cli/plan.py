@@ -50,10 +50,6 @@ def plan(
     return Reply(_document(found), _lines(found))
 
 
-def _linears(plan: Plan) -> list[LinearPlan]:
-    return [linear for block in plan.blocks for group in block.groups for linear in group.linears]
-
-
 def _document(plan: Plan) -> dict[str, Any]:
     """The plan as JSON: schemes and methods by name, `auto` where they are still to be chosen."""
     undecided = set() if plan.choice is None else _open_names(plan.choice)
@@ -71,7 +67,7 @@ def _document(plan: Plan) -> dict[str, Any]:
         "disk_bytes": plan.disk_bytes,
         "notes": list(plan.notes),
         "choice": None if plan.choice is None else _choice_document(plan.choice),
-        "linears": [_linear(linear, linear.name in undecided) for linear in _linears(plan)],
+        "linears": [_linear(linear, linear.name in undecided) for linear in plan.linears],
     }
 
 
@@ -108,7 +104,7 @@ def _choice_document(choice: OpenChoice) -> dict[str, Any]:
 
 
 def _lines(plan: Plan) -> list[Any]:
-    linears = _linears(plan)
+    linears = plan.linears
     undecided = set() if plan.choice is None else _open_names(plan.choice)
     treatments = Counter(_treatment(linear) for linear in linears if linear.name not in undecided)
     size, original = format_bytes(plan.artifact_bytes), format_bytes(plan.baseline_bytes)

@@ -105,15 +105,12 @@ def _build_config(
     checkpoint: Checkpoint, plan: Plan, skeleton: torch.nn.Module
 ) -> dict[str, object]:
     """The checkpoint's config with the description of what is quantized."""
-    planned = [
-        linear for block in plan.blocks for group in block.groups for linear in group.linears
-    ]
     modules = [
         name for name, module in skeleton.named_modules() if isinstance(module, torch.nn.Linear)
     ]
     # Code stays behind, so what names it does as well.
     config = {key: value for key, value in checkpoint.config.items() if key != "auto_map"}
-    description = build_quantization_config(planned, modules, plan.kv_cache)
+    description = build_quantization_config(plan.linears, modules, plan.kv_cache)
     if description is not None:
         config["quantization_config"] = description
     return config
@@ -159,8 +156,7 @@ def _lay_out(checkpoint: Checkpoint, plan: Plan, dropped: frozenset[str]) -> tup
 
 def _quantized(block: BlockPlan) -> dict[str, LinearPlan]:
     """The block's quantized layers by name."""
-    linears = (linear for group in block.groups for linear in group.linears)
-    return {linear.name: linear for linear in linears if linear.quantized}
+    return {linear.name: linear for linear in block.linears if linear.quantized}
 
 
 def _specify(

@@ -91,13 +91,7 @@ def measure_sizes(
 ) -> Sizes:
     """Predict the artifact's bytes, and what the job holds in memory and on the disk."""
     tensors = _without_tied_copies(checkpoint, skeleton)
-    quantized = [
-        linear
-        for block in blocks
-        for group in block.groups
-        for linear in group.linears
-        if linear.quantized
-    ]
+    quantized = [linear for block in blocks for linear in block.linears if linear.quantized]
     packed = {f"{linear.name}.weight" for linear in quantized}
     baseline = sum(info.size for info in tensors.values())
     artifact = sum(info.size for name, info in tensors.items() if name not in packed)

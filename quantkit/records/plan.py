@@ -99,6 +99,16 @@ class BlockPlan:
     """Full module name, for instance `model.layers.0`."""
     groups: tuple[GroupPlan, ...]
 
+    @property
+    def linears(self) -> tuple[LinearPlan, ...]:
+        """Its linear layers, in the order of the groups."""
+        return tuple(linear for group in self.groups for linear in group.linears)
+
+    @property
+    def looks_at_whole_model(self) -> bool:
+        """Whether any of its layers is rounded for the whole model's sake."""
+        return any(linear.looks_at_whole_model for linear in self.linears)
+
 
 @dataclass(frozen=True)
 class KvCachePlan:
@@ -227,3 +237,8 @@ class Plan:
     choice: OpenChoice | None = None
     """What is still to be chosen. Until then such layers stand in `blocks` with their smallest
     candidate, and sizes are the largest that the job can come to."""
+
+    @property
+    def linears(self) -> tuple[LinearPlan, ...]:
+        """The linear layers of all blocks, in their order."""
+        return tuple(linear for block in self.blocks for linear in block.linears)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from quantkit.records import ArtifactReport, Report, Verdict
+from quantkit.report.axes import Tick, round_values
 from quantkit.report.layers import is_positive
 from quantkit.report.rounding import format_bytes, format_significant
 
@@ -17,14 +18,6 @@ WIDTH, HEIGHT = 660, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 640, 24, 280
 _PAD = 0.08
 """Share of an axis that stays free at either end."""
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A labelled place on an axis."""
-
-    position: float
-    label: str
 
 
 @dataclass(frozen=True)
@@ -145,15 +138,5 @@ def _divergence_axis(values: Sequence[float]) -> tuple[Callable[[float], float],
     def place(value: float) -> float:
         return BOTTOM - (BOTTOM - TOP) * (math.log10(value) - low) / (high - low)
 
-    decades = range(math.floor(low), math.ceil(high) + 1)
-    found: list[float] = []
-    for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
-        found = [
-            factor * 10.0**decade
-            for decade in decades
-            for factor in factors
-            if low <= math.log10(factor * 10.0**decade) <= high
-        ]
-        if len(found) >= 3:
-            break
+    found = round_values(low, high)
     return place, tuple(Tick(round(place(value), 1), f"{value:.2g}") for value in found)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from quantkit.records import LayerRecord
+from quantkit.report.axes import Tick, round_values
 from quantkit.report.layers import (
     geometric_mean,
     is_positive,
@@ -27,14 +28,6 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 290, 10, 148
 _MOST_X_LABELS = 6
 _LEAST_DECADES = 0.8
 """A shorter axis would blow up differences that mean nothing."""
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A labelled place on an axis."""
-
-    position: float
-    label: str
 
 
 @dataclass(frozen=True)
@@ -251,16 +244,7 @@ def _error_scale(values: Sequence[float]) -> tuple[_Scale, tuple[Tick, ...]]:
     def place(value: float) -> float:
         return BOTTOM - (BOTTOM - TOP) * (math.log10(value) - low) / (high - low)
 
-    decades = range(math.floor(low), math.ceil(high) + 1)
-    for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
-        found = [
-            factor * 10.0**decade
-            for decade in decades
-            for factor in factors
-            if low <= math.log10(factor * 10.0**decade) <= high
-        ]
-        if len(found) >= 3:
-            break
+    found = round_values(low, high)
     while len(found) > 6:
         found = found[::2]
     return place, tuple(Tick(round(place(value), 1), _tick_label(value)) for value in found)

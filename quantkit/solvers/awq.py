@@ -19,6 +19,7 @@ from quantkit.records import LayerStats, LinearPlan
 from quantkit.solvers.candidates import (
     FoldChoice,
     centre,
+    pool_heads,
     relative,
     rounding_errors,
     sample_rows,
@@ -78,8 +79,8 @@ def _candidates(
     square = moment.diagonal()
     magnitude = sum((weight.abs().sum(dim=0) for weight in weights), torch.zeros_like(square))
     if repeat > 1:
-        square = _pool(square, repeat, head_dim)
-        magnitude = _pool(magnitude, repeat, head_dim)
+        square = pool_heads(square, repeat, head_dim, torch.mean)
+        magnitude = pool_heads(magnitude, repeat, head_dim, torch.mean)
     activation = relative(square.sqrt())
     magnitude = relative(magnitude)
     exponents, scales = [], []
@@ -90,12 +91,6 @@ def _candidates(
             exponents.append(exponent)
             scales.append(scale)
     return exponents, centre(torch.stack(scales))
-
-
-def _pool(values: Tensor, repeat: int, head_dim: int) -> Tensor:
-    """Average [kv_head, repeat, head_dim] over `repeat`, keeping the shape [I]."""
-    heads = values.reshape(-1, repeat, head_dim)
-    return heads.mean(dim=1, keepdim=True).expand_as(heads).reshape(-1)
 
 
 def _losses(

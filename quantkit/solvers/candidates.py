@@ -5,7 +5,7 @@ Shapes: I input features, K candidates, R sampled rows of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,18 @@ def centre(scales: Tensor) -> Tensor:
     """Divide scales [..., I] by sqrt(max * min): the largest is the inverse of the smallest."""
     largest, smallest = scales.amax(-1, keepdim=True), scales.amin(-1, keepdim=True)
     return scales / (largest * smallest).sqrt()
+
+
+def pool_heads(
+    values: Tensor, repeat: int, head_dim: int, combine: Callable[..., Tensor]
+) -> Tensor:
+    """Make [kv_head, repeat, head_dim] equal along `repeat`, keeping the shape [I].
+
+    Args:
+        combine: a reduction of torch's: `torch.mean`, `torch.amax`.
+    """
+    heads = values.reshape(-1, repeat, head_dim)
+    return combine(heads, dim=1, keepdim=True).expand_as(heads).reshape(-1)
 
 
 def sample_rows(weights: Sequence[Tensor], members: Sequence[int], count: int) -> Tensor:

@@ -28,13 +28,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from quantkit.numerics.affine import decode, row_units
-from quantkit.numerics.linalg import row_losses, sampling_ridge
+from quantkit.numerics.affine import row_units
+from quantkit.numerics.linalg import sampling_ridge
 from quantkit.numerics.scale_search import search_scales
 from quantkit.records import LayerStats
 from quantkit.schemes import Effort, Scheme
 from quantkit.solvers.gptq import curvature, factor_by_activity
-from quantkit.solvers.rounding import Rounding
+from quantkit.solvers.rounding import UNFACTORIZED, Rounding, measure_rows, take_rows
 from quantkit.solvers.rtn import round_plainly
 from quantkit.solvers.wavefront import (
     Panels,
@@ -75,8 +75,7 @@ def round_coupled(
     plain = round_plainly(weight, scheme, group_size, scale_dtype)
     factor = factor_by_activity(stats)
     if factor is None:
-        note = "rtn: the second moment could not be factorized under any damping"
-        return replace(plain, fallback=note)
+        return replace(plain, fallback=UNFACTORIZED)
     scale, zero_point = search_scales(weight, scheme, group_size, scale_dtype, curvature(factor))
     candidate = Rounding(plain.codes.clone(), scale, zero_point)
     plain_rows = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
@@ -91,11 +90,11 @@ def round_coupled(
         worse = ~torch.le(*losses)
         plain_rows[rows[worse]] = True
         _scatter(panels, rows, candidate)
-    candidate = _take_rows(candidate, plain, plain_rows)
+    candidate = take_rows(candidate, plain, plain_rows, plain_rows)
     return replace(
         candidate,
-        losses=_row_losses(weight, candidate, scheme, stats),
-        plain_losses=_row_losses(weight, plain, scheme, stats),
+        losses=measure_rows(weight, scheme, stats.second_moment, candidate),
+        plain_losses=measure_rows(weight, scheme, stats.second_moment, plain),
         damping=factor.damping,
         plain_rows=plain_rows,
     )
@@ -166,25 +165,3 @@ def _scatter(panels: Panels, rows: Tensor, rounding: Rounding) -> None:
     codes = values.to(rounding.codes.dtype)
     rounding.codes.view(torch.int8)[rows] = codes.view(torch.int8)
     rounding.scale[rows] = panels.scale
-
-
-def _take_rows(candidate: Rounding, plain: Rounding, rows: Tensor) -> Rounding:
-    """Return the candidate with the rows bool [O] of plain rounding."""
-    chosen = rows.unsqueeze(1)
-    zero_point = candidate.zero_point
-    if zero_point is not None and plain.zero_point is not None:
-        zero_point = torch.where(chosen, plain.zero_point, zero_point)
-    codes, plain_codes = candidate.codes.view(torch.int8), plain.codes.view(torch.int8)
-    return Rounding(
-        codes=torch.where(chosen, plain_codes, codes).view(candidate.codes.dtype),
-        scale=torch.where(chosen, plain.scale, candidate.scale),
-        zero_point=zero_point,
-    )
-
-
-def _row_losses(weight: Tensor, rounding: Rounding, scheme: Scheme, stats: LayerStats) -> Tensor:
-    """Return e H e^T of each row, float64 [O]."""
-    unit = row_units(weight)
-    decoded = decode(rounding.codes, rounding.scale, rounding.zero_point, scheme)
-    error = decoded.sub_(weight).div_(unit)
-    return row_losses(error, stats.second_moment) * unit.squeeze(1).double().square()

@@ -17,6 +17,8 @@ Floating-point codes are rounded the same way: the nearest plane is the nearest 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ from quantkit.records import LayerStats
 from quantkit.schemes import BLOCK_SIZE, Effort, Scheme
 from quantkit.solvers.beam import round_block_widely
 from quantkit.solvers.polish import polish
-from quantkit.solvers.rounding import Rounding, keep_better_rows
+from quantkit.solvers.rounding import UNFACTORIZED, Rounding, keep_better_rows
 from quantkit.solvers.rtn import round_plainly
 
 _BLOCK = 128
@@ -51,12 +53,7 @@ def round_compensated(
     plain = round_plainly(weight, scheme, group_size, scale_dtype)
     factor = factor_by_pivot(stats)
     if factor is None:
-        return Rounding(
-            plain.codes,
-            plain.scale,
-            plain.zero_point,
-            fallback="rtn: the second moment could not be factorized under any damping",
-        )
+        return replace(plain, fallback=UNFACTORIZED)
     scale, zero_point = search_scales(weight, scheme, group_size, scale_dtype, curvature(factor))
     codes = compensate(weight, scale, zero_point, scheme, factor, width=effort.beam_width)
     damping = factor.damping

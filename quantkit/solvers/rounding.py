@@ -7,7 +7,7 @@ G groups along I.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +41,38 @@ class Rounding:
     fallback: str | None = None
 
 
+UNFACTORIZED = "rtn: the second moment could not be factorized under any damping"
+"""Why rows got plain rounding where error compensation was asked for."""
+
+
+def measure_rows(
+    weight: Tensor, scheme: Scheme, second_moment: Tensor, rounding: Rounding
+) -> Tensor:
+    """Return e H e^T of each row of a rounding of float32 [O, I], float64 [O]."""
+    unit = row_units(weight, scheme)
+    decoded = decode(rounding.codes, rounding.scale, rounding.zero_point, scheme)
+    error = decoded.sub_(weight).div_(unit)
+    return row_losses(error, second_moment) * unit.squeeze(1).double().square()
+
+
+def take_rows(candidate: Rounding, plain: Rounding, rows: Tensor, scales: Tensor) -> Rounding:
+    """Return the codes of a candidate, with some rows as plain rounding has them.
+
+    Args:
+        rows: bool [O]; scales: the same for the rows of the scales.
+    """
+    zero_point = candidate.zero_point
+    if zero_point is not None and plain.zero_point is not None:
+        zero_point = torch.where(rows.unsqueeze(1), plain.zero_point, zero_point)
+    # Bytes: not every device can select among floating-point codes.
+    codes, plain_codes = candidate.codes.view(torch.int8), plain.codes.view(torch.int8)
+    return Rounding(
+        codes=torch.where(rows.unsqueeze(1), plain_codes, codes).view(candidate.codes.dtype),
+        scale=torch.where(scales.unsqueeze(1), plain.scale, candidate.scale),
+        zero_point=zero_point,
+    )
+
+
 def keep_better_rows(
     weight: Tensor, scheme: Scheme, second_moment: Tensor, candidate: Rounding, plain: Rounding
 ) -> Rounding:
@@ -52,9 +84,7 @@ def keep_better_rows(
         weight: float32 [O, I]; second_moment: float32 [I, I].
         candidate: with its losses.
     """
-    unit = row_units(weight, scheme)
-    error = decode(plain.codes, plain.scale, plain.zero_point, scheme).sub_(weight).div_(unit)
-    plain_losses = row_losses(error, second_moment) * unit.squeeze(1).double().square()
+    plain_losses = measure_rows(weight, scheme, second_moment, plain)
     if candidate.losses is None:
         raise ValueError("the candidate has no losses to compare by")
     # Written so that a loss that is not a number counts as worse.
@@ -64,15 +94,8 @@ def keep_better_rows(
         worse = worse_scales.repeat_interleave(BLOCK_SIZE)[: len(weight)]
     else:
         worse = worse_scales = ~(candidate.losses <= plain_losses)
-    zero_point = candidate.zero_point
-    if zero_point is not None and plain.zero_point is not None:
-        zero_point = torch.where(worse.unsqueeze(1), plain.zero_point, zero_point)
-    # Bytes: not every device can select among floating-point codes.
-    codes, plain_codes = candidate.codes.view(torch.int8), plain.codes.view(torch.int8)
-    return Rounding(
-        codes=torch.where(worse.unsqueeze(1), plain_codes, codes).view(candidate.codes.dtype),
-        scale=torch.where(worse_scales.unsqueeze(1), plain.scale, candidate.scale),
-        zero_point=zero_point,
+    return replace(
+        take_rows(candidate, plain, worse, worse_scales),
         losses=torch.where(worse, plain_losses, candidate.losses),
         plain_losses=plain_losses,
         damping=candidate.damping,

@@ -22,6 +22,7 @@ from quantkit.records import LayerStats, LinearPlan
 from quantkit.solvers.candidates import (
     FoldChoice,
     centre,
+    pool_heads,
     relative,
     rounding_errors,
     sample_rows,
@@ -94,7 +95,9 @@ def _candidates(
     """Return the exponents and the scales [K, I] of all candidates but the identity."""
     weight = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
     if repeat > 1:
-        weight, absmax, rms = (_pool(values, repeat, head_dim) for values in (weight, absmax, rms))
+        weight, absmax, rms = (
+            pool_heads(values, repeat, head_dim, torch.amax) for values in (weight, absmax, rms)
+        )
     weight, absmax, rms = relative(weight), relative(absmax), relative(rms)
     exponents: list[float] = []
     scales: list[Tensor] = []
@@ -103,12 +106,6 @@ def _candidates(
         scales += [rms**exponent / weight**other for other in WEIGHT_EXPONENTS]
         exponents += [exponent] * (len(scales) - len(exponents))
     return exponents, centre(torch.stack(scales))
-
-
-def _pool(values: Tensor, repeat: int, head_dim: int) -> Tensor:
-    """Take the largest of [kv_head, repeat, head_dim] over `repeat`, keeping the shape [I]."""
-    heads = values.reshape(-1, repeat, head_dim)
-    return heads.amax(dim=1, keepdim=True).expand_as(heads).reshape(-1)
 
 
 @dataclass(frozen=True)

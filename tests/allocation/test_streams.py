@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from quantkit.allocation.streams import (
     compute_logits,
-    empty,
     place_block,
     place_outside,
     record,
     run_block,
 )
+from quantkit.calibration.placing import empty
 from quantkit.checkpoint.skeleton import build_skeleton
 from quantkit.checkpoint.structure import find_groups
 from quantkit.errors import CheckpointError

@@ -21,18 +21,20 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import ArtifactError
 from quantkit.formats.readers.description import StoredQuantization
 from quantkit.formats.readers.layers import (
+    FLOATS,
     LayerCodes,
     StoredLayer,
+    describe_codes,
     find_parts,
-    name_codes,
     read_part,
+    refuse_groups,
+    refuse_parts,
     show_parts,
 )
 from quantkit.numerics.affine import code_range
 from quantkit.numerics.packing import unpack_rows
 
 _PARTS = ("qweight", "qzeros", "scales")
-_FLOATS = ("F16", "BF16", "F32")
 
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Column within a word -> its place there: the inverse of 0 2 4 6 1 3 5 7."""
@@ -58,31 +60,16 @@ def find_awq_layer(
     rows, groups = words * per_word, parts["scales"].shape[0]
     fits = (
         parts["qweight"].dtype == "I32"
-        and parts["scales"].dtype in _FLOATS
+        and parts["scales"].dtype in FLOATS
         and parts["scales"].shape == (groups, rows)
         and ("qzeros" not in parts or parts["qzeros"].dtype == "I32")
         and ("qzeros" not in parts or parts["qzeros"].shape == (groups, words))
     )
     if not fits:
-        raise ArtifactError(
-            f"layer {name} is stored as {show_parts(parts)}, which do not fit each other "
-            f"for codes of {bits} bits"
-        )
+        raise refuse_parts(name, parts, bits)
     if groups * (quantization.group_size or columns) != columns:
-        raise ArtifactError(
-            f"layer {name} has {groups} groups for {columns} columns, but {quantization.where} "
-            f"says groups of {quantization.group_size or 'all columns'}"
-        )
-    return StoredLayer(
-        name=name,
-        shape=(rows, columns),
-        bits=bits,
-        group_size=quantization.group_size,
-        sharing="channel" if quantization.group_size is None else "group",
-        symmetric=quantization.symmetric,
-        scheme=name_codes(bits, quantization.symmetric, quantization.group_size),
-        parts={part: info.name for part, info in parts.items()},
-    )
+        raise refuse_groups(name, groups, columns, quantization)
+    return describe_codes(name, (rows, columns), bits, quantization, parts)
 
 
 def read_awq_codes(

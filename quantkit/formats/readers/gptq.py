@@ -28,11 +28,14 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import ArtifactError
 from quantkit.formats.readers.description import StoredQuantization
 from quantkit.formats.readers.layers import (
+    FLOATS,
     LayerCodes,
     StoredLayer,
+    describe_codes,
     find_parts,
-    name_codes,
     read_part,
+    refuse_groups,
+    refuse_parts,
     show_parts,
 )
 from quantkit.numerics.affine import code_range
@@ -41,7 +44,6 @@ from quantkit.records import TensorInfo
 
 QWEIGHT = "qweight"
 _PARTS = (QWEIGHT, "qzeros", "scales", "g_idx")
-_FLOATS = ("F16", "BF16", "F32")
 _BITS = (2, 4, 8)
 
 
@@ -59,16 +61,7 @@ def find_gptq_layer(
         quantization = _describe_by_shapes(parts, quantization)
     _check_shapes(name, parts, quantization)
     (words, rows), bits = parts[QWEIGHT].shape, quantization.bits
-    return StoredLayer(
-        name=name,
-        shape=(rows, words * 32 // bits),
-        bits=bits,
-        group_size=quantization.group_size,
-        sharing="channel" if quantization.group_size is None else "group",
-        symmetric=quantization.symmetric,
-        scheme=name_codes(bits, quantization.symmetric, quantization.group_size),
-        parts={part: info.name for part, info in parts.items()},
-    )
+    return describe_codes(name, (rows, words * 32 // bits), bits, quantization, parts)
 
 
 def read_gptq_codes(
@@ -169,7 +162,7 @@ def _check_presence(name: str, parts: dict[str, TensorInfo]) -> None:
     right = (
         (parts[QWEIGHT].dtype, len(parts[QWEIGHT].shape)) == ("I32", 2)
         and (parts["qzeros"].dtype, len(parts["qzeros"].shape)) == ("I32", 2)
-        and parts["scales"].dtype in _FLOATS
+        and parts["scales"].dtype in FLOATS
         and len(parts["scales"].shape) == 2
         and all(info.size for info in parts.values())
         and ("g_idx" not in parts or parts["g_idx"].dtype in ("I32", "I64"))
@@ -219,12 +212,6 @@ def _check_shapes(
         and ("g_idx" not in parts or parts["g_idx"].shape == (columns,))
     )
     if not fits:
-        raise ArtifactError(
-            f"layer {name} is stored as {show_parts(parts)}, which do not fit each other "
-            f"for codes of {bits} bits"
-        )
+        raise refuse_parts(name, parts, bits)
     if groups != -(-columns // size):
-        raise ArtifactError(
-            f"layer {name} has {groups} groups for {columns} columns, but {quantization.where} "
-            f"says groups of {quantization.group_size or 'all columns'}"
-        )
+        raise refuse_groups(name, groups, columns, quantization)

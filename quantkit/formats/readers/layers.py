@@ -11,9 +11,13 @@ from torch import Tensor
 from quantkit.checkpoint.reader import Checkpoint, read_tensor
 from quantkit.errors import ArtifactError, CheckpointError
 from quantkit.formats.layouts import find_scheme, name_scheme, pack_weights_only
+from quantkit.formats.readers.description import StoredQuantization
 from quantkit.numerics.affine import dequantize
 from quantkit.records import QuantizedLayer, TensorInfo
 from quantkit.schemes import Scheme
+
+FLOATS = ("F16", "BF16", "F32")
+"""Dtypes of the scales of integer codes."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,45 @@ class LayerCodes:
 def name_codes(bits: int, symmetric: bool, group_size: int | None) -> str:
     """Name the weight-only scheme of such integer codes, whether quantkit can make it or not."""
     return name_scheme(pack_weights_only(bits, symmetric, group_size))
+
+
+def describe_codes(
+    name: str,
+    shape: tuple[int, int],
+    bits: int,
+    quantization: StoredQuantization,
+    parts: Mapping[str, TensorInfo],
+) -> StoredLayer:
+    """Describe a layer of integer codes; `parts` take its weight's place."""
+    size, symmetric = quantization.group_size, quantization.symmetric
+    return StoredLayer(
+        name=name,
+        shape=shape,
+        bits=bits,
+        group_size=size,
+        sharing="channel" if size is None else "group",
+        symmetric=symmetric,
+        scheme=name_codes(bits, symmetric, size),
+        parts={part: info.name for part, info in parts.items()},
+    )
+
+
+def refuse_groups(
+    name: str, groups: int, columns: int, quantization: StoredQuantization
+) -> ArtifactError:
+    """Return what to raise where a layer has other groups than its config says."""
+    return ArtifactError(
+        f"layer {name} has {groups} groups for {columns} columns, but {quantization.where} "
+        f"says groups of {quantization.group_size or 'all columns'}"
+    )
+
+
+def refuse_parts(name: str, parts: Mapping[str, TensorInfo], bits: int) -> ArtifactError:
+    """Return what to raise where the tensors of a layer do not fit each other."""
+    return ArtifactError(
+        f"layer {name} is stored as {show_parts(parts)}, which do not fit each other "
+        f"for codes of {bits} bits"
+    )
 
 
 def read_part(checkpoint: Checkpoint, layer: StoredLayer, part: str) -> Tensor:

@@ -11,6 +11,7 @@ taken from a list of the most probable tokens, so no tail is left out.
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -205,12 +206,12 @@ def _versions() -> dict[str, str]:
 
 
 def _kind(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "disk"
     # By name and by words: torch raises its own class on CUDA and a bare RuntimeError on a CPU.
     out_of_memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
     if isinstance(error, MemoryError) or out_of_memory:
         return "memory"
-    if isinstance(error, OSError) and error.errno is not None:
-        return "disk" if error.errno in (27, 28, 122) else "other"
     return "package" if isinstance(error, ImportError) else "other"
 
 
