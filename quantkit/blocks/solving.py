@@ -61,8 +61,9 @@ def solve_input_group(
     linears = [linear for linear in group.linears if linear.quantized]
     weights = [tensors[f"{linear.name}.weight"].float() for linear in linears]
     energies = [None if stats is None else output_energy(weight, stats) for weight in weights]
-    followed = stats is not None and stats.drift is not None
-    weights = _targets(linears, weights, stats)
+    targets = None if stats is None else follow_drift(weights, stats)
+    if targets is not None:
+        weights = _choose_targets(linears, weights, targets)
     fold = fold_input(group, linears, weights, stats, tensors, draft, scale_dtype)
     plain = [_Errors()] * len(linears)
     if stats is not None and (fold.scale is not None or _round_inputs(linears)):
@@ -89,7 +90,7 @@ def solve_input_group(
                 weight_error=weight_error,
                 bias_corrected=bias is not None,
                 coupled=linear.name in fishers and linear.method.rounder == "gptq",
-                followed_drift=followed and linear.method.needs_calibration,
+                followed_drift=targets is not None and linear.method.needs_calibration,
             )
         )
         live[f"{linear.name}.weight"] = decoded if fold.scale is None else decoded / fold.scale
@@ -101,13 +102,10 @@ def solve_input_group(
     return live
 
 
-def _targets(
-    linears: Sequence[LinearPlan], weights: Sequence[Tensor], stats: LayerStats | None
+def _choose_targets(
+    linears: Sequence[LinearPlan], weights: Sequence[Tensor], targets: Sequence[Tensor]
 ) -> list[Tensor]:
     """Return what each weight is rounded to: plain rounding takes it as it is."""
-    if stats is None or stats.drift is None:
-        return list(weights)
-    targets = follow_drift(weights, stats)
     return [
         target if linear.method.needs_calibration else weight
         for linear, weight, target in zip(linears, weights, targets, strict=True)

@@ -46,13 +46,14 @@ class Moment:
 
     total: float32 [I, I], the sum of x x^T. first: float32 [I], the sum of x. absmax: float32 [I].
     drift: float32 [I, I], the sum of (y - x) x^T, y being the original model's; None before the
-    first token, and where the original is not followed.
+    first token, and where the original is not followed. moved: y - x of the sampled tokens.
     """
 
     total: Tensor
     first: Tensor
     absmax: Tensor
     sample: Sample
+    moved: Sample
     weight: float
     tokens: int
     drift: Tensor | None = None
@@ -64,10 +65,15 @@ def empty_moment(features: int, device: torch.device) -> Moment:
         total=torch.zeros(features, features, dtype=torch.float32, device=device),
         first=torch.zeros(features, dtype=torch.float32, device=device),
         absmax=torch.zeros(features, dtype=torch.float32, device=device),
-        sample=Sample(None, torch.empty(0, dtype=torch.float64), 1.0, 0),
+        sample=_empty_sample(),
+        moved=_empty_sample(),
         weight=0.0,
         tokens=0,
     )
+
+
+def _empty_sample() -> Sample:
+    return Sample(None, torch.empty(0, dtype=torch.float64), 1.0, 0)
 
 
 def accumulate(
@@ -98,6 +104,8 @@ def accumulate(
             moment.drift = torch.zeros_like(moment.total)
         left, right = (_summable(_weighted(part, weights)) for part in (moved, rows))
         _add_product(moment.drift, left.T, right)
+        # Tokens are chosen by their number alone, so these are the sampled inputs' own.
+        _draw(moment.moved, moved)
     if weights is None:
         moment.first += rows.sum(0, dtype=torch.float32)
     else:
@@ -181,12 +189,14 @@ def finish(moment: Moment) -> LayerStats:
     for start in range(0, len(moment.total), _COLUMNS):
         stop = start + _COLUMNS
         moment.total[stop:, start:stop] = moment.total[start:stop, stop:].T
-    rows = moment.sample.rows
+    none = torch.empty(0, len(moment.total))
+    rows, moved = moment.sample.rows, moment.moved.rows
     return LayerStats(
         second_moment=moment.total,
         tokens=moment.tokens,
         mean=moment.first / weight,
         absmax=moment.absmax,
-        sample=torch.empty(0, len(moment.total)) if rows is None else rows.float(),
+        sample=none if rows is None else rows.float(),
         drift=None if moment.drift is None else moment.drift.div_(weight),
+        drift_sample=None if moved is None else moved.float(),
     )

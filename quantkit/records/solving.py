@@ -43,7 +43,8 @@ class LayerStats:
     sample: float32 [S, I], counted tokens spread evenly over the calibration data, on which the
     rounding of activations is judged.
     drift: float32 [I, I], the weighted mean of (y - x) x^T, where y is what the same token brings
-    in the original model; None where that was not followed.
+    in the original model; None where that was not followed. drift_sample: float32 [S, I], y - x of
+    the tokens of `sample`.
     """
 
     second_moment: Tensor
@@ -53,6 +54,7 @@ class LayerStats:
     absmax: Tensor | None = None
     sample: Tensor | None = None
     drift: Tensor | None = None
+    drift_sample: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -111,4 +111,5 @@ def scale_stats(stats: LayerStats, scale: Tensor) -> LayerStats:
         mean=None if stats.mean is None else stats.mean * inverse,
         absmax=None if stats.absmax is None else stats.absmax * inverse,
         sample=None if stats.sample is None else stats.sample * inverse,
+        drift_sample=None if stats.drift_sample is None else stats.drift_sample * inverse,
     )

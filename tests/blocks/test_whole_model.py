@@ -42,7 +42,11 @@ def test_weights_follow_the_drift_of_their_input(tmp_path: Path, method: str) ->
     """An input that lost a tenth is answered by weights that are larger; plain rounding is not."""
     folder = make_pico_model(tmp_path / "model")
     moment = make_moment(64, 0)
-    stats = LayerStats(moment, 1 << 20, drift=0.1 * moment)
+    sample = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
+    sample = sample @ torch.linalg.cholesky(moment).T
+    stats = LayerStats(
+        moment, 1 << 20, sample=sample, drift=0.1 * moment, drift_sample=0.1 * sample
+    )
 
     weights, live = solve_first_group(folder, method, stats, {})
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantkit.calibration.stats import accumulate, empty_moment, finish
+from quantkit.calibration.stats import SAMPLED_TOKENS, accumulate, empty_moment, finish
 from quantkit.calibration.walk import BlockEnd, GroupStop, walk
 from quantkit.checkpoint.reader import read_tensor
 from quantkit.checkpoint.skeleton import build_skeleton
@@ -36,6 +36,23 @@ def test_drift_is_the_mean_product_of_change_and_input(dtype: torch.dtype) -> No
     expected = change.T @ rows / len(rows)
     assert found.drift is not None
     assert (found.drift.double() - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_the_drift_of_sampled_tokens_is_that_of_the_sample() -> None:
+    """With more tokens than a sample holds, in batches, some of which do not count."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.arange(3 * SAMPLED_TOKENS).float().unsqueeze(1).expand(-1, 8)
+    weights = (torch.rand(len(inputs), generator=generator) > 0.3).float()
+    moment = empty_moment(8, CPU)
+
+    for part in torch.arange(len(inputs)).split(700):
+        accumulate(moment, inputs[part], weights[part], 3 * inputs[part])
+    found = finish(moment)
+
+    assert found.sample is not None
+    assert found.drift_sample is not None
+    assert len(found.sample) > SAMPLED_TOKENS // 3
+    assert torch.equal(found.drift_sample, 2 * found.sample)
 
 
 def inputs_of(model: torch.nn.Module, windows: TokenWindows) -> dict[str, Tensor]:
