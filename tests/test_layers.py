@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "quantkit"
 
 LAYERS = (
     {"errors"},
-    {"schemes", "durable"},
+    {"schemes", "ggml_types", "durable"},
     {"records", "staging"},
     {"recipe", "numerics", "describe"},
     {"solvers", "checkpoint"},
