@@ -22,7 +22,8 @@ from quantkit.evidence import (
     find_runtime,
     read_evidence,
 )
-from quantkit.formats.inspect import Inspection, inspect_artifact
+from quantkit.formats.inspect import inspect_artifact
+from quantkit.formats.inspected import Inspection
 from quantkit.formats.verify import Verification, verify_artifact
 from quantkit.gating import (
     check_interpreter,
@@ -33,6 +34,7 @@ from quantkit.gating import (
 )
 from quantkit.inputs import RecipeLike, check_gate_inputs
 from quantkit.job import load_evaluation
+from quantkit.judging.evaluate import find_baseline_runtime
 from quantkit.recipe import GateSpec
 from quantkit.records import Event, Progress, Report, TokenWindows
 from quantkit.report import write_reports
@@ -57,7 +59,8 @@ def verify(
     Reads every tensor. Where quantkit.json lies beside, its hashes are computed again.
 
     Args:
-        artifact: an output of `quantize`, a compressed-tensors folder, or a checkpoint.
+        artifact: an output of `quantize`, a compressed-tensors folder, a checkpoint, or a GGUF
+            file.
         against: folder, Hub id or id@revision of the original, to compare with.
 
     Raises:
@@ -65,7 +68,8 @@ def verify(
         CheckpointError: the original cannot be read, or is quantized itself.
     """
     found = verify_artifact(Path(artifact), None if against is None else os.fspath(against))
-    changed = check_recorded_files(read_evidence(found.folder), found.folder)
+    file = None if found.file is None else found.file.name
+    changed = check_recorded_files(read_evidence(found.folder), found.folder, file)
     return replace(found, problems=(*found.problems, *changed))
 
 
@@ -104,14 +108,14 @@ def gate(
     check_gate_inputs(target, os.fspath(baseline), data, overwrite=overwrite)
     candidate = _open(artifact, _own_name(artifact))
     spec = find_gate_spec(recipe, candidate.recorded, data, overrides)
-    bench = _prepare(os.fspath(baseline), spec, device)
+    bench = _prepare(os.fspath(baseline), spec, [candidate], device)
     notes = [*candidate.found.problems, *bench.windows.notes]
-    notes += _note_loading(bench.folder, "the baseline", spec)
-    notes += _note_loading(candidate.found.folder, "the artifact", spec)
+    notes += _note_loading(bench.folder, "the baseline", bench.runtime)
+    notes += _note_loading(candidate.location, "the artifact", candidate.runtime(spec))
     if recipe is None and recorded_gate(candidate.recorded):
         notes.append("the limits are those that the artifact's own quantkit.json names")
     with staged(target, overwrite=overwrite) as partial, memory_errors():
-        with watch.time("gate"), _loadable(bench.folder, spec, partial) as baseline_folder:
+        with watch.time("gate"), _loadable(bench.folder, bench.runtime, partial) as baseline_folder:
             judged = _judge(candidate, bench, baseline_folder, partial, tell)
         report = build_gate_report([judged], bench.checkpoint, bench.windows, spec, watch, notes)
         write_reports(report, partial)
@@ -158,14 +162,14 @@ def compare(
     names = _distinct_names(artifacts)
     candidates = [_open(path, name) for path, name in zip(artifacts, names, strict=True)]
     spec = find_gate_spec(recipe, {}, data, overrides)
-    bench = _prepare(os.fspath(baseline), spec, device)
-    notes = [*bench.windows.notes, *_note_loading(bench.folder, "the baseline", spec)]
+    bench = _prepare(os.fspath(baseline), spec, candidates, device)
+    notes = [*bench.windows.notes, *_note_loading(bench.folder, "the baseline", bench.runtime)]
     for candidate in candidates:
         notes += [f"{candidate.name}: {problem}" for problem in candidate.found.problems]
-        notes += _note_loading(candidate.found.folder, candidate.name, spec)
+        notes += _note_loading(candidate.location, candidate.name, candidate.runtime(spec))
     with staged(target, overwrite=overwrite) as partial, memory_errors():
         judged = []
-        with _loadable(bench.folder, spec, partial) as baseline_folder:
+        with _loadable(bench.folder, bench.runtime, partial) as baseline_folder:
             for number, candidate in enumerate(candidates):
                 tell(Event("compare", number, len(candidates), candidate.name))
                 with watch.time(f"gate {candidate.name}"):
@@ -188,6 +192,15 @@ class _Candidate:
     found: Inspection
     recorded: Mapping[str, Any]
 
+    @property
+    def location(self) -> Path:
+        """What its runtime loads: a GGUF file, else a folder."""
+        return self.found.file or self.found.folder
+
+    def runtime(self, spec: GateSpec) -> str:
+        """What judges it."""
+        return find_runtime(spec, self.found.format)
+
 
 @dataclass(frozen=True)
 class _Bench:
@@ -196,6 +209,8 @@ class _Bench:
     checkpoint: Checkpoint
     windows: TokenWindows
     spec: GateSpec
+    runtime: str
+    """What the baseline runs in."""
     device: str
 
     @property
@@ -209,42 +224,48 @@ def _open(artifact: str | os.PathLike[str], name: str) -> _Candidate:
     return _Candidate(name, os.fspath(artifact), found, read_evidence(found.folder))
 
 
-def _prepare(baseline: str, spec: GateSpec, device: str) -> _Bench:
+def _prepare(
+    baseline: str, spec: GateSpec, candidates: Sequence[_Candidate], device: str
+) -> _Bench:
     """Open the baseline and read the evaluation data with its tokenizer."""
-    check_interpreter(spec)
+    for candidate in candidates:
+        check_interpreter(spec, candidate.found.format)
+    runtime = find_baseline_runtime(candidates[0].runtime(spec))
     checkpoint = open_checkpoint(resolve_source(baseline))
     tokenizer = load_tokenizer(checkpoint.source.folder)
     windows = load_evaluation(spec, tokenizer, checkpoint)
-    return _Bench(checkpoint, windows, spec, choose_device(device).type)
+    return _Bench(checkpoint, windows, spec, runtime, choose_device(device).type)
 
 
 def _judge(
     candidate: _Candidate, bench: _Bench, baseline: Path, scratch: Path, tell: Progress
 ) -> JudgedArtifact:
     """Judge a candidate; what transformers does not load is dequantized in `scratch` first."""
-    with _loadable(candidate.found.folder, bench.spec, scratch) as folder:
+    file = None if candidate.found.file is None else candidate.found.file.name
+    with _loadable(candidate.location, candidate.runtime(bench.spec), scratch) as loaded:
         judgement = judge_files(
             baseline,
-            folder,
+            loaded,
             bench.windows,
             bench.spec,
+            written=candidate.found.format,
             device=bench.device,
-            suspicions=check_recorded_files(candidate.recorded, candidate.found.folder),
+            suspicions=check_recorded_files(candidate.recorded, candidate.found.folder, file),
             progress=tell,
         )
     return JudgedArtifact(candidate.name, candidate.path, candidate.found, judgement)
 
 
-def _loadable(folder: Path, spec: GateSpec, scratch: Path) -> AbstractContextManager[Path]:
-    """The folder that the runtime loads: vLLM has kernels for what transformers lacks."""
-    if find_runtime(spec) == "vllm":
-        return nullcontext(folder)
-    return dequantized_folder(folder, scratch)
+def _loadable(location: Path, runtime: str, scratch: Path) -> AbstractContextManager[Path]:
+    """What the runtime loads: others have kernels for what transformers lacks."""
+    if runtime != "transformers":
+        return nullcontext(location)
+    return dequantized_folder(location, scratch)
 
 
-def _note_loading(folder: Path, role: str, spec: GateSpec) -> Sequence[str]:
-    """What to say where the runtime loads something else than the files in `folder`."""
-    return () if find_runtime(spec) == "vllm" else note_dequantized(folder, role)
+def _note_loading(location: Path, role: str, runtime: str) -> Sequence[str]:
+    """What to say where the runtime loads something else than the files at `location`."""
+    return note_dequantized(location, role) if runtime == "transformers" else ()
 
 
 def _own_name(artifact: str | os.PathLike[str]) -> str:

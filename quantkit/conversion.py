@@ -1,4 +1,4 @@
-"""Quantized checkpoints of any readable kind into compressed-tensors, or into plain weights."""
+"""Checkpoints into other formats without data: quantized ones as they are, plain ones into GGUF."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from quantkit.checkpoint.reader import Checkpoint, hash_files, open_checkpoint
 from quantkit.checkpoint.source import resolve_source
 from quantkit.describe import describe_artifact, describe_model, package_versions
 from quantkit.durable import write_text
 from quantkit.errors import ArtifactError, InputError, NotYetError, OutputError, ResourceError
+from quantkit.exports import name_model
+from quantkit.formats.gguf.imatrix import read_imatrix
+from quantkit.formats.gguf.model import describe_imatrix, plan_file, write_model
 from quantkit.formats.readers.description import TITLES, is_foreign
 from quantkit.formats.readers.stored import StoredModel, open_stored
 from quantkit.formats.rewriting import Rewriting, plan_repacking, plan_weights, write_rewriting
-from quantkit.inputs import PLAIN, check_convert_inputs
+from quantkit.inputs import GGUF, PLAIN, check_convert_inputs
 from quantkit.recipe import ExportSpec
-from quantkit.records import Artifact, Progress, Source
+from quantkit.records import Artifact, Event, Progress, Source
 from quantkit.running import silent, staged
 from quantkit.staging import commit, partial_of
 
@@ -34,7 +39,7 @@ class Conversion:
     source: str
     """What the user called the checkpoint."""
     source_format: str
-    """GPTQ, AWQ, FP8 or compressed-tensors."""
+    """GPTQ, AWQ, FP8, compressed-tensors, or safetensors for plain weights."""
     layers: int
     """Quantized layers that were converted."""
     artifact: Artifact
@@ -48,17 +53,24 @@ def convert(
     to: str,
     output: str | os.PathLike[str],
     dtype: str | None = None,
+    imatrix: str | os.PathLike[str] | None = None,
+    pre_tokenizer: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Write a quantized checkpoint anew, without data and without rounding its codes again.
+    """Write a checkpoint in another format, without data.
+
+    Codes of a quantized checkpoint are not rounded again. A plain one becomes a GGUF file with the
+    codes that llama.cpp would choose; `quantize` finds better ones with calibration data.
 
     Args:
         source: GPTQ, AWQ, FP8 or compressed-tensors checkpoint: a folder, a Hub id, id@revision.
         to: `compressed-tensors`, with the same codes, scales and zero points; or `safetensors`,
-            with the weights that they stand for.
+            with the weights that they stand for; or, from plain weights, `gguf:TYPE`.
         output: folder to make; it holds the model and `quantkit.json`, which says where it is from.
         dtype: of the weights in `safetensors`: `float32` is exact; by default the checkpoint's own.
+        imatrix: for GGUF: llama.cpp's importance matrix, `.gguf` or `.dat`.
+        pre_tokenizer: for GGUF: llama.cpp's name of it, where it is not recognised.
         overwrite: replace an output that exists.
         progress: called after each layer.
 
@@ -67,14 +79,17 @@ def convert(
         ResourceError: the disk is too small.
     """
     target = Path(output)
-    check_convert_inputs(os.fspath(source), to, target, dtype, overwrite=overwrite)
+    matrix = None if imatrix is None else os.fspath(imatrix)
+    check_convert_inputs(os.fspath(source), to, target, dtype, matrix, overwrite=overwrite)
+    if to.partition(":")[0] == GGUF:
+        file_type = to.partition(":")[2].upper()
+        tell = progress or silent
+        return _convert_to_gguf(
+            os.fspath(source), file_type, target, matrix, pre_tokenizer, overwrite, tell
+        )
     model = _open_model(os.fspath(source))
     rewriting = _plan(model, to, dtype)
-    if (partial_of(target) / "workspace").exists():
-        raise OutputError(
-            f"{partial_of(target)} holds an unfinished job: finish it, delete it, or choose "
-            f"another --output"
-        )
+    _refuse_unfinished(target)
     _check_disk(target.absolute().parent, rewriting.tensor_bytes)
     with staged(target, overwrite=overwrite) as partial:
         limit = ExportSpec().max_shard_bytes
@@ -89,6 +104,74 @@ def convert(
         artifact=replace(artifact, folder=target),
         notes=rewriting.notes,
     )
+
+
+def _convert_to_gguf(
+    source: str,
+    file_type: str,
+    target: Path,
+    imatrix: str | None,
+    pre_tokenizer: str | None,
+    overwrite: bool,
+    tell: Progress,
+) -> Conversion:
+    """Write a plain checkpoint as a GGUF file; see `convert`."""
+    checkpoint = open_checkpoint(resolve_source(source))
+    if open_stored(checkpoint) is not None:
+        raise InputError(
+            f"{source} is quantized, and GGUF files are made of plain weights: make them first "
+            f"with `quantkit convert {source} --to {PLAIN} --output FOLDER`"
+        )
+    matrix = None if imatrix is None else read_imatrix(Path(imatrix))
+    file = plan_file(
+        checkpoint, file_type, pre_tokenizer=pre_tokenizer, has_importance=matrix is not None
+    )
+    _refuse_unfinished(target)
+    _check_disk(target.absolute().parent, file.tensor_bytes)
+    unknown: list[str] = []
+
+    def find_importance(name: str, columns: int) -> Tensor | None:
+        found = None if matrix is None else matrix.find_importance(name, columns)
+        if matrix is not None and found is None:
+            unknown.append(name)
+        return found
+
+    with staged(target, overwrite=overwrite) as partial:
+        tell(Event("write", 0, 1, file_type))
+        artifact = write_model(
+            checkpoint,
+            file,
+            partial,
+            name_model(checkpoint),
+            ExportSpec().max_shard_bytes,
+            find_rows=lambda block, name: None,
+            find_importance=find_importance,
+            origin={} if matrix is None else describe_imatrix(matrix, Path(str(imatrix)).name),
+        )
+        tell(Event("write", 1, 1))
+        notes = [*file.notes]
+        if unknown:
+            notes.append(
+                f"the importance matrix says nothing of {len(unknown)} tensors, for instance "
+                f"{unknown[0]}: they were rounded without"
+            )
+        about = {"from": PLAIN, "to": f"{GGUF}:{file_type}", "imatrix": imatrix, "notes": notes}
+        _write_origin(checkpoint, about, artifact, target.name, partial)
+        commit(partial, target)
+    return Conversion(source, PLAIN, 0, replace(artifact, folder=target), tuple(notes))
+
+
+def _refuse_unfinished(target: Path) -> None:
+    """Leave an unfinished job alone.
+
+    Raises:
+        OutputError: there is one.
+    """
+    if (partial_of(target) / "workspace").exists():
+        raise OutputError(
+            f"{partial_of(target)} holds an unfinished job: finish it, delete it, or choose "
+            f"another --output"
+        )
 
 
 @contextmanager
@@ -199,19 +282,26 @@ def _check_disk(place: Path, needed: int) -> None:
 
 
 def _write_evidence(rewriting: Rewriting, artifact: Artifact, folder: Path) -> None:
+    """Write `quantkit.json` of a quantized checkpoint that was rewritten."""
+    about = {
+        "from": TITLES[rewriting.model.quantization.method],
+        "to": rewriting.format,
+        "layers": len(rewriting.layers),
+        "notes": list(rewriting.notes),
+    }
+    _write_origin(rewriting.model.checkpoint, about, artifact, artifact.name, folder)
+
+
+def _write_origin(
+    checkpoint: Checkpoint, about: dict[str, Any], artifact: Artifact, path: str, folder: Path
+) -> None:
     """Write `quantkit.json`: where the artifact is from, and the hashes of all files."""
-    checkpoint = rewriting.model.checkpoint
     evidence: dict[str, Any] = {
         "schema": 1,
         "verdict": "UNJUDGED",
-        "conversion": {
-            "from": TITLES[rewriting.model.quantization.method],
-            "to": rewriting.format,
-            "layers": len(rewriting.layers),
-            "notes": list(rewriting.notes),
-        },
+        "conversion": about,
         "model": describe_model(checkpoint.source, hash_files(checkpoint)),
         "versions": package_versions(),
-        "artifacts": [{**describe_artifact(artifact, folder), "path": artifact.name}],
+        "artifacts": [{**describe_artifact(artifact, folder), "path": path}],
     }
     write_text(folder / "quantkit.json", json.dumps(evidence, indent=2, ensure_ascii=False) + "\n")

@@ -89,6 +89,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
             linear.group_size,
             linear.method.name,
             linear.effort.name,
+            *linear.ggml_types,
         ]
         for linear in plan.linears
     }
@@ -97,6 +98,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "scale_dtype": plan.scale_dtype,
         "layers": layers,
         "kv_cache": None if plan.kv_cache is None else asdict(plan.kv_cache),
+        "gguf_leads": plan.gguf_leads,
         "choice": None if plan.choice is None else _describe_choice(plan.choice),
     }
 

@@ -19,7 +19,8 @@ from quantkit.describe import (
     peak_memory_bytes,
 )
 from quantkit.durable import write_text
-from quantkit.formats.inspect import Inspection, find_evidence
+from quantkit.formats.inspect import find_evidence
+from quantkit.formats.inspected import Inspection
 from quantkit.job import Job, describe_compute
 from quantkit.recipe import GateSpec
 from quantkit.records import (
@@ -33,6 +34,9 @@ from quantkit.records import (
     TokenWindows,
     Verdict,
 )
+
+GGUF = "gguf"
+"""Format of the artifacts that llama.cpp alone loads."""
 
 _WORST_FIRST: tuple[Verdict, ...] = ("FAIL", "INCONCLUSIVE", "UNJUDGED", "PASS")
 
@@ -52,10 +56,10 @@ def build_report(
             name=artifact.name,
             path=artifact.folder.relative_to(root).as_posix(),
             format=artifact.format,
-            scheme=describe_scheme(job.plan),
+            scheme=artifact.file_type or describe_scheme(job.plan),
             size_bytes=artifact.tensor_bytes,
             bits_per_weight=artifact.bits_per_weight,
-            runtime=find_runtime(job.loaded.recipe.gate),
+            runtime=find_runtime(job.loaded.recipe.gate, artifact.format),
             judgement=judgement,
         )
         for artifact, judgement in zip(artifacts, judgements, strict=True)
@@ -111,7 +115,7 @@ def build_gate_report(
             scheme=each.found.scheme,
             size_bytes=each.found.tensor_bytes,
             bits_per_weight=each.found.bits_per_weight,
-            runtime=find_runtime(spec),
+            runtime=find_runtime(spec, each.found.format),
             judgement=each.judgement,
         )
         for each in judged
@@ -142,9 +146,14 @@ def _decide(judgements: Sequence[Judgement], *, comparison: bool = False) -> Ver
     return next(candidate for candidate in order if candidate in found)
 
 
-def find_runtime(spec: GateSpec | None) -> str:
-    """Return the runtime that judges; `auto` is transformers, which loads every scheme."""
-    return "transformers" if spec is None or spec.runtime == "auto" else spec.runtime
+def find_runtime(spec: GateSpec | None, written: str) -> str:
+    """Return the runtime that judges an artifact of the format `written`.
+
+    `auto` is llama.cpp for GGUF files, and transformers, which loads every scheme, for the rest.
+    """
+    if spec is not None and spec.runtime != "auto":
+        return spec.runtime
+    return "llama.cpp" if written == GGUF else "transformers"
 
 
 def _describe_runtimes(rows: Sequence[ArtifactReport]) -> dict[str, dict[str, str]]:

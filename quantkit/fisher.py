@@ -113,8 +113,8 @@ def measure_fisher(
         tell(Event("fisher", index + 1, steps, prefix))
     gradient = _differentiate_head(bench, inputs.pop(), torch.from_numpy(windows.weights[:count]))
     for index in reversed(range(len(plan.blocks))):
-        quantized = [linear for linear in plan.blocks[index].linears if linear.quantized]
-        matrices = _go_back(bench, index, quantized, inputs.pop(), gradient)
+        solved = [linear for linear in plan.blocks[index].linears if linear.solved]
+        matrices = _go_back(bench, index, solved, inputs.pop(), gradient)
         tell(Event("fisher", steps - index, steps, bench.prefixes[index]))
         if matrices:
             yield BlockFisher(plan.blocks[index].index, matrices)

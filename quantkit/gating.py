@@ -6,47 +6,65 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from quantkit.errors import InputError, RecipeError, WorkerError
-from quantkit.evidence import find_runtime
+from quantkit.evidence import GGUF, find_runtime
 from quantkit.inputs import RecipeLike, load
 from quantkit.job import Job
-from quantkit.judging.evaluate import evaluate
+from quantkit.judging.evaluate import LLAMA_CPP, evaluate, find_baseline_runtime
 from quantkit.judging.suspicions import compare_bits_per_weight, compare_hashes
 from quantkit.judging.verdict import judge
 from quantkit.judging.worker import find_interpreter
 from quantkit.recipe import GateSpec, apply_override, validate
 from quantkit.records import Artifact, Judgement, Progress, TokenWindows
 
+_PACKAGES: Mapping[str, str] = MappingProxyType({LLAMA_CPP: "xllamacpp"})
+"""Runtime -> the package that has it, where that is called otherwise."""
+
+_INSTALL: Mapping[str, str] = MappingProxyType(
+    {
+        "transformers": "pip install transformers",
+        "vllm": "it wants an environment of its own (`make vllm` makes one in .venv-vllm); name "
+        "its interpreter with --set gate.python.vllm=/path/to/python",
+        LLAMA_CPP: 'pip install "quantkit[llama-cpp]", or name an interpreter that has it with '
+        '--set "gate.python={llama.cpp: /path/to/python}"',
+    }
+)
+"""Runtime -> how to get it."""
+
 
 def check_runtime(job: Job) -> None:
     """Refuse a gate whose runtime cannot be started, before any work.
 
     Raises:
-        InputError: the recipe names an interpreter that is not there.
+        InputError: as `check_interpreter`.
     """
     spec = job.loaded.recipe.gate
     if spec is not None and job.evaluation is not None:
-        check_interpreter(spec)
+        for export in job.loaded.recipe.export:
+            check_interpreter(spec, export.format)
 
 
-def check_interpreter(spec: GateSpec) -> None:
-    """Refuse a runtime for which there is no interpreter.
+def check_interpreter(spec: GateSpec, written: str) -> None:
+    """Refuse a runtime that does not load the format `written`, or has no interpreter.
 
     Raises:
-        InputError: the recipe names a program that is not there, or none for a runtime that this
-            environment lacks.
+        InputError: it does not; or the recipe names a program that is not there, or none for a
+            runtime that this environment lacks.
     """
-    runtime = find_runtime(spec)
-    python = spec.python.get(runtime)
-    find_interpreter(python)
-    if python is None and importlib.util.find_spec(runtime) is None:
+    runtime = find_runtime(spec, written)
+    if (runtime == LLAMA_CPP) != (written == GGUF):
         raise InputError(
-            f"gate.runtime {runtime}: it is not installed here, and wants an environment of its "
-            f"own; name its interpreter with --set gate.python.{runtime}=/path/to/python "
-            f"(`make vllm` makes one in .venv-vllm)"
+            f"gate.runtime {runtime} does not load {written}: set gate.runtime to auto, which is "
+            f"{find_runtime(None, written)} for {written}"
         )
+    for name in {runtime, find_baseline_runtime(runtime)}:
+        find_interpreter(spec.python.get(name))
+    package = _PACKAGES.get(runtime, runtime)
+    if spec.python.get(runtime) is None and importlib.util.find_spec(package) is None:
+        raise InputError(f"gate.runtime {runtime}: it is not installed here; {_INSTALL[runtime]}")
 
 
 def judge_artifact(job: Job, artifact: Artifact, tell: Progress) -> Judgement:
@@ -56,16 +74,25 @@ def judge_artifact(job: Job, artifact: Artifact, tell: Progress) -> Judgement:
         return Judgement("UNJUDGED", (), ("the gate was not run",), None, None, None, 0.0, 0)
     return judge_files(
         job.checkpoint.source.folder,
-        artifact.folder,
+        artifact.path,
         job.evaluation,
         spec,
+        written=artifact.format,
         device=job.device.type,
         suspicions=(
-            *compare_bits_per_weight(artifact.bits_per_weight, job.plan.bits_per_weight),
+            *compare_bits_per_weight(artifact.bits_per_weight, _planned_bits(job, artifact)),
             *compare_hashes(artifact.folder, artifact.files),
         ),
         progress=tell,
     )
+
+
+def _planned_bits(job: Job, artifact: Artifact) -> float:
+    """Bits per weight that the plan promised for an artifact."""
+    for file in job.plan.gguf:
+        if file.type == artifact.file_type:
+            return artifact.bits_per_weight * file.tensor_bytes / artifact.tensor_bytes
+    return job.plan.bits_per_weight
 
 
 def judge_files(
@@ -74,18 +101,25 @@ def judge_files(
     windows: TokenWindows,
     spec: GateSpec,
     *,
+    written: str,
     device: str,
     suspicions: Sequence[str],
     progress: Progress,
 ) -> Judgement:
-    """Run both models in worker processes and judge; a worker that fails is a FAIL."""
+    """Run both models in worker processes and judge; a worker that fails is a FAIL.
+
+    Args:
+        written: format of the candidate, a folder or a file.
+    """
+    runtime = find_runtime(spec, written)
     try:
         result = evaluate(
             baseline,
             candidate,
             windows,
-            python=spec.python.get(find_runtime(spec)),
-            runtime=find_runtime(spec),
+            python=spec.python.get(runtime),
+            baseline_python=spec.python.get(find_baseline_runtime(runtime)),
+            runtime=runtime,
             timeout_seconds=spec.timeout_seconds,
             device=device,
             progress=progress,
@@ -124,14 +158,20 @@ def find_gate_spec(
     return spec
 
 
-def check_recorded_files(evidence: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-    """Compare the files in `folder` with those that its own evidence names; return suspicions."""
+def check_recorded_files(
+    evidence: Mapping[str, Any], folder: Path, file: str | None = None
+) -> tuple[str, ...]:
+    """Compare the files in `folder` with those that its own evidence names; return suspicions.
+
+    Args:
+        file: name of the GGUF file that is meant, where the folder may hold others.
+    """
     rows = evidence.get("artifacts")
     for row in rows if isinstance(rows, list) else []:
         if not isinstance(row, dict) or row.get("path") != folder.absolute().name:
             continue
         files = row.get("files")
-        if isinstance(files, dict):
+        if isinstance(files, dict) and (file is None or file in files):
             return compare_hashes(folder, {name: str(digest) for name, digest in files.items()})
     return ()
 

@@ -56,7 +56,9 @@ class GgmlType:
             ValueError: the columns are not whole blocks.
         """
         if columns % self.block:
-            raise ValueError(f"{columns} columns are not whole blocks of {self.block} of {self.name}")
+            raise ValueError(
+                f"{columns} columns are not whole blocks of {self.block} of {self.name}"
+            )
         return columns // self.block * self.block_bytes
 
 
@@ -84,3 +86,50 @@ GGML_TYPES: Mapping[str, GgmlType] = _table(
     GgmlType("IQ4_NL", 20, 32, 18, 32, (0, 15), _IQ4_VALUES),
     GgmlType("IQ4_XS", 23, 256, 136, 32, (0, 15), _IQ4_VALUES, (-32, 31)),
 )
+
+
+@dataclass(frozen=True)
+class FileType:
+    """One kind of GGUF file: the mix of tensor types that users know by its name."""
+
+    name: str
+    number: int
+    """`general.file_type` of the file: LLAMA_FTYPE of llama.h."""
+    default: GgmlType
+    """Type of the tensors that no rule of the mix lifts above the others."""
+    needs_importance: bool = False
+    """Whether llama.cpp refuses to make it without an importance matrix."""
+
+
+def _file_types(*rows: tuple[str, int, str]) -> Mapping[str, FileType]:
+    return MappingProxyType(
+        {
+            name: FileType(name, number, GGML_TYPES[default], name == "Q2_K_S")
+            for name, number, default in rows
+        }
+    )
+
+
+FILE_TYPES: Mapping[str, FileType] = _file_types(
+    ("F32", 0, "F32"),
+    ("F16", 1, "F16"),
+    ("BF16", 32, "BF16"),
+    ("Q8_0", 7, "Q8_0"),
+    ("Q6_K", 18, "Q6_K"),
+    ("Q5_K_M", 17, "Q5_K"),
+    ("Q5_K_S", 16, "Q5_K"),
+    ("Q5_1", 9, "Q5_1"),
+    ("Q5_0", 8, "Q5_0"),
+    ("Q4_K_M", 15, "Q4_K"),
+    ("Q4_K_S", 14, "Q4_K"),
+    ("IQ4_NL", 25, "IQ4_NL"),
+    ("IQ4_XS", 30, "IQ4_XS"),
+    ("Q4_1", 3, "Q4_1"),
+    ("Q4_0", 2, "Q4_0"),
+    ("Q3_K_L", 13, "Q3_K"),
+    ("Q3_K_M", 12, "Q3_K"),
+    ("Q3_K_S", 11, "Q3_K"),
+    ("Q2_K", 10, "Q2_K"),
+    ("Q2_K_S", 21, "Q2_K"),
+)
+"""Name -> file type, roughly from the largest to the smallest."""

@@ -14,6 +14,7 @@ from quantkit.calibration.sources import find_kind
 from quantkit.checkpoint.headers import WEIGHT_DTYPES
 from quantkit.checkpoint.source import find_folder
 from quantkit.errors import InputError, NotYetError, RecipeError, nearest
+from quantkit.ggml_types import FILE_TYPES
 from quantkit.recipe import (
     AUTO,
     QuantizeSpec,
@@ -31,7 +32,10 @@ RecipeLike = Recipe | str | os.PathLike[str]
 PLAIN = "safetensors"
 """Target of a conversion: a checkpoint with plain weights."""
 
-_TARGETS = {"compressed-tensors": True, PLAIN: True, "gguf": False, "onnx": False}
+GGUF = "gguf"
+"""Target of a conversion: a GGUF file, written `gguf:TYPE`."""
+
+_TARGETS = {"compressed-tensors": True, PLAIN: True, GGUF: True, "onnx": False}
 """Target of a conversion -> built."""
 
 
@@ -128,7 +132,13 @@ def check_gate_inputs(
 
 
 def check_convert_inputs(
-    source: str, to: str, output: Path, dtype: str | None, *, overwrite: bool
+    source: str,
+    to: str,
+    output: Path,
+    dtype: str | None,
+    imatrix: str | None = None,
+    *,
+    overwrite: bool,
 ) -> None:
     """The same for a conversion: what it goes to, and from what.
 
@@ -144,16 +154,33 @@ def check_convert_inputs(
     if not _TARGETS[name]:
         built = ", ".join(target for target, is_built in _TARGETS.items() if is_built)
         raise NotYetError(f"--to {to!r} is not yet built (built: {built})")
-    if name != to:
+    if name == GGUF:
+        _check_file_type(to)
+    elif name != to:
         raise InputError(f"--to {to!r}: {name} has no types to choose from, write --to {name}")
     if dtype is not None and dtype not in WEIGHT_DTYPES:
         known = ", ".join(WEIGHT_DTYPES)
         near = nearest(dtype, WEIGHT_DTYPES)
         raise InputError(f"--dtype {dtype!r} is unknown{near} (known: {known})")
     if dtype is not None and to != PLAIN:
-        raise InputError(f"--dtype goes with --to {PLAIN}: {to} keeps codes and scales as they are")
+        reason = "is a type of its own" if name == GGUF else "keeps codes and scales as they are"
+        raise InputError(f"--dtype goes with --to {PLAIN}: {to} {reason}")
+    if imatrix is not None and name != GGUF:
+        raise InputError(f"--imatrix goes with --to gguf:TYPE: {to} is not rounded anew")
+    if imatrix is not None and not Path(imatrix).is_file():
+        raise InputError(f"--imatrix {imatrix}: there is no such file")
     check_output(output, overwrite=overwrite)
     find_folder(source)
+
+
+def _check_file_type(to: str) -> None:
+    """Refuse a GGUF target without a type that there is."""
+    _, _, kind = to.partition(":")
+    if not kind:
+        raise InputError(f"--to {to!r} needs a type: write --to gguf:Q4_K_M")
+    if kind.upper() not in FILE_TYPES:
+        near = nearest(kind.upper(), FILE_TYPES)
+        raise InputError(f"--to {to!r} is unknown{near} (known: {', '.join(FILE_TYPES)})")
 
 
 def _needs_calibration(spec: QuantizeSpec) -> bool:

@@ -14,9 +14,10 @@ from quantkit.calibration.doctor import check_overlap, check_vocabulary
 from quantkit.checkpoint.reader import Checkpoint, hash_files, open_checkpoint
 from quantkit.checkpoint.source import resolve_source
 from quantkit.describe import describe_model, describe_plan, describe_windows, package_versions
+from quantkit.exports import plan_gguf_files
 from quantkit.inputs import LoadedRecipe, check_inputs
 from quantkit.planning import make_plan
-from quantkit.recipe import CalibrationSpec, GateSpec
+from quantkit.recipe import CalibrationSpec, GateSpec, Recipe
 from quantkit.records import Allocation, LinearPlan, Plan, TokenWindows
 
 
@@ -54,7 +55,7 @@ def prepare(loaded: LoadedRecipe, *, device: str, overwrite: bool, gate: bool) -
     check_inputs(loaded, overwrite=overwrite, gate=gate)
     chosen_device = choose_device(device)
     checkpoint = open_checkpoint(resolve_source(loaded.model))
-    plan = make_plan(recipe, checkpoint, gate=gate)
+    plan = plan_job(recipe, checkpoint, gate=gate)
     calibration = evaluation = None
     calibrated = needs_calibration(plan)
     if calibrated or gate:
@@ -81,6 +82,16 @@ def prepare(loaded: LoadedRecipe, *, device: str, overwrite: bool, gate: bool) -
     )
 
 
+def plan_job(recipe: Recipe, checkpoint: Checkpoint, *, gate: bool = True) -> Plan:
+    """Say what a job will do, its GGUF files included.
+
+    Raises:
+        InputError, ResourceError: as `make_plan`; or the checkpoint cannot become a GGUF file.
+    """
+    files = plan_gguf_files(recipe.export, checkpoint)
+    return make_plan(recipe, checkpoint, gate=gate, gguf=files)
+
+
 def settle(job: Job, allocation: Allocation) -> Job:
     """Return the job with the schemes chosen that its plan left open.
 
@@ -88,7 +99,8 @@ def settle(job: Job, allocation: Allocation) -> Job:
         InputError, ResourceError: as `make_plan`.
     """
     gate = job.evaluation is not None
-    plan = make_plan(job.loaded.recipe, job.checkpoint, gate=gate, allocation=allocation)
+    recipe, files = job.loaded.recipe, job.plan.gguf
+    plan = make_plan(recipe, job.checkpoint, gate=gate, allocation=allocation, gguf=files)
     others = (note for note in job.notes if note not in job.plan.notes)
     return replace(job, plan=plan, notes=(*plan.notes, *others))
 

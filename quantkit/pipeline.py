@@ -6,19 +6,19 @@ Only this module knows the order of the stages.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from quantkit.allocation import allocate, load_allocation, store_allocation
 from quantkit.blocks import (
     Draft,
+    encode_input_group,
     finish_block,
+    replay_encoded_group,
     replay_input_group,
     solve_input_group,
     solve_kv_cache,
@@ -31,15 +31,14 @@ from quantkit.checkpoint.structure import output_embedding_name
 from quantkit.describe import Stopwatch
 from quantkit.errors import RecipeError
 from quantkit.evidence import build_report, write_evidence
+from quantkit.exports import write_exports
 from quantkit.fisher import measure_fisher
-from quantkit.formats.compressed_tensors import write_compressed_tensors
 from quantkit.gating import (
     check_runtime,
     judge_artifact,
 )
 from quantkit.inputs import RecipeLike, check_inputs, load
-from quantkit.job import Job, depends_on, needs_calibration, prepare, settle
-from quantkit.planning import make_plan
+from quantkit.job import Job, depends_on, needs_calibration, plan_job, prepare, settle
 from quantkit.records import (
     Artifact,
     BlockPlan,
@@ -47,6 +46,7 @@ from quantkit.records import (
     GroupPlan,
     KvRecord,
     LayerRecord,
+    LayerStats,
     OpenChoice,
     Plan,
     Progress,
@@ -96,7 +96,8 @@ def plan(
     """
     loaded = load(recipe, model, output, overrides)
     check_inputs(loaded, overwrite=overwrite, output_needed=False)
-    return make_plan(loaded.recipe, open_checkpoint(resolve_source(loaded.model)))
+    checkpoint = open_checkpoint(resolve_source(loaded.model))
+    return plan_job(loaded.recipe, checkpoint)
 
 
 def quantize(
@@ -194,8 +195,8 @@ def _solve(job: Job, workspace: Workspace, tell: Progress) -> None:
         if block.index in stored:
             continue
         draft, tensors = Draft(), _read_block(job.checkpoint, block)
-        for group in _quantized_groups(block):
-            solve_input_group(group, None, tensors, draft, job.scale_dtype)
+        for group in _solved_groups(block):
+            _solve_group(job, group, None, tensors, draft, {})
         store_block(workspace, finish_block(block, draft))
         tell(_solved(block, todo, draft))
 
@@ -227,9 +228,9 @@ def _solve_in_walk(job: Job, workspace: Workspace, stored: frozenset[int], tell:
             if isinstance(stop, GroupStop):
                 if known is None and index in stored:
                     known = load_block(workspace, index)
-                if known is None and not draft.layers and stop.block.looks_at_whole_model:
+                if known is None and not draft.records and stop.block.looks_at_whole_model:
                     fishers = load_matrices(workspace, index)
-                _settle(stop, known, draft, job.scale_dtype, fishers)
+                _settle(job, stop, known, draft, fishers)
             elif job.plan.kv_cache is not None and index not in stored:
                 solve_kv_cache(stop.block, job.plan.kv_cache, stop.kv, draft, job.scale_dtype)
             if _is_last(stop, job.plan):
@@ -252,37 +253,56 @@ def _measure_fisher(job: Job, workspace: Workspace, stored: frozenset[int], tell
 
 
 def _settle(
+    job: Job,
     stop: GroupStop,
     known: SolvedBlock | None,
     draft: Draft,
-    scale_dtype: torch.dtype,
     fishers: Mapping[str, Tensor],
 ) -> None:
     """Let the walk go on with a group's quantized weights, solved now or in an earlier run."""
+    live: Mapping[str, Tensor] = {}
     if known is None:
-        live = solve_input_group(stop.group, stop.stats, stop.tensors, draft, scale_dtype, fishers)
-    else:
+        live = _solve_group(job, stop.group, stop.stats, stop.tensors, draft, fishers)
+    elif job.plan.gguf_leads:
+        live = replay_encoded_group(stop.group, known)
+    elif stop.group.quantized:
         live = replay_input_group(stop.group, known)
     for name, tensor in live.items():
         stop.replace(name, tensor)
+
+
+def _solve_group(
+    job: Job,
+    group: GroupPlan,
+    stats: LayerStats | None,
+    tensors: Mapping[str, Tensor],
+    draft: Draft,
+    fishers: Mapping[str, Tensor],
+) -> Mapping[str, Tensor]:
+    """Solve a group for every export; return the tensors of the one that leads the walk."""
+    whole, live = job.plan, {}
+    if group.quantized:
+        live = solve_input_group(group, stats, tensors, draft, job.scale_dtype, fishers)
+    encoded = encode_input_group(
+        group, stats, tensors, draft, whole.gguf, fishers, leads=whole.gguf_leads
+    )
+    return {**live, **encoded}
 
 
 def _is_last(stop: GroupStop | BlockEnd, whole: Plan) -> bool:
     """Whether nothing of the block is left to be solved after this stop."""
     if isinstance(stop, BlockEnd):
         return True
-    return whole.kv_cache is None and stop.group is _quantized_groups(stop.block)[-1]
+    return whole.kv_cache is None and stop.group is _solved_groups(stop.block)[-1]
 
 
 def _blocks_to_solve(whole: Plan) -> list[BlockPlan]:
     """The blocks of which something is stored."""
-    return [
-        block for block in whole.blocks if whole.kv_cache is not None or _quantized_groups(block)
-    ]
+    return [block for block in whole.blocks if whole.kv_cache is not None or _solved_groups(block)]
 
 
-def _quantized_groups(block: BlockPlan) -> list[GroupPlan]:
-    return [group for group in block.groups if group.quantized]
+def _solved_groups(block: BlockPlan) -> list[GroupPlan]:
+    return [group for group in block.groups if group.solved]
 
 
 def _solved(block: BlockPlan, todo: Sequence[BlockPlan], draft: Draft) -> Event:
@@ -312,24 +332,13 @@ def _read_outside(checkpoint: Checkpoint, whole: Plan, skeleton: nn.Module) -> M
 
 def _write(job: Job, workspace: Workspace, partial: Path, tell: Progress) -> list[Artifact]:
     """Write every export of the recipe."""
-    exports = job.loaded.recipe.export
     stored = stored_blocks(workspace)
 
     def block(index: int) -> SolvedBlock:
         return load_block(workspace, index) if index in stored else SolvedBlock(index, (), {}, ())
 
-    artifacts = []
-    for number, export in enumerate(exports):
-        tell(Event("write", number, len(exports), export.format))
-        folder = partial / export.format
-        shutil.rmtree(folder, ignore_errors=True)
-        artifacts.append(
-            write_compressed_tensors(
-                job.checkpoint, job.plan, block, folder, export.max_shard_bytes
-            )
-        )
-    tell(Event("write", len(exports), len(exports)))
-    return artifacts
+    exports = job.loaded.recipe.export
+    return write_exports(job.checkpoint, job.plan, exports, block, partial, tell, job.calibration)
 
 
 def _layer_records(whole: Plan, workspace: Workspace) -> list[LayerRecord]:

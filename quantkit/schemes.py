@@ -164,12 +164,12 @@ KV_CACHES: Mapping[str, bool] = MappingProxyType({"none": True, "fp8": True, "fp
 key/value head."""
 
 FORMATS: Mapping[str, bool] = MappingProxyType(
-    {"compressed-tensors": True, "gguf": False, "onnx": False}
+    {"compressed-tensors": True, "gguf": True, "onnx": False}
 )
 """Export format -> built."""
 
 RUNTIMES: Mapping[str, bool] = MappingProxyType(
-    {"auto": True, "transformers": True, "vllm": True, "llama.cpp": False, "onnxruntime": False}
+    {"auto": True, "transformers": True, "vllm": True, "llama.cpp": True, "onnxruntime": False}
 )
 """Runtime of the gate -> built."""
 
@@ -207,6 +207,11 @@ RUNTIME_NOTES: Mapping[tuple[str, str], str] = MappingProxyType(
 """(scheme, runtime) -> what a plan should tell its reader."""
 
 RUNTIME_SCHEMES: Mapping[str, frozenset[str]] = MappingProxyType(
-    {"transformers": frozenset(SCHEMES), "vllm": frozenset(SCHEMES)}
+    {
+        "transformers": frozenset(SCHEMES),
+        "vllm": frozenset(SCHEMES),
+        # Its files have types of their own (quantkit/ggml_types.py).
+        "llama.cpp": frozenset({"none"}),
+    }
 )
 """Runtime -> the schemes that it has on some machine; RUNTIME_NOTES says what it needs for them."""

@@ -131,6 +131,8 @@ def store_block(workspace: Workspace, block: SolvedBlock) -> None:
     # Cloned: what is written may share no memory, and a replayed bias is that of the artifact.
     tensors |= {f"replay:{name}": tensor.clone() for name, tensor in block.replay.items()}
     tensors |= {f"added:{name}": tensor for name, tensor in block.added.items()}
+    tensors |= {f"encoded:{name}": tensor for name, tensor in block.encoded.items()}
+    tensors |= {f"importance:{name}": tensor for name, tensor in block.importance.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = {
         "index": block.index,
@@ -258,6 +260,8 @@ def _read_block(path: Path) -> SolvedBlock:
         records=_records(about),
         replay=_with_prefix(tensors, "replay:"),
         added=_with_prefix(tensors, "added:"),
+        encoded=_with_prefix(tensors, "encoded:"),
+        importance=_with_prefix(tensors, "importance:"),
         kv=_kv_record(about),
     )
 

@@ -319,7 +319,8 @@ def test_a_model_that_is_not_quantized_is_sent_to_quantize(model: Path, tmp_path
 @pytest.mark.parametrize(
     ("to", "dtype", "error", "says"),
     [
-        ("gguf:Q4_K_M", None, NotYetError, "--to 'gguf:Q4_K_M' is not yet built"),
+        ("gguf", None, InputError, "--to 'gguf' needs a type: write --to gguf:Q4_K_M"),
+        ("gguf:Q4_KM", None, InputError, "did you mean 'Q4_K_M'"),
         ("onnx", None, NotYetError, "--to 'onnx' is not yet built"),
         ("safetensor", None, InputError, "did you mean 'safetensors'"),
         ("safetensors:f32", None, InputError, "write --to safetensors"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from quantkit.errors import CheckpointError, InputError, RecipeError
-from quantkit.evidence import read_evidence
+from quantkit.evidence import find_runtime, read_evidence
 from quantkit.gating import check_interpreter, check_recorded_files, find_gate_spec
 from quantkit.recipe import GateSpec, Recipe
 
@@ -97,8 +97,26 @@ def test_evidence_is_found_around_the_artifact_and_must_be_whole(tmp_path: Path)
 
 def test_a_runtime_that_is_not_here_is_refused_with_what_to_name() -> None:
     """vLLM lives in an environment of its own; transformers is always here."""
-    check_interpreter(GateSpec(data="x"))
+    check_interpreter(GateSpec(data="x"), "compressed-tensors")
     with pytest.raises(InputError, match=r"--set gate\.python\.vllm=/path/to/python"):
-        check_interpreter(GateSpec(data="x", runtime="vllm"))
+        check_interpreter(GateSpec(data="x", runtime="vllm"), "compressed-tensors")
+    nowhere = GateSpec(data="x", runtime="vllm", python={"vllm": "/nowhere/python"})
     with pytest.raises(InputError, match="there is no such program"):
-        check_interpreter(GateSpec(data="x", runtime="vllm", python={"vllm": "/nowhere/python"}))
+        check_interpreter(nowhere, "compressed-tensors")
+
+
+def test_gguf_files_are_for_llama_cpp_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` finds it; another runtime is refused, as is llama.cpp for other artifacts."""
+    assert find_runtime(GateSpec(data="x"), "gguf") == "llama.cpp"
+    assert find_runtime(GateSpec(data="x"), "compressed-tensors") == "transformers"
+    check_interpreter(GateSpec(data="x"), "gguf")
+    with pytest.raises(InputError, match=r"transformers does not load gguf: set .* llama\.cpp for"):
+        check_interpreter(GateSpec(data="x", runtime="transformers"), "gguf")
+    with pytest.raises(InputError, match=r"llama\.cpp does not load compressed-tensors: set"):
+        check_interpreter(GateSpec(data="x", runtime="llama.cpp"), "compressed-tensors")
+    nowhere = GateSpec(data="x", python={"transformers": "/nowhere/python"})
+    with pytest.raises(InputError, match="there is no such program"):
+        check_interpreter(nowhere, "gguf")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'pip install "quantkit\[llama-cpp\]"'):
+        check_interpreter(GateSpec(data="x"), "gguf")

@@ -20,6 +20,7 @@ LAYERS = (
     {"allocation"},
     {"fisher"},
     {"formats", "inputs", "running"},
+    {"exports"},
     {"conversion"},
     {"job"},
     {"judging"},

@@ -420,14 +420,14 @@ def test_scheme_that_the_format_lacks_is_a_problem(picos: dict[str, Checkpoint])
         {
             "version": 1,
             "quantize": {"group_size": 32, "method": "rtn"},
-            "export": [{"format": "gguf"}],
+            "export": [{"format": "onnx"}],
             "calibration": CALIBRATION,
             "gate": GATE,
         }
     )
 
     assert problems_of(recipe, picos["llama"]) == (
-        "format gguf has no scheme w4a16; it has none that is built",
+        "format onnx has no scheme w4a16; it has none that is built",
     )
 
 

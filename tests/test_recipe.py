@@ -26,6 +26,7 @@ from quantkit.recipe import (
     QuantizeSpec,
     Recipe,
     TaskSpec,
+    TypeOverride,
     find_recipe,
     json_schema,
     load_recipe,
@@ -297,7 +298,7 @@ def not_built() -> list[tuple[str, dict[str, Any]]]:
         rows += [(name, {"gate": {"data": "x", "runtime": name}})] * (not built)
     rows.append(("lm-eval", {"gate": {"data": "x", "tasks": ["arc_easy"]}}))
     rows.append(("Hub", {"publish": {"repo": "a/b"}}))
-    rows.append(("type", {"export": [{"type": "Q4_K_M"}]}))
+    rows.append(("precision", {"export": [{"precision": "int4"}]}))
     return rows
 
 
@@ -307,6 +308,50 @@ def test_what_is_not_built_yet_is_refused_and_never_ignored(
 ) -> None:
     """A known key whose feature is missing is not a misspelling, and not a no-op either."""
     with pytest.raises(NotYetError, match=f"{re.escape(word)}.* is not yet built"):
+        validate({"version": 1, **tree})
+
+
+# --- exports
+
+
+def test_types_of_gguf_files_are_written_in_any_case() -> None:
+    """llama.cpp's names are in capitals; a folder pattern keeps its case."""
+    override = {"match": "*.down_proj.weight", "type": "q6_k"}
+    recipe = validate(
+        {
+            "version": 1,
+            "export": [{"format": "gguf", "type": "q4_k_m", "overrides": [override]}],
+        }
+    )
+    assert recipe.export[0].type == "Q4_K_M"
+    assert recipe.export[0].overrides[0].type == "Q6_K"
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        ({"export": [{"format": "gguf"}]}, "a gguf export needs a type, for instance Q4_K_M"),
+        ({"export": [{"format": "gguf", "type": "Q4_KM"}]}, "did you mean 'Q4_K_M'?"),
+        ({"export": [{"type": "Q4_K_M"}]}, "type belongs to the format gguf"),
+        ({"export": [{"pre_tokenizer": "qwen2"}]}, "pre_tokenizer belongs to the format gguf"),
+        ({"export": [{"format": "gguf", "type": "Q4_0"}] * 2}, "export names a format twice"),
+        (
+            {"export": [{"format": "gguf", "type": "Q4_0"}], "quantize": {"kv_cache": "fp8"}},
+            "quantize.kv_cache is for formats with schemes, and the only format is gguf",
+        ),
+        (
+            {"export": [{"format": "gguf", "type": "Q4_0"}], "quantize": {"ignore": ["*.0.*"]}},
+            "quantize.ignore is for formats with schemes, and the only format is gguf",
+        ),
+        (
+            {"export": [{"format": "gguf", "type": "Q4_0", "overrides": [{"mach": "*"}]}]},
+            "unknown key 'mach'; did you mean 'match'?",
+        ),
+    ],
+)
+def test_exports_that_contradict_themselves_are_refused(tree: dict[str, Any], says: str) -> None:
+    """What a format has no place for is never ignored."""
+    with pytest.raises(RecipeError, match=re.escape(says)):
         validate({"version": 1, **tree})
 
 
@@ -466,6 +511,7 @@ def key_tables() -> str:
         ("`quantize`", QuantizeSpec),
         ("Items of `quantize.overrides`", Override),
         ("Items of `export`", ExportSpec),
+        ("Items of `overrides` of an export", TypeOverride),
         ("`gate`", GateSpec),
         ("Items of `gate.tasks` (not yet)", TaskSpec),
         ("`publish` (not yet)", PublishSpec),
@@ -478,7 +524,7 @@ def key_tables() -> str:
         for key, field in spec.model_fields.items():
             words = properties["properties"][key].get("enum", ())
             choices = f": {', '.join(choice(word) for word in words)}" if words else ""
-            later = " (not yet)" if key in {"type", "precision", "tasks", "publish"} else ""
+            later = " (not yet)" if key in {"precision", "tasks", "publish"} else ""
             meaning = f"{field.description}{choices}{later}".replace("|", "\\|")
             rows.append(f"| `{key}` | {default_of(field)} | {meaning} |")
         rows.append("")

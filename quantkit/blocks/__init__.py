@@ -8,7 +8,16 @@ same function, up to rounding.
 """
 
 from quantkit.blocks.draft import Draft, finish_block, replay_input_group
+from quantkit.blocks.encoding import encode_input_group, replay_encoded_group
 from quantkit.blocks.kv import solve_kv_cache
 from quantkit.blocks.solving import solve_input_group
 
-__all__ = ["Draft", "finish_block", "replay_input_group", "solve_input_group", "solve_kv_cache"]
+__all__ = [
+    "Draft",
+    "encode_input_group",
+    "finish_block",
+    "replay_encoded_group",
+    "replay_input_group",
+    "solve_input_group",
+    "solve_kv_cache",
+]

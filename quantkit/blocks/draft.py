@@ -27,6 +27,8 @@ class Draft:
     replay: dict[str, Tensor] = field(default_factory=dict)
     added: dict[str, Tensor] = field(default_factory=dict)
     kv: KvRecord | None = None
+    encoded: dict[str, Tensor] = field(default_factory=dict)
+    importance: dict[str, Tensor] = field(default_factory=dict)
 
 
 def finish_block(block: BlockPlan, draft: Draft) -> SolvedBlock:
@@ -39,6 +41,8 @@ def finish_block(block: BlockPlan, draft: Draft) -> SolvedBlock:
         dict(draft.replay),
         dict(draft.added),
         draft.kv,
+        dict(draft.encoded),
+        dict(draft.importance),
     )
 
 

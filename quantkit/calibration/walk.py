@@ -137,7 +137,7 @@ def walk(
         for number, block in enumerate(blocks):
             tensors = {name: tensor.to(device) for name, tensor in load_block(block).items()}
             _fill(model, tensors, device, dtype)
-            groups = [group for group in block.groups if group.quantized]
+            groups = [group for group in block.groups if group.solved]
             places = [*(group.linears[0].name for group in groups), *_next(blocks, number)]
             ahead = _advance(originals, places[0]) if places else []
             for position, group in enumerate(groups):
@@ -303,7 +303,7 @@ def _hooked(model: nn.Module, blocks: Sequence[BlockPlan], dtype: torch.dtype) -
                 module.register_forward_pre_hook(at_block(block.prefix), with_kwargs=True)
             )
             for group in block.groups:
-                if group.quantized:
+                if group.solved:
                     first = group.linears[0].name
                     linear = model.get_submodule(first)
                     handles.append(linear.register_forward_pre_hook(at_group(first)))

@@ -69,7 +69,7 @@ def build_unchecked(checkpoint: Checkpoint, *, experts: str | None = None) -> nn
     Raises:
         CheckpointError: transformers cannot build it, or the checkpoint is quantized already.
     """
-    config = _read_config(checkpoint)
+    config = read_config(checkpoint)
     try:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
@@ -102,8 +102,12 @@ def summarize_names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names))
 
 
-def _read_config(checkpoint: Checkpoint) -> Any:
-    """Make transformers' config from the checkpoint's, without anything that names code."""
+def read_config(checkpoint: Checkpoint) -> Any:
+    """Make transformers' config from the checkpoint's, without anything that names code.
+
+    Raises:
+        CheckpointError: transformers does not know or refuses it, or the checkpoint is quantized.
+    """
     config, path = checkpoint.config, _config_path(checkpoint)
     if _is_quantized(config):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""`quantkit convert`: a quantized checkpoint into another format."""
+"""`quantkit convert`: a checkpoint into another format, without data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="A GPTQ, AWQ, FP8 or compressed-tensors model: Hub id or folder."
+            metavar="SRC",
+            help="A model, plain or GPTQ, AWQ, FP8, compressed-tensors: Hub id or folder.",
         ),
     ],
     to: Annotated[
@@ -32,7 +33,8 @@ def convert(
         typer.Option(
             "--to",
             metavar="FORMAT",
-            help="compressed-tensors: the same codes; safetensors: the weights they stand for.",
+            help="compressed-tensors: the same codes; safetensors: the weights they stand for; "
+            "gguf:TYPE, for instance gguf:Q4_K_M: of plain weights.",
         ),
     ],
     output: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Folder to make.")],
@@ -44,19 +46,37 @@ def convert(
             help="Of weights in safetensors: float32 (exact), float16, bfloat16.",
         ),
     ] = None,
+    imatrix: Annotated[
+        str | None,
+        typer.Option(
+            "--imatrix",
+            metavar="FILE",
+            help="llama.cpp's importance matrix, .gguf or .dat, for --to gguf:TYPE.",
+        ),
+    ] = None,
+    pre_tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--pre-tokenizer",
+            metavar="NAME",
+            help="llama.cpp's name of it, where it is not recognised, for --to gguf:TYPE.",
+        ),
+    ] = None,
     overwrite: OverwriteOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Reply:
-    """Write a quantized model in another format; its codes are not rounded again."""
+    """Write a model in another format, without data; codes of a quantized one are kept."""
     # What the files alone can refuse is answered before torch is loaded, which takes seconds.
-    check_convert_inputs(source, to, Path(output), dtype, overwrite=bool(overwrite))
+    check_convert_inputs(source, to, Path(output), dtype, imatrix, overwrite=bool(overwrite))
+    chosen = given(dtype=dtype, imatrix=imatrix, pre_tokenizer=pre_tokenizer, overwrite=overwrite)
     with show_progress(quiet) as progress:
         made = quantkit.convert(
             source,
             to=to,
             output=output,
-            **given(dtype=dtype, overwrite=overwrite, progress=progress),
+            **chosen,
+            **given(progress=progress),
         )
     return Reply(_document(made), _lines(made))
 
@@ -70,8 +90,8 @@ def _lines(made: Conversion) -> list[Any]:
     artifact = made.artifact
     rows = (
         ("from", f"{made.source} ({made.source_format})"),
-        ("to", f"{artifact.folder} ({artifact.format})"),
-        ("layers", str(made.layers)),
+        ("to", f"{artifact.path} ({artifact.file_type or artifact.format})"),
+        *((("layers", str(made.layers)),) if made.layers else ()),
         ("size", format_bytes(artifact.tensor_bytes)),
         ("bits per weight", f"{artifact.bits_per_weight:.2f}"),
     )

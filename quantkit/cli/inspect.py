@@ -14,24 +14,32 @@ from quantkit.cli.options import JsonOption, QuietOption
 from quantkit.report.rounding import format_bytes
 
 if TYPE_CHECKING:
-    from quantkit.formats.inspect import InspectedLayer, Inspection
+    from quantkit.formats.inspected import InspectedLayer, Inspection
 
 EXAMPLE = "Example: quantkit inspect artifacts/model-awq4"
 
 
 def inspect(
     artifact: Annotated[
-        str, typer.Argument(metavar="ARTIFACT", help="Folder of a quantized model, or its output.")
+        str,
+        typer.Argument(
+            metavar="ARTIFACT", help="Folder of a quantized model, its output, or a GGUF file."
+        ),
     ],
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Reply:
     """Show what is in an artifact: schemes, sizes, bits per weight, and what is wrong with it.
 
-    Reads the config and the headers only; works on anybody's compressed-tensors folder.
+    Reads the config and the headers only; works on anybody's compressed-tensors folder or GGUF
+    file.
     """
     found = quantkit.inspect(artifact)
-    document = {**asdict(found), "folder": str(found.folder)}
+    document = {
+        **asdict(found),
+        "folder": str(found.folder),
+        "file": None if found.file is None else str(found.file),
+    }
     return Reply(document, _lines(found), exit_code=2 if found.problems else 0)
 
 
@@ -49,6 +57,7 @@ def _lines(found: Inspection) -> list[Any]:
         ("tensors", tensors),
         *(("matrices", f"{count} x {storage}") for storage, count in layers.most_common()),
         *((("kv cache", found.kv_cache),) if found.kv_cache != "none" else ()),
+        *found.details.items(),
         ("verdict", found.verdict or "none recorded"),
     )
     return [make_table(rows), *(f"problem: {problem}" for problem in found.problems)]

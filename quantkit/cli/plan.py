@@ -21,7 +21,7 @@ from quantkit.cli.options import (
     one_model,
 )
 from quantkit.inputs import check_inputs, load
-from quantkit.records import LinearPlan, OpenChoice, Plan
+from quantkit.records import GgufPlan, LinearPlan, OpenChoice, Plan
 from quantkit.report.rounding import format_bytes, format_ratio
 
 EXAMPLE = "Example: quantkit plan MODEL --recipe awq4"
@@ -67,6 +67,15 @@ def _document(plan: Plan) -> dict[str, Any]:
         "disk_bytes": plan.disk_bytes,
         "notes": list(plan.notes),
         "choice": None if plan.choice is None else _choice_document(plan.choice),
+        "gguf": [
+            {
+                "type": file.type,
+                "tensor_bytes": file.tensor_bytes,
+                "bits_per_weight": 8 * file.tensor_bytes / plan.parameters,
+                "types": dict(Counter(file.types.values())),
+            }
+            for file in plan.gguf
+        ],
         "linears": [_linear(linear, linear.name in undecided) for linear in plan.linears],
     }
 
@@ -106,7 +115,8 @@ def _choice_document(choice: OpenChoice) -> dict[str, Any]:
 def _lines(plan: Plan) -> list[Any]:
     linears = plan.linears
     undecided = set() if plan.choice is None else _open_names(plan.choice)
-    treatments = Counter(_treatment(linear) for linear in linears if linear.name not in undecided)
+    settled = [] if plan.gguf_leads else [each for each in linears if each.name not in undecided]
+    treatments = Counter(_treatment(linear) for linear in settled)
     size, original = format_bytes(plan.artifact_bytes), format_bytes(plan.baseline_bytes)
     ratio = format_ratio(plan.artifact_bytes, plan.baseline_bytes)
     most = "" if plan.choice is None else "at most "
@@ -120,6 +130,7 @@ def _lines(plan: Plan) -> list[Any]:
         *(() if plan.choice is None else _choice_rows(plan.choice, len(undecided))),
         ("size", f"{most}{size} of {original}, {ratio}"),
         ("bits per weight", f"{most}{plan.bits_per_weight:.2f}"),
+        *((f"gguf {file.type}", _describe_file(file, plan)) for file in plan.gguf),
         (
             "memory",
             f"{format_bytes(_memory(plan))} besides the libraries: one block, its inputs, "
@@ -129,6 +140,14 @@ def _lines(plan: Plan) -> list[Any]:
         *(("note", note) for note in plan.notes),
     )
     return [make_table(rows), "No problem found."]
+
+
+def _describe_file(file: GgufPlan, plan: Plan) -> str:
+    """Size of a GGUF file's tensors, and how many of them have which type."""
+    counts = Counter(file.types.values()).most_common()
+    types = ", ".join(f"{count} x {name}" for name, count in counts)
+    bits = 8 * file.tensor_bytes / plan.parameters
+    return f"{format_bytes(file.tensor_bytes)}, {bits:.2f} bits per weight: {types}"
 
 
 def _open_names(choice: OpenChoice) -> set[str]:

@@ -85,8 +85,10 @@ def _size(report: Report, size: int) -> str:
 
 
 def _serve_command(artifacts: Sequence[Artifact]) -> str | None:
-    """The command that serves the first artifact that vLLM reads."""
+    """The command that serves the first artifact."""
     for artifact in artifacts:
         if artifact.format == "compressed-tensors":
             return shlex.join(["vllm", "serve", str(artifact.folder)])
+        if artifact.format == "gguf":
+            return shlex.join(["llama-server", "-m", str(artifact.path)])
     return None

@@ -25,7 +25,10 @@ _MOST_NAMES = 5
 
 def verify(
     artifact: Annotated[
-        str, typer.Argument(metavar="ARTIFACT", help="Folder of a quantized model, or its output.")
+        str,
+        typer.Argument(
+            metavar="ARTIFACT", help="Folder of a quantized model, its output, or a GGUF file."
+        ),
     ],
     against: Annotated[
         str | None,
@@ -38,16 +41,22 @@ def verify(
 ) -> Reply:
     """Check that an artifact is well-formed, complete and finite, and say which runtimes serve it.
 
-    Reads every tensor; works on anybody's compressed-tensors folder and on plain checkpoints.
+    Reads every tensor; works on anybody's compressed-tensors folder or GGUF file and on plain
+    checkpoints.
     """
     found = quantkit.verify(artifact, against=against)
-    document = {**asdict(found), "folder": str(found.folder)}
+    document = {
+        **asdict(found),
+        "folder": str(found.folder),
+        "file": None if found.file is None else str(found.file),
+    }
     return Reply(document, _lines(found), exit_code=2 if found.problems else 0)
 
 
 def _lines(found: Verification) -> list[Any]:
     rows = (
         ("folder", str(found.folder)),
+        *((("file", found.file.name),) if found.file is not None else ()),
         ("format", found.format),
         ("scheme", found.scheme),
         *((("kv cache", found.kv_cache),) if found.kv_cache != "none" else ()),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from quantkit.checkpoint.headers import ITEM_BYTES, read_json
 from quantkit.checkpoint.reader import Checkpoint
@@ -19,6 +19,8 @@ from quantkit.formats.config_groups import (
     is_ignored,
 )
 from quantkit.formats.decode import CODE_DTYPES, find_layout, open_artifact
+from quantkit.formats.gguf.inspection import GGUF, find_gguf, inspect_gguf
+from quantkit.formats.inspected import InspectedLayer, Inspection
 from quantkit.formats.kv_scales import find_cache_problems, name_cache
 from quantkit.formats.layouts import PACKED, SCALE, WEIGHT, name_scheme
 from quantkit.formats.readers.description import is_foreign
@@ -47,7 +49,7 @@ _QUANTIZATION_PARAMETERS = (
 )
 """Last parts of the names of tensors that are not weights of the model."""
 
-_OTHER_FILES = {".gguf": "GGUF", ".onnx": "ONNX"}
+_OTHER_FILES = {".onnx": "ONNX"}
 _OTHER_CONFIGS = {"hf_quant_config.json": "ModelOpt"}
 _OTHER_METHODS = {"modelopt": "ModelOpt"}
 _FORMATS = (
@@ -60,63 +62,23 @@ _FORMATS = (
 )
 
 
-@dataclass(frozen=True)
-class InspectedLayer:
-    """One matrix of the model as it is stored."""
-
-    name: str
-    scheme: str
-    """quantkit's name of the scheme where it has one; `none` for floating point."""
-    group_size: int | None
-    """Columns that share a scale; None: `sharing` says what does."""
-    bits: int
-    """Bits of one stored weight, scales not counted."""
-    shape: tuple[int, ...]
-    """Of the weight, [O, I]."""
-    size: int
-    """Bytes of all tensors of the layer, scales included, bias not."""
-    sharing: str = "none"
-    """What shares a scale: `group`, `channel`, `tensor`, `block`, or `none` for no scales."""
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What an artifact holds."""
-
-    folder: Path
-    """Where config.json and the weights are."""
-    format: str
-    scheme: str
-    """The schemes of the quantized layers in a few words, most used first; or `none`."""
-    architecture: str
-    layers: tuple[InspectedLayer, ...]
-    tensors: Mapping[str, int]
-    """dtype -> number of tensors."""
-    parameters: int
-    """Weights of the model; scales, zero points and shapes do not count."""
-    tensor_bytes: int
-    bits_per_weight: float
-    """8 * tensor_bytes / parameters."""
-    quantization_config: Mapping[str, Any] | None
-    kv_cache: str
-    """Of the key/value cache: `none`, `fp8`, `fp8_per_head`, or what config.json says of it."""
-    verdict: Verdict | None
-    """The gate's, where quantkit.json lies beside and has one."""
-    problems: tuple[str, ...]
-    """What is wrong with the artifact, one line each."""
-
-
 def inspect_artifact(path: Path) -> Inspection:
     """Look into an artifact.
 
     Args:
-        path: an output folder of quantkit, a compressed-tensors, GPTQ, AWQ or FP8 folder, or a
-            checkpoint.
+        path: an output folder of quantkit, a compressed-tensors, GPTQ, AWQ or FP8 folder, a
+            checkpoint, a GGUF file or a folder with one.
 
     Raises:
         ArtifactError: nothing is there, it is of a format that is not read yet, or its files are
             damaged.
     """
+    file = find_gguf(path)
+    if file is not None:
+        found = inspect_gguf(file)
+        recorded: list[str] = []
+        verdict = _find_verdict(found.folder, recorded)
+        return replace(found, verdict=verdict, problems=(*found.problems, *recorded))
     folder = _find_folder(path)
     artifact = open_artifact(folder)
     description = artifact.config.get("quantization_config")
@@ -184,7 +146,7 @@ def _find_folder(path: Path) -> Path:
 def _not_yet(path: Path, name: str) -> str:
     return (
         f"{path} holds {name}, which cannot be read yet "
-        f"(known: compressed-tensors, GPTQ, AWQ, FP8, checkpoints that are not quantized)"
+        f"(known: compressed-tensors, GPTQ, AWQ, FP8, GGUF, checkpoints that are not quantized)"
     )
 
 
@@ -328,10 +290,10 @@ def find_evidence(folder: Path) -> Path | None:
     """Return the quantkit.json of the output that `folder` is, or that it lies in as its artifact.
 
     Args:
-        folder: where the config and the weights are, as in `Inspection.folder`.
+        folder: where the weights are, as in `Inspection.folder`.
     """
     places = [folder]
-    if folder.absolute().name == COMPRESSED_TENSORS:
+    if folder.absolute().name in (COMPRESSED_TENSORS, GGUF):
         places.append(folder.absolute().parent)
     files = (place / "quantkit.json" for place in places)
     return next((file for file in files if file.is_file()), None)

@@ -26,7 +26,8 @@ from quantkit.durable import sync, write_atomically
 from quantkit.errors import writing
 
 INDEX_NAME = "model.safetensors.index.json"
-_BESIDE = ".writing"
+BESIDE = ".writing"
+"""Ending of a file that is not whole yet."""
 
 DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType(
     {dtype: name for name, dtype in DTYPES.items()}
@@ -101,16 +102,16 @@ def write_shards(
     files = [_file_name(position, len(shards)) for position in range(len(shards))]
     hashes = {}
     source = iter(contents)
-    with _appearing_together(folder, [*files, INDEX_NAME] if len(files) > 1 else files):
+    with appearing_together(folder, [*files, INDEX_NAME] if len(files) > 1 else files):
         for file, shard in zip(files, shards, strict=True):
             with writing(folder / file):
-                hashes[file] = _write_file(folder / (file + _BESIDE), shard, source)
+                hashes[file] = _write_file(folder / (file + BESIDE), shard, source)
         if (extra := next(source, None)) is not None:
             raise ValueError(f"tensor {extra[0]} was not announced")
         if len(shards) > 1:
             index = _encode(_index(files, shards))
             with writing(folder / INDEX_NAME):
-                hashes[INDEX_NAME] = _write_bytes(folder / (INDEX_NAME + _BESIDE), index)
+                hashes[INDEX_NAME] = _write_bytes(folder / (INDEX_NAME + BESIDE), index)
     return hashes
 
 
@@ -130,7 +131,7 @@ def write_document(path: Path, document: Mapping[str, object]) -> str:
 
 
 @contextmanager
-def _appearing_together(folder: Path, names: Sequence[str]) -> Iterator[None]:
+def appearing_together(folder: Path, names: Sequence[str]) -> Iterator[None]:
     """Give files that are written beside their final names these names, or remove them all.
 
     Raises:
@@ -141,12 +142,12 @@ def _appearing_together(folder: Path, names: Sequence[str]) -> Iterator[None]:
         yield
         with writing(folder):
             for name in names:
-                (folder / (name + _BESIDE)).replace(folder / name)
+                (folder / (name + BESIDE)).replace(folder / name)
             sync(folder)
         finished = True
     finally:
         for name in names:
-            (folder / (name + _BESIDE)).unlink(missing_ok=True)
+            (folder / (name + BESIDE)).unlink(missing_ok=True)
             if not finished:
                 (folder / name).unlink(missing_ok=True)
 

@@ -13,7 +13,11 @@ from quantkit.formats.comparison import Comparison, compare_artifact
 from quantkit.formats.completeness import check_completeness
 from quantkit.formats.config_groups import count_malformed_groups
 from quantkit.formats.decode import list_layers, open_artifact
-from quantkit.formats.inspect import COMPRESSED_TENSORS, PLAIN, Inspection, inspect_artifact
+from quantkit.formats.gguf.comparison import compare_gguf
+from quantkit.formats.gguf.inspection import open_gguf_artifact
+from quantkit.formats.gguf.verification import check_gguf, find_gguf_support
+from quantkit.formats.inspect import COMPRESSED_TENSORS, PLAIN, inspect_artifact
+from quantkit.formats.inspected import Inspection
 from quantkit.formats.reader_rules import ClaimedLayer, check_fused, check_layers, claim_layers
 from quantkit.formats.runtimes import RuntimeSupport, find_support
 from quantkit.formats.stored_values import check_cache_scales, check_codes, check_values
@@ -26,7 +30,7 @@ class Verification:
     """What was checked, and what came of it."""
 
     folder: Path
-    """Where config.json and the weights are."""
+    """Where the weights are, and config.json where the format has one."""
     format: str
     scheme: str
     kv_cache: str
@@ -40,24 +44,30 @@ class Verification:
     runtimes: tuple[RuntimeSupport, ...]
     comparison: Comparison | None
     """None: no base was given."""
+    file: Path | None = None
+    """The GGUF file, or its first part; None for the formats that are folders."""
 
 
 def verify_artifact(path: Path, against: str | None = None) -> Verification:
     """Check every tensor of an artifact, or of a checkpoint, against what its readers expect.
 
     Args:
-        path: an output folder of quantkit, a compressed-tensors folder, or a checkpoint.
+        path: an output folder of quantkit, a compressed-tensors folder, a checkpoint, a GGUF file
+            or a folder with one.
         against: folder, Hub id or id@revision of the checkpoint that it was made from.
 
     Raises:
-        ArtifactError: nothing is there that can be read.
+        ArtifactError: nothing is there that can be read, or a GGUF file is of another model than
+            `against`.
         CheckpointError: `against` cannot be read, or is quantized itself.
     """
     found = inspect_artifact(path)
+    if found.file is not None:
+        return _verify_gguf(found, found.file, against)
     if found.format not in (COMPRESSED_TENSORS, PLAIN):
         raise ArtifactError(
-            f"{path} is {found.format}: what is verified is {COMPRESSED_TENSORS} and checkpoints "
-            f"that are not quantized"
+            f"{path} is {found.format}: what is verified is {COMPRESSED_TENSORS}, GGUF and "
+            f"checkpoints that are not quantized"
         )
     base = None if against is None else open_checkpoint(resolve_source(against))
     artifact = open_artifact(found.folder)
@@ -85,6 +95,29 @@ def verify_artifact(path: Path, against: str | None = None) -> Verification:
         notes=(*complete.notes, *_find_notes(artifact, found)),
         runtimes=find_support(claimed, found.kv_cache),
         comparison=comparison,
+    )
+
+
+def _verify_gguf(found: Inspection, file: Path, against: str | None) -> Verification:
+    """Check a GGUF file for llama.cpp."""
+    base = None if against is None else open_checkpoint(resolve_source(against))
+    artifact = open_gguf_artifact(file)
+    checked = check_gguf(artifact)
+    comparison = None if base is None else compare_gguf(artifact, base)
+    problems = [*found.problems, *checked.problems]
+    problems += () if comparison is None else comparison.problems
+    return Verification(
+        folder=found.folder,
+        format=found.format,
+        scheme=found.scheme,
+        kv_cache=found.kv_cache,
+        tensors=len(artifact.tensors),
+        layers=sum(layer.scheme != "none" for layer in found.layers),
+        problems=tuple(dict.fromkeys(problems)),
+        notes=checked.notes,
+        runtimes=(find_gguf_support(artifact),),
+        comparison=comparison,
+        file=file,
     )
 
 

@@ -14,19 +14,27 @@ from typing import Any
 import numpy as np
 import torch
 
+from quantkit.calibration.tokenizer import load_tokenizer
 from quantkit.errors import ArtifactError, CalibrationError
 from quantkit.judging.suspicions import compare_generations, compare_unexpected
+from quantkit.judging.tokens import collect_texts, compare_tokens
 from quantkit.judging.worker import Pair, Worker, running_pair, worker_command, worker_threads
 from quantkit.numerics.divergence import compare_logits
 from quantkit.records import EvalResult, Event, Progress, TokenWindows
 
 WORKERS: Mapping[str, Path] = MappingProxyType(
     {
-        name: Path(__file__).with_name("runtimes") / f"{name}_worker.py"
-        for name in ("transformers", "vllm")
+        runtime: Path(__file__).with_name("runtimes") / f"{name}_worker.py"
+        for runtime, name in (
+            ("transformers", "transformers"),
+            ("vllm", "vllm"),
+            ("llama.cpp", "llamacpp"),
+        )
     }
 )
 """Runtime -> the script of its worker."""
+
+LLAMA_CPP = "llama.cpp"
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 4096}
 """Tokens of one request, at the most (at least one window)."""
@@ -67,6 +75,7 @@ def evaluate(
     windows: TokenWindows,
     *,
     python: str | None = None,
+    baseline_python: str | None = None,
     timeout_seconds: float = 3600.0,
     device: str = "auto",
     progress: Progress | None = None,
@@ -80,29 +89,32 @@ def evaluate(
 
     Args:
         baseline: folder of the 16-bit checkpoint.
-        candidate: folder of the artifact.
+        candidate: folder of the artifact; for llama.cpp a GGUF file, or a folder with one.
         windows: ids int64 [N, T] and weights [N, T].
-        python: interpreter of the workers; None is this one.
+        python: interpreter of the candidate's worker; None is this one.
+        baseline_python: of the baseline's, where that is another runtime (`find_baseline_runtime`).
         timeout_seconds: how long a worker may be silent about one request.
         device: `auto`, `cpu` or `cuda`.
         progress: called after each batch of windows.
-        runtime: what both models run in, a key of `WORKERS`.
-        worker: a script to use in place of the runtime's own.
+        runtime: what the candidate runs in, a key of `WORKERS`.
+        worker: a script to use in place of the runtimes' own.
 
     Raises:
         WorkerError: a worker died, hung, answered nonsense or could not do its work.
         ResourceError: a worker ran out of memory or disk.
         ArtifactError: the two have different vocabularies.
+        CheckpointError: the tokenizer of the baseline is needed, and cannot be loaded.
         CalibrationError: the windows do not fit the models, or none of their tokens counts.
         InputError: the interpreter cannot be started or lacks a package.
     """
     started = time.perf_counter()
+    commands = _worker_commands(runtime, python, baseline_python, worker)
     ids, counted = _scored_windows(windows)
     tell = progress or (lambda event: None)
     tell(Event("gate", 0, len(ids), "loading the baseline and the artifact"))
     with (
         tempfile.TemporaryDirectory(prefix="quantkit-gate-", ignore_cleanup_errors=True) as folder,
-        running_pair(worker_command(python, worker or WORKERS[runtime]), timeout_seconds) as pair,
+        running_pair(*commands, timeout_seconds) as pair,
     ):
         setup = _load(pair, baseline, candidate, device)
         _check_ids(ids, setup.vocabulary)
@@ -114,7 +126,9 @@ def evaluate(
                 scores += scored
                 finite = finite and batch_finite
                 tell(Event("gate", len(scores), len(ids), f"KL {_mean_kl(scores):.4g}"))
-        loops = compare_generations(*_continue_prompts(pair, ids))
+        doubts = compare_generations(*_continue_prompts(pair, ids))
+        if runtime == LLAMA_CPP:
+            doubts += _compare_tokenizers(pair, baseline, setup.vocabulary)
     kl_each = np.concatenate([score.kl_each for score in scores])
     return EvalResult(
         runtime=runtime,
@@ -128,7 +142,23 @@ def evaluate(
         finite=finite,
         versions=setup.versions,
         seconds=time.perf_counter() - started,
-        suspicions=setup.suspicions + loops,
+        suspicions=setup.suspicions + doubts,
+    )
+
+
+def find_baseline_runtime(runtime: str) -> str:
+    """Return what the baseline runs in: llama.cpp has no checkpoints, others run both models."""
+    return "transformers" if runtime == LLAMA_CPP else runtime
+
+
+def _worker_commands(
+    runtime: str, python: str | None, baseline_python: str | None, worker: Path | None
+) -> tuple[list[str], list[str]]:
+    """The commands of the baseline's and the candidate's worker."""
+    other = find_baseline_runtime(runtime)
+    return (
+        worker_command(python if other == runtime else baseline_python, worker or WORKERS[other]),
+        worker_command(python, worker or WORKERS[runtime]),
     )
 
 
@@ -166,7 +196,10 @@ def _load(pair: Pair, baseline: Path, candidate: Path, device: str) -> _Setup:
             f"{candidate} has a vocabulary of {second['vocab']} tokens and its baseline {baseline}"
             f" one of {first['vocab']}: a different model or tokenizer"
         )
-    versions = {str(name): str(value) for name, value in second["versions"].items()}
+    # The baseline's runtime may be another one, with packages of its own.
+    versions = {
+        str(name): str(value) for name, value in (first["versions"] | second["versions"]).items()
+    }
     for name in ("dtype", "device"):
         values = [str(answer.get(name)) for answer in (first, second)]
         versions[name] = values[1] if values[0] == values[1] else f"{values[1]} against {values[0]}"
@@ -297,3 +330,14 @@ def _continue_prompts(pair: Pair, ids: np.ndarray) -> tuple[list[list[int]], lis
                 raise worker.error("answered a generation without token ids")
             into.append(tokens)
     return baseline, candidate
+
+
+def _compare_tokenizers(pair: Pair, baseline: Path, vocabulary: int) -> tuple[str, ...]:
+    """Let llama.cpp's own tokenizer read a few texts; return suspicions."""
+    tokenizer = load_tokenizer(baseline)
+    texts = collect_texts(tokenizer, vocabulary)
+    answer = pair.ask_candidate({"op": "tokenize", "texts": texts})
+    try:
+        return compare_tokens(tokenizer, vocabulary, answer.get("plain"), answer.get("special"))
+    except ValueError as error:
+        raise pair.workers[1].error(f"answered wrongly about its tokenizer: {error}") from None

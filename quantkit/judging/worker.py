@@ -205,14 +205,21 @@ class Pair:
         """Wait for both answers; raises as `collect`."""
         return collect(self.workers, self._answers, self._timeout)
 
+    def ask_candidate(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a request to the candidate's worker alone and wait; raises as `collect`."""
+        self.workers[1].ask(request)
+        return collect(self.workers[1:], self._answers, self._timeout)[0]
+
 
 @contextmanager
-def running_pair(command: Sequence[str], timeout: float) -> Iterator[Pair]:
-    """Start both workers with `command`; stop them whatever happens inside."""
+def running_pair(
+    baseline: Sequence[str], candidate: Sequence[str], timeout: float
+) -> Iterator[Pair]:
+    """Start each worker with its command; stop them whatever happens inside."""
     answers: Answers = queue.Queue()
     workers: list[Worker] = []
     try:
-        for role in ("baseline", "candidate"):
+        for role, command in (("baseline", baseline), ("candidate", candidate)):
             workers.append(Worker(role, command, answers, worker_threads()))
         yield Pair(workers, answers, timeout)
     finally:

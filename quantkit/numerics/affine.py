@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quantkit.ggml_types import GgmlType
 from quantkit.numerics.fp8 import (
     FP8,
     LARGEST,
@@ -24,6 +25,9 @@ from quantkit.numerics.fp8 import (
 )
 from quantkit.records import QuantizedLayer
 from quantkit.schemes import BLOCK_SIZE, Scheme
+
+CodeSet = Scheme | GgmlType
+"""What says which values a code can stand for, in units of its scale."""
 
 
 def code_range(bits: int) -> tuple[int, int]:
@@ -126,16 +130,18 @@ def choose_zero_point(low: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
     return zero_point.clamp_(smallest, largest).to(torch.int8)
 
 
-def round_values(values: Tensor, scheme: Scheme, zero_point: Tensor | None) -> Tensor:
+def round_values(values: Tensor, scheme: CodeSet, zero_point: Tensor | None) -> Tensor:
     """Round weights in units of their scale to the nearest that a code stands for, in place.
 
     Args:
         values: float32, any shape.
-        zero_point: float32 that broadcasts to `values`, or None.
+        zero_point: float32 that broadcasts to `values`, or None; None for a ggml type.
 
     Returns:
         `values`: codes less zero points.
     """
+    if isinstance(scheme, GgmlType):
+        return _round_to_ggml(values, scheme)
     if scheme.weight_kind == "float":
         return round_to_fp8(values)
     smallest, largest = code_range(scheme.weight_bits)
@@ -145,8 +151,15 @@ def round_values(values: Tensor, scheme: Scheme, zero_point: Tensor | None) -> T
     return values.clamp_(smallest - zero_point, largest - zero_point)
 
 
+def _round_to_ggml(values: Tensor, kind: GgmlType) -> Tensor:
+    if not kind.values:
+        return values.round_().clamp_(*kind.codes)
+    table = torch.tensor(kind.values, dtype=values.dtype, device=values.device)
+    return values.copy_(table[torch.bucketize(values, (table[1:] + table[:-1]) / 2)])
+
+
 def round_second(
-    values: Tensor, nearest: Tensor, scheme: Scheme, zero_point: Tensor | None
+    values: Tensor, nearest: Tensor, scheme: CodeSet, zero_point: Tensor | None
 ) -> Tensor:
     """Return the second nearest values that a code stands for; the nearest where there is none.
 
@@ -155,6 +168,12 @@ def round_second(
         nearest: what `round_values` makes of them.
     """
     side = torch.sign(values - nearest)
+    if isinstance(scheme, GgmlType):
+        if not scheme.values:
+            return side.add_(nearest).clamp_(*scheme.codes)
+        table = torch.tensor(scheme.values, dtype=values.dtype, device=values.device)
+        place = torch.searchsorted(table, nearest).add_(side.long())
+        return table[place.clamp_(0, len(table) - 1)]
     if scheme.weight_kind == "float":
         return side.mul_(fp8_steps(values)).add_(nearest).clamp_(-LARGEST, LARGEST)
     smallest, largest = code_range(scheme.weight_bits)
@@ -164,8 +183,10 @@ def round_second(
     return side.clamp_(smallest - zero_point, largest - zero_point)
 
 
-def code_dtype(scheme: Scheme) -> torch.dtype:
-    """Return the dtype of the codes of a scheme; either has one byte."""
+def code_dtype(scheme: CodeSet) -> torch.dtype:
+    """Return the dtype of the codes of a scheme or ggml type; either has one byte."""
+    if isinstance(scheme, GgmlType):
+        return torch.int8
     return FP8 if scheme.weight_kind == "float" else torch.int8
 
 
@@ -214,10 +235,13 @@ def dequantize_layer(layer: QuantizedLayer) -> Tensor:
 
 def relative_steps(scale: Tensor, unit: Tensor) -> Tensor:
     """Return float32 scales divided by the units of their rows; never zero, so that it divides."""
-    return (scale.float() / unit).clamp_(min=torch.finfo(torch.float32).smallest_normal)
+    steps = scale.float() / unit
+    least = torch.finfo(torch.float32).smallest_normal
+    # The scales of ggml types have a sign.
+    return steps.masked_fill_(steps.abs() < least, least)
 
 
-def row_units(weight: Tensor, scheme: Scheme | None = None) -> Tensor:
+def row_units(weight: Tensor, scheme: CodeSet | None = None) -> Tensor:
     """Return powers of two [O, 1] near the largest |w| of each row of [O, I].
 
     Divided by them, which is exact for all that counts beside the largest, every row has a
@@ -225,7 +249,7 @@ def row_units(weight: Tensor, scheme: Scheme | None = None) -> Tensor:
     their unit.
     """
     largest = weight.abs().amax(dim=1, keepdim=True)
-    if scheme is not None and scheme.granularity == "block":
+    if isinstance(scheme, Scheme) and scheme.granularity == "block":
         parts = [part.amax().expand(len(part), 1) for part in largest.split(BLOCK_SIZE)]
         largest = torch.cat(parts)
     exponent = torch.frexp(largest).exponent

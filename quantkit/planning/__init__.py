@@ -26,10 +26,11 @@ from quantkit.planning.auto import (
     plan_choice,
 )
 from quantkit.planning.checks import find_notes, find_problems
+from quantkit.planning.files import assign_types, without_schemes
 from quantkit.planning.kv import note_kv_runtimes, plan_kv_cache, scale_bytes
 from quantkit.planning.sizes import Sizes, choose_scale_dtype, measure_sizes
 from quantkit.recipe import AUTO, Recipe
-from quantkit.records import Allocation, BlockPlan, GroupPlan, KvCachePlan, Plan
+from quantkit.records import Allocation, BlockPlan, GgufPlan, GroupPlan, KvCachePlan, Plan
 
 __all__ = ["make_plan"]
 
@@ -40,6 +41,7 @@ def make_plan(
     *,
     gate: bool = True,
     allocation: Allocation | None = None,
+    gguf: Sequence[GgufPlan] = (),
 ) -> Plan:
     """Say what a job will do, what it will take, and everything that stands in its way.
 
@@ -49,6 +51,7 @@ def make_plan(
         gate: whether the artifact is to be judged, for which the recipe must have a gate.
         allocation: the schemes chosen for the layers that `scheme: auto` leaves open. Without it,
             the plan of such a recipe says what there is to choose.
+        gguf: the GGUF files of the recipe, in its order.
 
     Raises:
         PlanError: the recipe does not fit the checkpoint; every problem is listed.
@@ -57,13 +60,15 @@ def make_plan(
     """
     skeleton = build_skeleton(checkpoint)
     structure = find_groups(checkpoint, skeleton)
+    recipe = without_schemes(recipe)
     if recipe.quantize.scheme == AUTO and allocation is None:
-        plan = _plan_open(recipe, checkpoint, skeleton, structure, gate=gate)
+        plan = _plan_open(recipe, checkpoint, skeleton, structure, gguf, gate=gate)
     else:
         chosen = {} if allocation is None else find_chosen(allocation)
         assignment = assign(recipe.quantize, skeleton, structure, chosen)
+        assignment = assign_types(recipe.quantize, assignment, gguf)
         _refuse(_problems_of(recipe, checkpoint, skeleton, structure, assignment, gate=gate))
-        plan = _plan_assigned(recipe, checkpoint, skeleton, structure, assignment)
+        plan = _plan_assigned(recipe, checkpoint, skeleton, structure, assignment, gguf)
     if recipe.output is not None:
         _check_disk(Path(recipe.output), plan.disk_bytes)
     return replace(plan, allocation=allocation)
@@ -74,18 +79,20 @@ def _plan_open(
     checkpoint: Checkpoint,
     skeleton: nn.Module,
     structure: Structure,
+    gguf: Sequence[GgufPlan],
     *,
     gate: bool,
 ) -> Plan:
     """The plan of a recipe with `scheme: auto` before anything is measured."""
     opened = find_open_units(recipe, checkpoint, skeleton, structure)
     problems = list(opened.problems)
-    for assignment in opened.assignments:
+    typed = [assign_types(recipe.quantize, each, gguf) for each in opened.assignments]
+    for assignment in typed:
         problems += _problems_of(recipe, checkpoint, skeleton, structure, assignment, gate=gate)
     _refuse(problems)
     plans = [
-        _plan_assigned(recipe, checkpoint, skeleton, structure, assignment)
-        for assignment in opened.assignments
+        _plan_assigned(recipe, checkpoint, skeleton, structure, assignment, gguf)
+        for assignment in typed
     ]
     choice = plan_choice(recipe, skeleton, opened.units, plans)
     _refuse(find_unreachable(choice))
@@ -129,21 +136,33 @@ def _plan_assigned(
     skeleton: nn.Module,
     structure: Structure,
     assignment: Assignment,
+    gguf: Sequence[GgufPlan],
 ) -> Plan:
     """The plan of an assignment without problems."""
     kv_cache, _ = plan_kv_cache(recipe, skeleton, structure)
     blocks = _plan_blocks(structure, assignment)
     scale_dtype = choose_scale_dtype(checkpoint, assignment.linears.values())
+    leads = bool(gguf) and all(export.format == "gguf" for export in recipe.export)
     sizes = measure_sizes(recipe, checkpoint, skeleton, blocks, scale_dtype)
+    if leads:
+        sizes = replace(sizes, artifact_bytes=gguf[0].tensor_bytes)
     added = scale_bytes(kv_cache, scale_dtype)
-    sizes = replace(sizes, artifact_bytes=sizes.artifact_bytes + added)
+    # Encoded tensors lie in the workspace and in the file.
+    encoded = 2 * sum(file.tensor_bytes for file in gguf)
+    sizes = replace(
+        sizes,
+        artifact_bytes=sizes.artifact_bytes + added,
+        disk_bytes=sizes.disk_bytes + encoded,
+    )
     notes = [
         *assignment.notes,
+        *(f"{file.type}: {note}" for file in gguf for note in file.notes),
         *find_notes(recipe, assignment),
         *note_kv_runtimes(kv_cache),
         *_note_unplanned(checkpoint, skeleton, structure, assignment, kv_cache),
     ]
-    return _build(checkpoint, structure, blocks, notes, scale_dtype, sizes, kv_cache)
+    plan = _build(checkpoint, structure, blocks, notes, scale_dtype, sizes, kv_cache)
+    return replace(plan, gguf=tuple(gguf), gguf_leads=leads)
 
 
 def _plan_blocks(structure: Structure, assignment: Assignment) -> tuple[BlockPlan, ...]:
@@ -175,7 +194,7 @@ def _note_unplanned(
             f"{len(unknown)} tensors of the checkpoint have no place in the model and are copied "
             f"as they are: {', '.join(summarize_names(unknown)[:3])}"
         )
-    if not any(linear.quantized for linear in assignment.linears.values()):
+    if not any(linear.solved for linear in assignment.linears.values()):
         rest = "no weight" if kv_cache is not None else "nothing"
         yield f"{rest} will be quantized: every layer is ignored or has the scheme none"
 

@@ -39,15 +39,16 @@ def find_problems(
 ) -> Iterator[str]:
     """Yield one line for each problem: what, where, and the remedy."""
     quantized = quantized_linears(assignment)
+    solved = [linear for linear in assignment.linears.values() if linear.solved]
     yield from join_layers(find_misfits(quantized))
-    yield from join_layers(_odd_dtypes(quantized, checkpoint))
+    yield from join_layers(_odd_dtypes(solved, checkpoint))
     yield from join_layers(_unscalable(quantized, structure))
     yield from _split_fusions(structure, assignment)
     yield from _lacking_formats(recipe, quantized)
     if gate:
         yield from _lacking_runtime(recipe, quantized)
-    yield from _missing_data(recipe, quantized, gate=gate)
-    yield from _too_long(recipe, skeleton, quantized, gate=gate)
+    yield from _missing_data(recipe, solved, gate=gate)
+    yield from _too_long(recipe, skeleton, solved, gate=gate)
 
 
 def find_notes(recipe: Recipe, assignment: Assignment) -> Iterator[str]:
@@ -59,7 +60,7 @@ def find_notes(recipe: Recipe, assignment: Assignment) -> Iterator[str]:
         if scheme in used:
             yield text
     yield from join_layers(_without_transform(recipe, quantized))
-    calibrated = [linear for linear in quantized if linear.needs_statistics]
+    calibrated = [each for each in assignment.linears.values() if each.needs_statistics]
     spec = recipe.calibration
     if spec is None:
         return
@@ -203,6 +204,9 @@ def _lacking_formats(recipe: Recipe, quantized: Iterable[LinearPlan]) -> Iterato
     """Schemes that the readers of an export format do not have."""
     used = sorted({linear.scheme.name for linear in quantized})
     for export in recipe.export:
+        if export.format == "gguf":
+            # Its files have types of their own.
+            continue
         known = FORMAT_SCHEMES.get(export.format, frozenset())
         for scheme in used:
             if scheme not in known:

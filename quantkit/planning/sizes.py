@@ -96,12 +96,13 @@ def measure_sizes(
     baseline = sum(info.size for info in tensors.values())
     artifact = sum(info.size for name, info in tensors.items() if name not in packed)
     artifact += sum(layer_bytes(linear, scale_dtype) for linear in quantized)
-    calibrated = [linear.in_features for linear in quantized if linear.needs_statistics]
+    solved = [linear for block in blocks for linear in block.linears if linear.solved]
+    calibrated = [linear.in_features for linear in solved if linear.needs_statistics]
     tokens, widest = 0, max(calibrated, default=0)
     walked = bool(calibrated) or recipe.quantize.kv_cache != "none"
     if walked and recipe.calibration is not None:
         tokens = recipe.calibration.samples * recipe.calibration.sequence_length
-    whole = [linear for linear in quantized if linear.looks_at_whole_model]
+    whole = [linear for linear in solved if linear.looks_at_whole_model]
     hidden = cast(Any, skeleton).get_input_embeddings().weight.shape[-1]
     side_bytes = sum(path.stat().st_size for path in checkpoint.side_files)
     return Sizes(

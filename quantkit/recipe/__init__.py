@@ -32,6 +32,7 @@ from quantkit.recipe.spec import (
     QuantizeSpec,
     Recipe,
     TaskSpec,
+    TypeOverride,
     json_schema,
 )
 
@@ -47,6 +48,7 @@ __all__ = [
     "QuantizeSpec",
     "Recipe",
     "TaskSpec",
+    "TypeOverride",
     "apply_override",
     "find_recipe",
     "json_schema",

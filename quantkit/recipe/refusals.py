@@ -18,6 +18,7 @@ from quantkit.recipe.spec import (
     QuantizeSpec,
     Recipe,
     TaskSpec,
+    TypeOverride,
 )
 from quantkit.schemes import FORMATS, KV_CACHES, METHODS, RUNTIMES, SCHEMES
 
@@ -32,10 +33,11 @@ def locate(where: str, key: KeyPath, lines: Mapping[KeyPath, int]) -> str:
 
 def explain(detail: ErrorDetails, where: str, lines: Mapping[KeyPath, int]) -> str:
     """One line for one pydantic error."""
-    *parents, last = detail["loc"]
+    # What is wrong with the recipe as a whole has no place.
+    parents, last = detail["loc"][:-1], detail["loc"][-1:]
     key = tuple(part for part in parents if not _is_union_tag(part))
-    if detail["type"] == "extra_forbidden" or not _is_union_tag(last):
-        key = (*key, last)
+    if detail["type"] == "extra_forbidden" or not any(map(_is_union_tag, last)):
+        key = (*key, *last)
     place = locate(where, key, lines)
     if detail["type"] == "extra_forbidden":
         known = _keyslocate(key[:-1])
@@ -83,7 +85,10 @@ def _keyslocate(key: KeyPath) -> list[str]:
         "publish": PublishSpec,
     }
     for part in key:
-        model = children.get(str(part), model)
+        if model is ExportSpec and part == "overrides":
+            model = TypeOverride
+        else:
+            model = children.get(str(part), model)
     return list(model.model_fields)
 
 
@@ -107,9 +112,8 @@ def find_unbuilt(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     for index, export in enumerate(recipe.export):
         if not FORMATS[export.format]:
             yield ("export", index, "format"), f"export format {export.format!r}"
-        for name in ("type", "precision"):
-            if getattr(export, name) is not None:
-                yield ("export", index, name), f"{name!r} of an export"
+        if export.precision is not None:
+            yield ("export", index, "precision"), "'precision' of an export"
     if recipe.gate is not None:
         if not RUNTIMES[recipe.gate.runtime]:
             yield ("gate", "runtime"), f"gate runtime {recipe.gate.runtime!r}"

@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from quantkit.errors import nearest
+from quantkit.ggml_types import FILE_TYPES, GGML_TYPES
 from quantkit.schemes import (
     EFFORTS,
     FORMATS,
@@ -201,17 +202,65 @@ class QuantizeSpec(_Spec):
         return self
 
 
+def _upper(value: object) -> object:
+    """llama.cpp's names of types are in capitals, and people write them as they like."""
+    return value.upper() if isinstance(value, str) else value
+
+
+FileTypeName: Any = Annotated[_choice("GGUF type", FILE_TYPES), BeforeValidator(_upper)]
+TensorTypeName: Any = Annotated[_choice("GGUF tensor type", GGML_TYPES), BeforeValidator(_upper)]
+
+
+class TypeOverride(_Spec):
+    """Another type in a GGUF file for the tensors whose full name in the checkpoint matches a shell
+    pattern; the first match wins."""
+
+    match: str = Field(min_length=1, description="shell pattern, for instance *.down_proj.weight")
+    type: TensorTypeName = Field(
+        description="type of the tensors, for instance Q6_K"
+    )
+
+
 class ExportSpec(_Spec):
     """One format to write."""
 
     format: _choice("format", FORMATS) = Field(  # type: ignore[valid-type]
         default="compressed-tensors", description="what the files are for"
     )
-    type: str | None = Field(default=None, description="GGUF type, for instance Q4_K_M")
+    type: FileTypeName | None = Field(
+        default=None, description="for gguf: mix of types, for instance Q4_K_M"
+    )
+    overrides: tuple[TypeOverride, ...] = Field(
+        default=(),
+        description="for gguf: other types for some tensors, as {match: '*.down_proj.weight', "
+        "type: Q6_K}; the first match wins",
+    )
+    pre_tokenizer: str | None = Field(
+        default=None,
+        description="for gguf: llama.cpp's name of the pre-tokenizer, where it is not recognised",
+    )
     precision: str | None = Field(default=None, description="ONNX precision, for instance int4")
     max_shard_bytes: int = Field(
         default=5_000_000_000, ge=1_000_000, description="bytes of one shard, at the most"
     )
+
+    @model_validator(mode="after")
+    def _keys_of_the_format(self) -> ExportSpec:
+        """A GGUF file needs a type; other formats have none."""
+        if self.format == "gguf" and self.type is None:
+            raise PydanticCustomError(
+                "export",
+                "a gguf export needs a type, for instance Q4_K_M (known: {known})",
+                {"known": ", ".join(FILE_TYPES)},
+            )
+        for name in ("type", "overrides", "pre_tokenizer"):
+            if self.format != "gguf" and getattr(self, name):
+                raise PydanticCustomError(
+                    "export",
+                    "{name} belongs to the format gguf, and the format is {format}",
+                    {"name": name, "format": self.format},
+                )
+        return self
 
 
 class TaskSpec(_Spec):
@@ -301,10 +350,30 @@ class Recipe(_Spec):
     def _each_format_once(cls, value: tuple[ExportSpec, ...]) -> tuple[ExportSpec, ...]:
         if not value:
             raise PydanticCustomError("export", "export is empty: name at least one format")
-        formats = [export.format for export in value]
+        formats = [(export.format, export.type) for export in value]
         if len(set(formats)) < len(formats):
             raise PydanticCustomError("export", "export names a format twice")
         return value
+
+    @model_validator(mode="after")
+    def _schemes_have_a_format(self) -> Recipe:
+        """What GGUF files have no place for is asked for in vain without another format."""
+        quantize = self.quantize
+        asked = {
+            "overrides": bool(quantize.overrides),
+            "kv_cache": quantize.kv_cache != "none",
+            "scheme": quantize.scheme == AUTO,
+            "ignore": quantize.ignore != QuantizeSpec().ignore,
+        }
+        name = next((name for name, found in asked.items() if found), None)
+        if name is not None and all(export.format == "gguf" for export in self.export):
+            raise PydanticCustomError(
+                "export",
+                "quantize.{name} is for formats with schemes, and the only format is gguf: write "
+                "`overrides` below the export, or export compressed-tensors too",
+                {"name": name},
+            )
+        return self
 
 
 def json_schema() -> dict[str, Any]:

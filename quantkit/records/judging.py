@@ -23,6 +23,13 @@ class Artifact:
     """Path relative to `folder` -> sha256."""
     tensor_bytes: int
     bits_per_weight: float
+    file_type: str | None = None
+    """Mix of types of a GGUF file; its name is then that of the file, or of the first part."""
+
+    @property
+    def path(self) -> Path:
+        """What a runtime loads: the folder, or the file."""
+        return self.folder if self.file_type is None else self.folder / self.name
 
 
 @dataclass(frozen=True)

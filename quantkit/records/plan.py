@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from quantkit.ggml_types import GGML_TYPES
 from quantkit.schemes import EFFORTS, Effort, Method, Scheme
 
 
@@ -47,21 +49,35 @@ class LinearPlan:
     """Columns that share a scale; None: the scheme's granularity says what does."""
     method: Method
     effort: Effort = EFFORTS["normal"]
+    ggml_types: tuple[str, ...] = ()
+    """Type of its weight in each GGUF file of the job, in their order."""
 
     @property
     def quantized(self) -> bool:
-        """Whether the layer gets codes."""
+        """Whether the layer gets codes under its scheme."""
         return self.scheme.weight_kind != "none"
+
+    @property
+    def encoded(self) -> bool:
+        """Whether the layer gets codes in a GGUF file."""
+        return any(GGML_TYPES[name].quantized for name in self.ggml_types)
+
+    @property
+    def solved(self) -> bool:
+        """Whether the layer gets codes at all."""
+        return self.quantized or self.encoded
 
     @property
     def needs_statistics(self) -> bool:
         """Whether its method looks at statistics, or its scheme stores a scale of its input."""
-        return self.quantized and (self.method.needs_calibration or self.scheme.static)
+        return (self.solved and self.method.needs_calibration) or (
+            self.quantized and self.scheme.static
+        )
 
     @property
     def looks_at_whole_model(self) -> bool:
         """Whether it is rounded by what its output means to the whole model."""
-        return self.quantized and self.effort.whole_model and self.method.needs_calibration
+        return self.solved and self.effort.whole_model and self.method.needs_calibration
 
 
 @dataclass(frozen=True)
@@ -86,8 +102,13 @@ class GroupPlan:
 
     @property
     def quantized(self) -> bool:
-        """Whether any of its layers gets codes."""
+        """Whether any of its layers gets codes under a scheme."""
         return any(linear.quantized for linear in self.linears)
+
+    @property
+    def solved(self) -> bool:
+        """Whether any of its layers gets codes at all."""
+        return any(linear.solved for linear in self.linears)
 
 
 @dataclass(frozen=True)
@@ -204,6 +225,23 @@ class Allocation:
 
 
 @dataclass(frozen=True)
+class GgufPlan:
+    """One GGUF file of a job."""
+
+    type: str
+    """Name of its mix of types, for instance Q4_K_M."""
+    types: Mapping[str, str]
+    """Name of each tensor in the file -> its type."""
+    weights: Mapping[str, str]
+    """Name of each tensor of the checkpoint -> its type in the file."""
+    tensor_bytes: int
+    notes: tuple[str, ...] = ()
+    """What has another type than the mix says, and why."""
+    pre_tokenizer: str | None = None
+    """llama.cpp's name of the pre-tokenizer, where the recipe says it."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a job will do, known from the config and the headers alone."""
 
@@ -237,6 +275,12 @@ class Plan:
     choice: OpenChoice | None = None
     """What is still to be chosen. Until then such layers stand in `blocks` with their smallest
     candidate, and sizes are the largest that the job can come to."""
+
+    gguf: tuple[GgufPlan, ...] = ()
+    """The GGUF files to be written, in the order of the recipe."""
+    gguf_leads: bool = False
+    """Whether the walk goes on with the weights of the first GGUF file; otherwise with those of the
+    schemes, and GGUF files are solved from the same statistics."""
 
     @property
     def linears(self) -> tuple[LinearPlan, ...]:

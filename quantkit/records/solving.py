@@ -129,6 +129,8 @@ class LayerRecord:
     that target."""
     fallback: str | None = None
     """Why the layer got something other than what was asked for, for instance `rtn: ...`."""
+    file_type: str | None = None
+    """The GGUF file that it is of, by its mix of types; None for the layer under its scheme."""
 
 
 @dataclass(frozen=True)
@@ -164,3 +166,8 @@ class SolvedBlock:
     layer; `scale:<layer>` [O, G], a layer's scale before a later fold divided it."""
     added: Mapping[str, Tensor] = field(default_factory=dict)
     kv: KvRecord | None = None
+    encoded: Mapping[str, Tensor] = field(default_factory=dict)
+    """`<number of the GGUF file>:<full tensor name>` -> uint8 [O, row bytes], rows in the order of
+    the checkpoint."""
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
+    """Full tensor name -> mean square of each input, float32 [I], where GGUF files are written."""

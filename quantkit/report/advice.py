@@ -126,7 +126,7 @@ def _of(some: Sequence[Check], checks: Sequence[Check]) -> str:
 
 
 def _better_rounding(layers: Sequence[LayerRecord]) -> list[Suggestion]:
-    quantized = [layer for layer in layers if layer.scheme != "none"]
+    quantized = [layer for layer in layers if layer.scheme != "none" and not layer.file_type]
     narrow = [layer for layer in quantized if layer.bits_per_weight < 8]
     found: list[Suggestion] = []
     if any(layer.method != "awq+gptq" for layer in narrow):

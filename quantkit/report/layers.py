@@ -46,7 +46,7 @@ def _layer_row(record: LayerRecord) -> LayerRow:
     return LayerRow(
         name=record.name,
         block=locate(record.name)[0],
-        scheme=describe_scheme(record.scheme, record.group_size),
+        scheme=_describe_layer(record),
         bits=f"{record.bits_per_weight:.3f}",
         method=_describe_method(record),
         output_error=output_error(record),
@@ -59,6 +59,13 @@ def _layer_row(record: LayerRecord) -> LayerRow:
         fallback=record.fallback or "",
         record=record,
     )
+
+
+def _describe_layer(record: LayerRecord) -> str:
+    """Return the scheme with its groups, or the type with the GGUF file: `Q6_K of Q4_K_M`."""
+    if record.file_type is not None:
+        return f"{record.scheme} of {record.file_type}"
+    return describe_scheme(record.scheme, record.group_size)
 
 
 def _describe_method(record: LayerRecord) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from quantkit.durable import write_text
-from quantkit.records import ArtifactReport, Report, Verdict
+from quantkit.records import ArtifactReport, LayerRecord, Report, Verdict
 from quantkit.report.evidence import recipe_changes, recipe_text
 from quantkit.report.markdown import table
 from quantkit.report.rows import check_rows, headline_cells, headline_rows
@@ -120,15 +120,24 @@ def _front_matter(report: Report, artifact: ArtifactReport, carried: Mapping[str
     if base is not None:
         keys["base_model"] = base
         keys["base_model_relation"] = "quantized"
-    keys["library_name"] = "transformers"
+    if artifact.format != "gguf":
+        keys["library_name"] = "transformers"
     keys["pipeline_tag"] = "text-generation"
     # A tag is one word to search for; the artifact's own scheme may be a list of several in words.
-    schemes = [layer.scheme for layer in report.layers if layer.scheme != "none"]
+    schemes = [layer.scheme for layer in _own_layers(report, artifact) if layer.scheme != "none"]
+    if artifact.format == "gguf":
+        schemes = [artifact.scheme]
     tags = ["quantkit", artifact.format, *(schemes or [artifact.scheme])]
     keys["tags"] = list(dict.fromkeys(clean_line(tag) for tag in tags if tag))
     keys |= _carried(carried)
     text = yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=1000)
     return f"---\n{text}---"
+
+
+def _own_layers(report: Report, artifact: ArtifactReport) -> list[LayerRecord]:
+    """The layers of this artifact; a job may have solved others for other formats."""
+    wanted = artifact.scheme if artifact.format == "gguf" else None
+    return [layer for layer in report.layers if layer.file_type == wanted]
 
 
 def _hub_id(report: Report) -> str | None:
@@ -177,6 +186,8 @@ def _measured(report: Report, artifact: ArtifactReport) -> str:
 
 
 def _serving(report: Report, artifact: ArtifactReport, location: str) -> str:
+    if artifact.format == "gguf":
+        return _serving_file(artifact)
     quoted = json.dumps(location)
     where = "" if location != "." else " in this folder"
     notes = [f"- {escape_markdown(note)}." for note in _runtime_notes(report, artifact)]
@@ -199,8 +210,23 @@ def _serving(report: Report, artifact: ArtifactReport, location: str) -> str:
     )
 
 
+def _serving_file(artifact: ArtifactReport) -> str:
+    """How to run a GGUF file that lies in the folder of the card."""
+    model = shlex.quote(artifact.name.removesuffix(".gguf").lower())
+    return "\n\n".join(
+        [
+            "## Use",
+            "With llama.cpp in this folder:",
+            code_block(f"llama-server -m {shlex.quote(artifact.name)}", "sh"),
+            "With Ollama in this folder:",
+            code_block(f"ollama create {model} -f Modelfile\nollama run {model}", "sh"),
+        ]
+    )
+
+
 def _runtime_notes(report: Report, artifact: ArtifactReport) -> Sequence[str]:
-    used = {artifact.scheme, *(layer.scheme for layer in report.layers)} & set(SCHEMES)
+    layers = _own_layers(report, artifact)
+    used = {artifact.scheme, *(layer.scheme for layer in layers)} & set(SCHEMES)
     return [note for (scheme, _), note in RUNTIME_NOTES.items() if scheme in used]
 
 

@@ -12,6 +12,7 @@ from quantkit.solvers.fold import (
     fold_into_norm,
     scale_stats,
 )
+from quantkit.solvers.ggml import GgmlSolution, solve_ggml, solve_ggml_group
 from quantkit.solvers.group import Solution, measure_weights, output_energy, solve_group
 from quantkit.solvers.inputs import (
     add_input_noise,
@@ -25,6 +26,7 @@ from quantkit.solvers.target import follow_drift
 
 __all__ = [
     "FoldChoice",
+    "GgmlSolution",
     "Solution",
     "add_input_noise",
     "choose_fold",
@@ -45,5 +47,7 @@ __all__ = [
     "output_error",
     "scale_stats",
     "shift_of_mean",
+    "solve_ggml",
+    "solve_ggml_group",
     "solve_group",
 ]

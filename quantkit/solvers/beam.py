@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantkit.numerics.affine import round_second, round_values
-from quantkit.schemes import Scheme
+from quantkit.numerics.affine import CodeSet, round_second, round_values
 
 _PANEL = 32
 """Columns within which compensation follows at once; others of the block wait for a matmul."""
@@ -52,7 +51,7 @@ def round_block_widely(
     pivots: Tensor,
     steps: Tensor,
     offsets: Tensor | None,
-    scheme: Scheme,
+    scheme: CodeSet,
     width: int,
 ) -> None:
     """Round the columns of one block from the last to the first; `target` becomes the best values.
@@ -87,7 +86,7 @@ def _round_rows(
     pivots: Tensor,
     steps: Tensor,
     offsets: Tensor | None,
-    scheme: Scheme,
+    scheme: CodeSet,
     width: int,
 ) -> Tensor:
     """Return the best values [B, R] for a few rows."""
@@ -131,7 +130,7 @@ def _round_panel(
     pivots: Tensor,
     steps: Tensor,
     offsets: Tensor | None,
-    scheme: Scheme,
+    scheme: CodeSet,
 ) -> Tensor:
     """Round the columns of a panel; return which rounding before it each one goes on from."""
     targets, costs, width = found.targets[panel], found.costs, found.width

@@ -80,7 +80,7 @@ def round_coupled(
     candidate = Rounding(plain.codes.clone(), scale, zero_point)
     plain_rows = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
     ridge = sampling_ridge(stats.tokens, weight.shape[1])
-    for rows, fisher in _split(fishers, weight.shape[1]):
+    for rows, fisher in split_panels(fishers, weight.shape[1]):
         panels = _gather(weight, candidate, scheme, rows, fisher)
         compensate_panels(panels, factor)
         polish_panels(panels, stats.second_moment, ridge, effort.polish_sweeps)
@@ -100,7 +100,7 @@ def round_coupled(
     )
 
 
-def _split(fishers: Sequence[Tensor], columns: int) -> Iterator[tuple[Tensor, Tensor]]:
+def split_panels(fishers: Sequence[Tensor], columns: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield rows int64 [P, B], those that matter most first, and their F [P, B, B], damped.
 
     Blocks of the same size come side by side, as long as they do not have too many weights.

@@ -22,7 +22,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from quantkit.numerics.affine import code_dtype, relative_steps, round_values, row_units
+from quantkit.numerics.affine import CodeSet, code_dtype, relative_steps, round_values, row_units
 from quantkit.numerics.fp8 import spread_rows
 from quantkit.numerics.linalg import Factor, factor_moment, order_by_pivot, sampling_ridge
 from quantkit.numerics.scale_search import search_scales
@@ -97,7 +97,7 @@ def compensate(
     weight: Tensor,
     scale: Tensor,
     zero_point: Tensor | None,
-    scheme: Scheme,
+    scheme: CodeSet,
     factor: Factor,
     channel_scale: Tensor | None = None,
     width: int = 1,
@@ -107,13 +107,14 @@ def compensate(
     Args:
         weight: float32 [O, I].
         scale: [O, G], or [ceil(O/128), ceil(I/128)] for blocks; zero_point: int8 [O, G] or None.
+        scheme: where it is a ggml type, the codes are the values that they stand for.
         channel_scale: float32 [O, I], positive, or None. Where given, codes stand for
             `weight * channel_scale`, and errors are divided by the channel scale before they
             meet the factor.
         width: how many roundings of a row to follow at a time within a block of columns.
     """
     rows, size = weight.shape
-    if scheme.granularity == "block":
+    if isinstance(scheme, Scheme) and scheme.granularity == "block":
         scale, columns_of_scale = spread_rows(scale, rows), BLOCK_SIZE
     else:
         columns_of_scale = size // scale.shape[1]
@@ -157,7 +158,7 @@ def _round_block(
     lower: Tensor,
     steps: Tensor,
     offsets: Tensor | None,
-    scheme: Scheme,
+    scheme: CodeSet,
     errors: Tensor,
 ) -> None:
     """Round the columns of one block from the last to the first.

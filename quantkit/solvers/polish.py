@@ -20,11 +20,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantkit.numerics.affine import decode, relative_steps, round_scale, round_values, row_units
+from quantkit.numerics.affine import (
+    CodeSet,
+    decode,
+    relative_steps,
+    round_scale,
+    round_values,
+    row_units,
+)
 from quantkit.numerics.fp8 import spread_rows
 from quantkit.schemes import BLOCK_SIZE, Scheme
 
 _BLOCK = BLOCK_SIZE
+_FINITE = (torch.finfo(torch.float32).min, torch.finfo(torch.float32).max)
 _ELEMENTS_AT_ONCE = 1 << 22
 """Of a temporary while scales of whole rows are refitted: 16 MiB of float32."""
 
@@ -114,7 +122,7 @@ def _polish_block(draft: _Draft, second_moment: Tensor, start: int, stop: int) -
         values -= offset
     here = draft.residual[start:stop]
     before = values * steps
-    _descend(values, steps, offset, here, inner, draft.scheme)
+    descend(values, steps, offset, here, inner, draft.scheme)
     draft.codes[start:stop] = values if offset is None else values + offset
     if _BLOCK % draft.columns == 0:
         every = slice(None)
@@ -130,20 +138,25 @@ def _polish_block(draft: _Draft, second_moment: Tensor, start: int, stop: int) -
     draft.residual[stop:].addmm_(second_moment[stop:, start:stop], change)
 
 
-def _descend(
+def descend(
     values: Tensor,
     steps: Tensor,
     offset: Tensor | None,
     residual: Tensor,
     inner: Tensor,
-    scheme: Scheme,
+    scheme: CodeSet,
 ) -> None:
-    """Move each value of a block [B, O] to its best one, column after column, in place."""
+    """Move each value of a block [B, O] to its best one, column after column, in place.
+
+    Args:
+        steps: float32 [B, O], not zero; offset: zero points [B, O] or None.
+        residual: R float32 [B, O], follows. inner: the block of H, [B, B].
+    """
     diagonal = inner.diagonal().unsqueeze(1)
     # A column that was never active has no best value: its codes stay.
     gain = torch.where(diagonal > 0, 1.0 / (diagonal * steps), torch.zeros_like(steps))
     # Finite also where a step is tiny beside its row, so that nothing times it is nothing.
-    gain.clamp_(max=torch.finfo(gain.dtype).max)
+    gain.clamp_(*_FINITE)
     new = torch.empty_like(values[0])
     for column in range(len(values)):
         value = values[column]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantkit.numerics.affine import round_scale, round_values
+from quantkit.numerics.affine import CodeSet, relative_steps, round_scale, round_values
 from quantkit.numerics.linalg import Factor
 from quantkit.schemes import Scheme
 
@@ -35,7 +35,8 @@ class Panels:
     """Rows that are being rounded, in the order in which that is done; they change in place.
 
     weight: float32 [P, B, I], in units of the rows. values: float32 [P, B, I], codes less zero
-    points. scale: [P, B, G] in the stored dtype; zero_point: float32 [P, B, G] or None.
+    points. scale: [P, B, G] in the stored dtype, or of any sign for a ggml type; zero_point:
+    float32 [P, B, G] or None.
     unit: float32 [P, B], powers of two. fisher: float32 [P, B, B], positive definite.
     """
 
@@ -45,11 +46,11 @@ class Panels:
     zero_point: Tensor | None
     unit: Tensor
     fisher: Tensor
-    scheme: Scheme
+    scheme: CodeSet
 
     def steps(self) -> Tensor:
         """Return the scales float32 [P, B, G] in units of the rows."""
-        return self.scale.float() / self.unit.unsqueeze(2)
+        return relative_steps(self.scale, self.unit.unsqueeze(2))
 
     def error(self) -> Tensor:
         """Return the errors float32 [P, B, I] in units of the rows."""
@@ -120,7 +121,7 @@ def _round_batch(
     rows: Tensor,
     columns: Tensor,
     bound: Tensor,
-    scheme: Scheme,
+    scheme: CodeSet,
 ) -> tuple[Tensor, Tensor]:
     """Round b rows, diagonal by diagonal; return errors and values [P, b, I].
 
@@ -151,7 +152,8 @@ def _round_batch(
 
 
 def polish_panels(panels: Panels, second_moment: Tensor, ridge: float, sweeps: int) -> None:
-    """Lower the loss by coordinate descent on values and scales, in `sweeps` passes.
+    """Lower the loss by coordinate descent on values and scales, in `sweeps` passes; on values
+    alone for ggml types, whose scales are integers of a super-block.
 
     The best change of one value is R_rj / (F_rr H_jj) steps, with R = F E H, and that of the scale
     of a group k with the values V is (R_rk V^T) / (F_rr V H_kk V^T).
@@ -209,12 +211,19 @@ def _polish_batch(
         old.copy_(new)
         here[:, row].addcmul_(change.unsqueeze(2), moment[column])
     panels.values[:, batch] = values
-    _refit_batch(panels, batch, own, others, here, moment)
+    if isinstance(panels.scheme, Scheme):
+        _refit_batch(panels, panels.scheme, batch, own, others, here, moment)
     residual[:, batch] = here
 
 
 def _refit_batch(
-    panels: Panels, batch: slice, own: Tensor, others: Tensor, residual: Tensor, moment: Tensor
+    panels: Panels,
+    scheme: Scheme,
+    batch: slice,
+    own: Tensor,
+    others: Tensor,
+    residual: Tensor,
+    moment: Tensor,
 ) -> None:
     """Refit the scales of b rows, one row after the other, group by group.
 
@@ -238,7 +247,7 @@ def _refit_batch(
             coupled = own[:, row].unsqueeze(1) @ residual[:, :, part]
             slope = (coupled.squeeze(1) * values[:, row]).sum(dim=1).add_(fixed[:, row])
             bend, old = curvature[:, row], scale.float() / unit
-            candidate = round_scale((old + slope / bend) * unit, panels.scheme, scale.dtype)
+            candidate = round_scale((old + slope / bend) * unit, scheme, scale.dtype)
             change = candidate.float() / unit - old
             # False, too, for a group without values, whose curvature is zero.
             better = change * (2 * slope - change * bend) > 0

@@ -53,7 +53,8 @@ def test_inspect_shows_what_other_tools_wrote(bench: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("awq", "--to", "gguf:Q4_K_M"), "--to 'gguf:Q4_K_M' is not yet built"),
+        (("awq", "--to", "onnx"), "--to 'onnx' is not yet built"),
+        (("awq", "--to", "gguf:Q4_KM"), "did you mean 'Q4_K_M'?"),
         (("awq", "--to", "safetensor"), "did you mean 'safetensors'?"),
         (("model", "--to", "compressed-tensors"), "is not quantized"),
         (("gptq", "--to", "compressed-tensors"), "groups of columns that lie apart"),

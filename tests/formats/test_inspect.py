@@ -214,11 +214,10 @@ def test_a_target_that_is_not_quantized_is_a_problem(artifact: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (lambda folder: (folder / "model.gguf").write_bytes(b"GGUF"), "GGUF"),
         (lambda folder: (folder / "model.onnx").write_bytes(b""), "ONNX"),
     ],
 )
-def test_gguf_and_onnx_are_named_and_not_read_yet(tmp_path: Path, make: Any, name: str) -> None:
+def test_onnx_is_named_and_not_read_yet(tmp_path: Path, make: Any, name: str) -> None:
     """A folder or a file of a format that is not built yet says so."""
     make(tmp_path)
     (file,) = tmp_path.iterdir()

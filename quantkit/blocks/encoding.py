@@ -1,0 +1,174 @@
+"""Encode the weights of one input group for the GGUF files of a job, and say how well it went.
+
+Every file gets codes of its own from the same statistics, so one pass over the data serves all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torch import Tensor
+
+from quantkit.blocks.draft import Draft
+from quantkit.ggml_types import GGML_TYPES, GgmlType
+from quantkit.numerics.ggml.codec import decode, pack
+from quantkit.records import GgufPlan, GroupPlan, LayerRecord, LayerStats, LinearPlan, SolvedBlock
+from quantkit.solvers import follow_drift, measure_weights, output_energy
+from quantkit.solvers.ggml import GgmlSolution, solve_ggml_group
+
+
+def encode_input_group(
+    group: GroupPlan,
+    stats: LayerStats | None,
+    tensors: Mapping[str, Tensor],
+    draft: Draft,
+    files: tuple[GgufPlan, ...],
+    fishers: Mapping[str, Tensor] = MappingProxyType({}),
+    *,
+    leads: bool,
+) -> dict[str, Tensor]:
+    """Encode the layers of a group for every GGUF file and add them to `draft`.
+
+    Args:
+        group: the layers.
+        stats: of their input; None for methods that need no calibration.
+        tensors: the block's tensors as the checkpoint has them.
+        draft: changed in place.
+        files: the files of the job.
+        fishers: layer name -> Fisher matrix float32 [O, B], where they were measured.
+        leads: whether the walk goes on with the weights of the first file.
+
+    Returns:
+        Full tensor name -> the float32 weight [O, I] that takes its place in the walk; empty where
+        another format leads.
+    """
+    live: dict[str, Tensor] = {}
+    linears = [linear for linear in group.linears if linear.encoded]
+    weights = [tensors[f"{linear.name}.weight"].float() for linear in linears]
+    # What the inputs have lost is what the leading format lost: only that can make up for it.
+    targets = follow_drift(weights, stats) if leads and stats is not None else None
+    for linear in linears:
+        if stats is not None and linear.method.needs_calibration:
+            # Copies: layers that share an input would share memory in the file of the block.
+            importance = stats.second_moment.diagonal().clone()
+            draft.importance[f"{linear.name}.weight"] = importance
+    for number, file in enumerate(files):
+        tasks = []
+        for index, linear in enumerate(linears):
+            if not GGML_TYPES[linear.ggml_types[number]].quantized:
+                continue
+            weight, followed = weights[index], False
+            if number == 0 and targets is not None and linear.method.needs_calibration:
+                weight, followed = targets[index], True
+            tasks.append(_Task(linear, number, file.type, weight, weights[index], followed))
+        decoded = _encode(tasks, stats, draft, fishers)
+        if leads and number == 0:
+            live |= decoded
+    return live
+
+
+def replay_encoded_group(group: GroupPlan, block: SolvedBlock) -> dict[str, Tensor]:
+    """Return the weights that the walk had for a group of a block that the first file led.
+
+    They are bit-equal to those that `encode_input_group` returned.
+    """
+    live = {}
+    for linear in group.linears:
+        name = f"{linear.name}.weight"
+        packed = block.encoded.get(f"0:{name}")
+        if packed is not None:
+            live[name] = decode(GGML_TYPES[linear.ggml_types[0]], packed)
+    return live
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One layer for one file.
+
+    weight: what is encoded, float32 [O, I]. original: what the checkpoint has. followed: whether
+    they differ, since the weight makes up for layers before.
+    """
+
+    linear: LinearPlan
+    number: int
+    file_type: str
+    weight: Tensor
+    original: Tensor
+    followed: bool
+
+    @property
+    def kind(self) -> GgmlType:
+        """The type of the weight in the file."""
+        return GGML_TYPES[self.linear.ggml_types[self.number]]
+
+
+def _encode(
+    tasks: Sequence[_Task],
+    stats: LayerStats | None,
+    draft: Draft,
+    fishers: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Add the bytes and records of layers to `draft`; return the weights that they stand for."""
+    decoded = {}
+    for calibrated in (True, False):
+        members = [each for each in tasks if each.linear.method.needs_calibration == calibrated]
+        if not members:
+            continue
+        known = stats if calibrated else None
+        solutions = solve_ggml_group(
+            [task.weight for task in members],
+            [task.kind for task in members],
+            known,
+            members[0].linear.effort,
+            [fishers.get(task.linear.name) for task in members],
+        )
+        for task, solution in zip(members, solutions, strict=True):
+            name = f"{task.linear.name}.weight"
+            draft.encoded[f"{task.number}:{name}"] = pack(solution.blocks)
+            decoded[name] = solution.blocks.dequantize()
+            coupled = known is not None and task.linear.name in fishers
+            draft.records.append(_record(task, solution, known, decoded[name], coupled=coupled))
+    return decoded
+
+
+def _record(
+    task: _Task,
+    solution: GgmlSolution,
+    stats: LayerStats | None,
+    decoded: Tensor,
+    *,
+    coupled: bool,
+) -> LayerRecord:
+    linear, kind = task.linear, task.kind
+    energy = None if stats is None else output_energy(task.original, stats)
+    return LayerRecord(
+        name=linear.name,
+        scheme=kind.name,
+        group_size=kind.sub_block,
+        method=_describe_method(linear, stats),
+        bits_per_weight=kind.bits_per_weight,
+        relative_error=_ratio(solution.loss, energy),
+        rtn_relative_error=_ratio(solution.plain_loss, energy),
+        weight_error=measure_weights(task.weight, decoded),
+        damping=solution.damping,
+        coupled=coupled,
+        followed_drift=task.followed,
+        fallback=solution.fallback,
+        file_type=task.file_type,
+    )
+
+
+def _describe_method(linear: LinearPlan, stats: LayerStats | None) -> str:
+    """Say how codes were chosen: at the least effort as llama.cpp does it."""
+    if stats is None:
+        return "rtn"
+    return "gptq" if linear.effort.polish_sweeps else "importance matrix"
+
+
+def _ratio(loss: float | None, energy: float | None) -> float | None:
+    """Loss relative to the output; nothing to nothing is 0."""
+    if loss is None or energy is None:
+        return None
+    return loss / energy if energy > 0 else float(loss > 0)

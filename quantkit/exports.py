@@ -1,0 +1,147 @@
+"""The formats of a recipe: which files there will be, and their writing from solved blocks."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.formats.compressed_tensors import write_compressed_tensors
+from quantkit.formats.gguf.imatrix import Imatrix, ImatrixEntry, write_imatrix
+from quantkit.formats.gguf.model import (
+    FindRows,
+    describe_imatrix,
+    lay_out,
+    plan_file,
+    write_model,
+)
+from quantkit.recipe import ExportSpec
+from quantkit.records import (
+    Artifact,
+    Event,
+    GgufPlan,
+    Plan,
+    Progress,
+    SolvedBlock,
+    TokenWindows,
+)
+
+IMATRIX = "imatrix.gguf"
+"""File of the importance matrix."""
+
+LoadSolved = Callable[[int], SolvedBlock]
+"""Index of a block -> the solved block, empty where nothing of it was solved."""
+
+
+def plan_gguf_files(exports: Sequence[ExportSpec], checkpoint: Checkpoint) -> tuple[GgufPlan, ...]:
+    """Say what the GGUF files of a recipe will hold, in its order.
+
+    Raises:
+        CheckpointError: the checkpoint cannot become a GGUF file.
+        RecipeError: an override of types does not fit the checkpoint.
+    """
+    return tuple(
+        plan_file(
+            checkpoint,
+            str(export.type),
+            [(override.match, override.type) for override in export.overrides],
+            export.pre_tokenizer,
+        )
+        for export in exports
+        if export.format == "gguf"
+    )
+
+
+def write_exports(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    exports: Sequence[ExportSpec],
+    load: LoadSolved,
+    root: Path,
+    tell: Progress,
+    calibration: TokenWindows | None,
+) -> list[Artifact]:
+    """Write every export of a recipe into a folder of its own below `root`.
+
+    Beside a GGUF file lies the importance matrix of its calibration, as llama.cpp reads it.
+
+    Raises:
+        ResourceError, OutputError: a file cannot be written.
+    """
+    artifacts, files = [], iter(enumerate(plan.gguf))
+    for done, export in enumerate(exports):
+        title = f"{export.format} {export.type}" if export.type else export.format
+        tell(Event("write", done, len(exports), title))
+        if export.format == "gguf":
+            number, file = next(files)
+            folder = root / "gguf" if len(plan.gguf) == 1 else root / "gguf" / file.type
+            shutil.rmtree(folder, ignore_errors=True)
+            matrix = None
+            if calibration is not None:
+                matrix = _collect_importance(checkpoint, plan, load, calibration)
+            artifact = write_model(
+                checkpoint,
+                file,
+                folder,
+                name_model(checkpoint),
+                export.max_shard_bytes,
+                find_rows=_find_rows(number, load),
+                find_importance=lambda name, columns: None,
+                origin={} if matrix is None else describe_imatrix(matrix, IMATRIX),
+            )
+            if matrix is not None:
+                digest = write_imatrix(folder / IMATRIX, matrix)
+                files_of = dict(sorted({**artifact.files, IMATRIX: digest}.items()))
+                artifact = replace(artifact, files=files_of)
+            artifacts.append(artifact)
+            continue
+        folder = root / export.format
+        shutil.rmtree(folder, ignore_errors=True)
+        artifacts.append(
+            write_compressed_tensors(checkpoint, plan, load, folder, export.max_shard_bytes)
+        )
+    tell(Event("write", len(exports), len(exports)))
+    return artifacts
+
+
+def _collect_importance(
+    checkpoint: Checkpoint, plan: Plan, load: LoadSolved, calibration: TokenWindows
+) -> Imatrix | None:
+    """Return what calibration saw, by the names of the file; None where no method looked at it."""
+    names = {tensor.source: tensor.name for tensor in lay_out(checkpoint).tensors}
+    tokens = int((calibration.weights > 0).sum())
+    entries = {
+        names[name]: ImatrixEntry((means * tokens).unsqueeze(0), torch.tensor([tokens]))
+        for block in plan.blocks
+        for name, means in load(block.index).importance.items()
+    }
+    if not entries:
+        return None
+    count, length = calibration.ids.shape
+    return Imatrix(entries, (Path(calibration.source).name,), count, length)
+
+
+def name_model(checkpoint: Checkpoint) -> str:
+    """Return the last part of what the user called the checkpoint, as part of a file name."""
+    name = checkpoint.source.name.partition("@")[0].rstrip("/\\")
+    last = re.split(r"[/\\]", name)[-1] or checkpoint.source.folder.resolve().name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "model"
+
+
+def _find_rows(number: int, load: LoadSolved) -> FindRows:
+    """Find the packed rows of GGUF file `number`; one block is held at a time."""
+    held: list[SolvedBlock] = []
+
+    def find(block: int, name: str) -> Tensor | None:
+        if not held or held[0].index != block:
+            held.clear()
+            held.append(load(block))
+        return held[0].encoded.get(f"{number}:{name}")
+
+    return find

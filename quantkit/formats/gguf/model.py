@@ -1,0 +1,247 @@
+"""A checkpoint and its encoded layers -> one GGUF file, split where it is large.
+
+Names, types and metadata follow from headers alone, so a file is planned before any work. Layers
+that were solved come as packed rows; everything else is read from the checkpoint, a few rows at a
+time, and encoded as llama.cpp does it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from types import MappingProxyType
+
+from torch import Tensor
+
+from quantkit.checkpoint.reader import Checkpoint, read_tensor
+from quantkit.durable import write_text
+from quantkit.errors import RecipeError, writing
+from quantkit.formats.gguf.architecture import (
+    Architecture,
+    describe_architecture,
+    note_differences,
+    read_architecture,
+)
+from quantkit.formats.gguf.header import GgufSpec, MetadataValue, Value, name_part
+from quantkit.formats.gguf.imatrix import Imatrix
+from quantkit.formats.gguf.mixes import choose_types
+from quantkit.formats.gguf.modelfile import compose_modelfile
+from quantkit.formats.gguf.tensors import GgufTensor, lay_out_tensors, make_values, permute_rows
+from quantkit.formats.gguf.tokenizer import read_tokenizer
+from quantkit.formats.gguf.writing import plan_parts, write_gguf
+from quantkit.ggml_types import FILE_TYPES, GGML_TYPES
+from quantkit.numerics.ggml.codec import encode_rows
+from quantkit.records import Artifact, GgufPlan
+
+FORMAT = "gguf"
+
+FindRows = Callable[[int, str], Tensor | None]
+"""Index of a block and full name of a tensor in the checkpoint -> its packed rows uint8
+[O, row bytes], in the order of the checkpoint; None where it was not solved."""
+
+FindImportance = Callable[[str, int], Tensor | None]
+"""Name of a tensor in the file and its columns -> how much an error in each counts, float32 [I]."""
+
+_ROWS_AT_ONCE = 1 << 22
+"""Weights that are brought to float32 at a time."""
+
+
+def plan_file(
+    checkpoint: Checkpoint,
+    file_type: str,
+    overrides: Sequence[tuple[str, str]] = (),
+    pre_tokenizer: str | None = None,
+    *,
+    has_importance: bool = True,
+) -> GgufPlan:
+    """Say what a GGUF file of a checkpoint will hold.
+
+    Args:
+        checkpoint: of an architecture that is built.
+        file_type: a name of `FILE_TYPES`.
+        overrides: shell patterns of full tensor names in the checkpoint, and their types; the first
+            match wins.
+        pre_tokenizer: llama.cpp's name of it, where it is not recognised.
+        has_importance: whether errors will be weighed by statistics, which some mixes look at.
+
+    Raises:
+        CheckpointError: the architecture, a tensor or the tokenizer cannot be expressed.
+        RecipeError: an override matches nothing, or its type does not fit a tensor.
+    """
+    layout = lay_out(checkpoint)
+    chosen = choose_types(
+        FILE_TYPES[file_type], layout.tensors, layout.architecture, has_importance
+    )
+    types = {name: kind.name for name, kind in chosen.types.items()}
+    types |= _override(layout.tensors, overrides)
+    vocabulary = int(layout.architecture.config["vocab_size"])
+    tokenizer = read_tokenizer(checkpoint.source.folder, vocabulary, pre_tokenizer)
+    specs = _specify(layout.tensors, types)
+    return GgufPlan(
+        type=file_type,
+        types=MappingProxyType(types),
+        weights=MappingProxyType(
+            {each.source: types[each.name] for each in layout.tensors if each.source is not None}
+        ),
+        tensor_bytes=sum(spec.size for spec in specs),
+        notes=(*note_differences(layout.architecture), *chosen.notes, *tokenizer.notes),
+        pre_tokenizer=pre_tokenizer,
+    )
+
+
+def write_model(
+    checkpoint: Checkpoint,
+    plan: GgufPlan,
+    folder: Path,
+    stem: str,
+    max_shard_bytes: int,
+    *,
+    find_rows: FindRows,
+    find_importance: FindImportance,
+    origin: Mapping[str, MetadataValue] = MappingProxyType({}),
+) -> Artifact:
+    """Write `<stem>-<type>.gguf`, or its parts, and Ollama's Modelfile into `folder`.
+
+    Args:
+        checkpoint: that `plan` was made for.
+        plan: of the file.
+        folder: made when it is absent.
+        stem: what people call the model.
+        max_shard_bytes: bytes of tensors that one file may hold.
+        find_rows: the solved layers; called in the order of the blocks.
+        find_importance: for what was not solved.
+        origin: further metadata.
+
+    Returns:
+        The artifact with the hashes of its files. Equal input gives equal bytes.
+
+    Raises:
+        CheckpointError: a file of the checkpoint is damaged.
+        ResourceError, OutputError: a file cannot be written; no weights are left in `folder`.
+    """
+    layout = lay_out(checkpoint)
+    specs = _specify(layout.tensors, plan.types)
+    parameters = sum(each.parameters for each in layout.tensors if each.source is not None)
+    vocabulary = int(layout.architecture.config["vocab_size"])
+    tokenizer = read_tokenizer(checkpoint.source.folder, vocabulary, plan.pre_tokenizer)
+    metadata: dict[str, MetadataValue] = {
+        **describe_architecture(layout.architecture, parameters, stem, FILE_TYPES[plan.type]),
+        **tokenizer.values,
+        **origin,
+    }
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    contents = (
+        (each.name, _content(checkpoint, each, plan.types[each.name], find_rows, find_importance))
+        for each in layout.tensors
+    )
+    name = f"{stem}-{plan.type}"
+    files = write_gguf(folder, name, metadata, specs, contents, max_shard_bytes)
+    first = name_part(name, 0, len(plan_parts(specs, max_shard_bytes)))
+    context = int(layout.architecture.config["max_position_embeddings"])
+    text = compose_modelfile(first, checkpoint.source.folder, metadata, context)
+    write_text(folder / "Modelfile", text)
+    files["Modelfile"] = hashlib.sha256(text.encode()).hexdigest()
+    return Artifact(
+        name=first,
+        format=FORMAT,
+        folder=folder,
+        files=dict(sorted(files.items())),
+        tensor_bytes=plan.tensor_bytes,
+        bits_per_weight=8 * plan.tensor_bytes / parameters,
+        file_type=plan.type,
+    )
+
+
+def describe_imatrix(matrix: Imatrix, name: str) -> dict[str, MetadataValue]:
+    """Say which importance matrix a file was made with, under llama-quantize's keys."""
+    found: dict[str, MetadataValue] = {"quantize.imatrix.file": Value("string", name)}
+    if matrix.datasets:
+        found["quantize.imatrix.dataset"] = Value("string", matrix.datasets[0])
+    found["quantize.imatrix.entries_count"] = Value("int32", len(matrix.entries))
+    if matrix.chunks:
+        found["quantize.imatrix.chunks_count"] = Value("int32", matrix.chunks)
+    return found
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A checkpoint as a GGUF file has it."""
+
+    architecture: Architecture
+    tensors: tuple[GgufTensor, ...]
+
+
+def lay_out(checkpoint: Checkpoint) -> Layout:
+    """Return the architecture and the tensors of the file of a checkpoint.
+
+    Raises:
+        CheckpointError: they cannot be expressed.
+    """
+    architecture = read_architecture(checkpoint)
+    return Layout(architecture, lay_out_tensors(checkpoint, architecture))
+
+
+def _specify(tensors: Sequence[GgufTensor], types: Mapping[str, str]) -> list[GgufSpec]:
+    return [GgufSpec(each.name, GGML_TYPES[types[each.name]], each.shape) for each in tensors]
+
+
+def _override(
+    tensors: Sequence[GgufTensor], overrides: Sequence[tuple[str, str]]
+) -> dict[str, str]:
+    """Return the types that overrides give to tensors, by their name in the file.
+
+    Raises:
+        RecipeError: see `plan_file`.
+    """
+    found: dict[str, str] = {}
+    for pattern, name in overrides:
+        kind = GGML_TYPES[name]
+        matching = [each for each in tensors if fnmatchcase(each.source or "", pattern)]
+        if not matching:
+            raise RecipeError(f"override {pattern!r} matches no tensor of the checkpoint")
+        for each in matching:
+            if not each.quantizable:
+                raise RecipeError(
+                    f"override {pattern!r} matches {each.source}, which llama.cpp wants in F32"
+                )
+            if each.shape[-1] % kind.block:
+                raise RecipeError(
+                    f"override {pattern!r}: {each.source} has {each.shape[-1]} columns, which are "
+                    f"not whole blocks of {kind.block} of {name}"
+                )
+            found.setdefault(each.name, name)
+    return found
+
+
+def _content(
+    checkpoint: Checkpoint,
+    tensor: GgufTensor,
+    kind: str,
+    find_rows: FindRows,
+    find_importance: FindImportance,
+) -> Tensor | Iterator[memoryview]:
+    """Return the packed rows of a tensor in the order of the file."""
+    if tensor.source is None:
+        return encode_rows(GGML_TYPES[kind], make_values(tensor, None).reshape(1, -1), None)
+    if tensor.block is not None and GGML_TYPES[kind].quantized:
+        rows = find_rows(tensor.block, tensor.source)
+        if rows is not None:
+            return permute_rows(tensor, rows)
+    return _encode(checkpoint, tensor, kind, find_importance)
+
+
+def _encode(
+    checkpoint: Checkpoint, tensor: GgufTensor, kind: str, find_importance: FindImportance
+) -> Iterator[memoryview]:
+    """Encode a tensor of the checkpoint, a few rows at a time."""
+    weight = read_tensor(checkpoint, str(tensor.source))
+    weight = permute_rows(tensor, weight)
+    columns = weight.shape[-1]
+    importance = find_importance(tensor.name, columns) if GGML_TYPES[kind].quantized else None
+    for part in weight.reshape(-1, columns).split(max(1, _ROWS_AT_ONCE // columns)):
+        values = part.float() + tensor.added if tensor.added else part.float()
+        yield encode_rows(GGML_TYPES[kind], values, importance).contiguous().numpy().data.cast("B")

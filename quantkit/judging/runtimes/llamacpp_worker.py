@@ -1,0 +1,205 @@
+"""Judging worker for llama.cpp: a script, run as `python llamacpp_worker.py`.
+
+It runs under the interpreter that has the wheel xllamacpp and imports the standard library and
+numpy only. Requests and answers are those of transformers_worker.py, one line of JSON each, with
+these differences:
+
+    {"op": "load", "path", "device", "threads"}: `path` is a GGUF file, the first of its parts, or a
+        folder that holds one model
+        -> "dtype" is the name of the file's mix of types, "kv_cache" the type of the cache
+    {"op": "tokenize", "texts": [...]}
+        -> {"ok": true, "plain": [[...], ...], "special": [[...], ...]}, what llama.cpp's own
+            tokenizer makes of the texts, without and with what it adds to a prompt; both null where
+            the file has no tokenizer
+
+The logits of all positions are llama.cpp's own, as its users get them: its defaults are kept, which
+are a key/value cache in float16 and flash attention where the machine has it. Of float32 weights
+they make a mean KL of some 1e-6 (docs/gate.md). Tokens are given as ids, nothing is added to them,
+and the cache is emptied before each window.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+# Run by its path, the script is part of no package, and PYTHONSAFEPATH hides its folder.
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from llamacpp_library import (  # type: ignore[import-not-found]
+    STEP,
+    Library,
+    Model,
+    find_version,
+)
+
+PART = re.compile(r"-(\d{5})-of-\d{5}\.gguf$")
+"""End of the name of a part of a split file."""
+
+KV_CACHE = "float16"
+"""The type of llama.cpp's cache by default."""
+
+Reply = dict[str, Any]
+
+
+def main() -> int:
+    """Serve requests from standard input until it ends."""
+    channel = _take_stdout()
+    model: Any = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if request["op"] == "load":
+                model, reply = load(
+                    model, Path(request["path"]), request["device"], request["threads"]
+                )
+            elif request["op"] == "logits":
+                reply = write_logits(model, request["ids"], request["file"])
+            elif request["op"] == "generate":
+                reply = generate(model, request["prompt_ids"], request["max_new_tokens"])
+            elif request["op"] == "tokenize":
+                reply = tokenize(model, request["texts"])
+            else:
+                reply = {"ok": True}
+        # The classes of bad files and lacking resources. Anything else is a defect: its traceback
+        # on standard error and the exit code tell the parent.
+        except (OSError, ValueError, RuntimeError, ImportError, MemoryError) as error:
+            reply = {"ok": False, "kind": _kind(error), "error": _one_line(error)}
+            reply["package"] = getattr(error, "name", None)
+        channel.write(json.dumps(reply) + "\n")
+        channel.flush()
+        if request["op"] == "exit":
+            break
+    return 0
+
+
+def load(last: Any, path: Path, device: str, threads: int) -> tuple[Any, Reply]:
+    """Load the GGUF file at `path` in place of the last one, and say what it became.
+
+    Raises:
+        ImportError: xllamacpp is not there.
+        RuntimeError: it is of another build.
+        ValueError: `path` holds no GGUF file, or llama.cpp refuses it.
+    """
+    library = Library() if last is None else last.library
+    model = Model(library, find_file(path), device, threads)
+    if not model.predicts:
+        raise ValueError(f"{path.name} is a model without a decoder: it predicts no tokens")
+    if last is not None:
+        last.close()
+    version = find_version()
+    return model, {
+        "ok": True,
+        "vocab": model.vocabulary,
+        "dtype": model.file_type,
+        "device": model.device,
+        "kv_cache": KV_CACHE,
+        # llama.cpp itself refuses files with tensors that it has no place for.
+        "unexpected": [],
+        "versions": {
+            "python": platform.python_version(),
+            "xllamacpp": version,
+            "llama.cpp": f"b{version.rpartition('.')[2]}",
+        },
+    }
+
+
+def find_file(path: Path) -> Path:
+    """The file that llama.cpp opens: `path`, or the one model in the folder `path`.
+
+    Raises:
+        ValueError: there is none, or more than one; or `path` is a later part of a split file.
+    """
+    if path.is_dir():
+        firsts = [file for file in sorted(path.glob("*.gguf")) if _part(file.name) == 1]
+        if len(firsts) != 1:
+            names = ", ".join(file.name for file in firsts[:4]) or "none"
+            raise ValueError(f"{path} must hold one GGUF model, and holds {names}: name the file")
+        path = firsts[0]
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    if _part(path.name) != 1:
+        raise ValueError(f"{path.name} is a later part of a split file: name its first part")
+    with path.open("rb") as handle:
+        if handle.read(4) != b"GGUF":
+            raise ValueError(f"{path.name} is not a GGUF file")
+    return path
+
+
+def _part(name: str) -> int:
+    """Number of the part of a split file that `name` says; a file that is whole is its first."""
+    found = PART.search(name)
+    return int(found[1]) if found else 1
+
+
+def write_logits(model: Any, ids: list[list[int]], file: str) -> Reply:
+    """Write the logits of every position of `ids` [B, T] to `file`, a few positions at a time."""
+    finite = True
+    with open(file, "wb") as handle:
+        for row in ids:
+            model.start(len(row))
+            for position in range(0, len(row), STEP):
+                logits = model.run(row[position : position + STEP], position, every=True)
+                finite = finite and bool(np.isfinite(logits).all())
+                handle.write(logits.data)
+    return {"ok": True, "shape": [len(ids), len(ids[0]), model.vocabulary], "finite": finite}
+
+
+def generate(model: Any, prompt_ids: list[int], max_new_tokens: int) -> Reply:
+    """Continue `prompt_ids` with the most probable tokens, within the model's positions."""
+    room = min(max_new_tokens, model.positions - len(prompt_ids))
+    found: list[int] = []
+    if room < 1:
+        return {"ok": True, "ids": found}
+    model.start(len(prompt_ids) + room)
+    pending, position = prompt_ids, 0
+    while len(found) < room and not (found and model.ends(found[-1])):
+        for start in range(0, len(pending), STEP):
+            part = pending[start : start + STEP]
+            logits = model.run(part, position, every=False)
+            position += len(part)
+        pending = [int(logits[0].argmax())]
+        found += pending
+    return {"ok": True, "ids": found}
+
+
+def tokenize(model: Any, texts: list[str]) -> Reply:
+    """Let llama.cpp's own tokenizer read `texts`; special tokens in them are recognised."""
+    if not model.has_tokenizer:
+        return {"ok": True, "plain": None, "special": None}
+    plain, special = (
+        [model.tokenize(text, add_special=add) for text in texts] for add in (False, True)
+    )
+    return {"ok": True, "plain": plain, "special": special}
+
+
+def _take_stdout() -> TextIO:
+    """Keep standard output for the answers; whatever else prints goes to standard error."""
+    private = os.dup(1)
+    os.dup2(2, 1)
+    return os.fdopen(private, "w", encoding="utf-8")
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "disk"
+    # By their words: llama.cpp logs what it could not get.
+    words = str(error)
+    if isinstance(error, MemoryError) or "failed to allocate" in words:
+        return "memory"
+    return "package" if isinstance(error, ImportError) else "other"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:1000]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Jobs that write GGUF files: one pass over the data for every format, and the same bytes again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import quantkit
+import quantkit.pipeline
+from quantkit.errors import PlanError, RecipeError
+from quantkit.formats.gguf.container import GgufFile, open_gguf, read_tensor_rows
+from quantkit.recipe import Recipe
+from quantkit.records import Event
+from tests.helpers import make_pico_model, pico_text
+
+EXPORTS = (
+    {"format": "compressed-tensors"},
+    {"format": "gguf", "type": "Q4_0"},
+    {"format": "gguf", "type": "Q5_1"},
+)
+
+SUFFIXES = (".gguf", ".safetensors")
+"""Of files that hold weights or statistics."""
+
+
+def make_job(
+    folder: Path, *exports: dict[str, object], output: str = "out", **quantize: object
+) -> Recipe:
+    """An ungated job on the model in `folder`, which is made if it is not there."""
+    if not (folder / "model").exists():
+        make_pico_model(folder / "model", layers=3)
+    (folder / "calibration.txt").write_text(pico_text(900, seed=1))
+    return Recipe.model_validate(
+        {
+            "version": 1,
+            "model": str(folder / "model"),
+            "output": str(folder / output),
+            "calibration": {
+                "data": str(folder / "calibration.txt"),
+                "samples": 16,
+                "sequence_length": 32,
+            },
+            "quantize": {"group_size": 32, **quantize}
+            if any(export["format"] != "gguf" for export in exports)
+            else quantize,
+            "export": list(exports),
+        }
+    )
+
+
+def run(recipe: Recipe) -> None:
+    quantkit.quantize(recipe, gate=False, device="cpu")
+
+
+def rows_of(file: GgufFile) -> dict[str, Tensor]:
+    return {name: read_tensor_rows(file, name) for name in file.tensors}
+
+
+def assert_same_tensors(first: Path, second: Path) -> None:
+    """Types and bytes of every tensor agree."""
+    one, two = open_gguf(first), open_gguf(second)
+    assert {name: each.kind for name, each in one.tensors.items()} == {
+        name: each.kind for name, each in two.tensors.items()
+    }
+    for name, rows in rows_of(one).items():
+        assert torch.equal(rows, read_tensor_rows(two, name)), name
+
+
+def test_one_walk_feeds_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calibration data goes through the model once; what vLLM reads is as it was without."""
+    walks = []
+    walk = quantkit.pipeline.walk
+
+    def count(*arguments: object, **options: object) -> Iterator[object]:
+        walks.append(1)
+        return walk(*arguments, **options)
+
+    monkeypatch.setattr(quantkit.pipeline, "walk", count)
+    run(make_job(tmp_path, *EXPORTS))
+    assert len(walks) == 1
+
+    run(make_job(tmp_path, EXPORTS[0], output="alone"))
+    weights = "compressed-tensors/model.safetensors"
+    assert (tmp_path / "out" / weights).read_bytes() == (tmp_path / "alone" / weights).read_bytes()
+    for file_type in ("Q4_0", "Q5_1"):
+        folder = tmp_path / "out" / "gguf" / file_type
+        assert {path.name for path in folder.iterdir()} == {
+            f"model-{file_type}.gguf",
+            "Modelfile",
+            "README.md",
+            "imatrix.gguf",
+        }
+        file = open_gguf(folder / f"model-{file_type}.gguf")
+        assert file.tensors["blk.1.ffn_up.weight"].kind.name == file_type
+
+
+def test_the_fast_effort_is_what_a_conversion_makes_with_the_jobs_importance_matrix(
+    tmp_path: Path,
+) -> None:
+    """llama.cpp's own algorithm, from the same statistics."""
+    run(make_job(tmp_path, EXPORTS[1], effort="fast"))
+    made = tmp_path / "out" / "gguf"
+
+    quantkit.convert(
+        tmp_path / "model",
+        to="gguf:Q4_0",
+        output=tmp_path / "converted",
+        imatrix=made / "imatrix.gguf",
+    )
+
+    assert_same_tensors(made / "model-Q4_0.gguf", tmp_path / "converted" / "model-Q4_0.gguf")
+
+
+def test_without_calibration_a_job_makes_what_a_conversion_makes(tmp_path: Path) -> None:
+    """Plain rounding; there is no importance matrix to write."""
+    run(make_job(tmp_path, EXPORTS[2], method="rtn", effort="fast"))
+    quantkit.convert(tmp_path / "model", to="gguf:q5_1", output=tmp_path / "converted")
+
+    made = tmp_path / "out" / "gguf"
+    assert not (made / "imatrix.gguf").exists()
+    assert_same_tensors(made / "model-Q5_1.gguf", tmp_path / "converted" / "model-Q5_1.gguf")
+
+
+@pytest.mark.parametrize("effort", ["normal", "best"])
+@pytest.mark.parametrize("exports", [EXPORTS[1:], EXPORTS], ids=["gguf leads", "gguf follows"])
+def test_a_resumed_job_ends_in_the_same_bytes(
+    tmp_path: Path, effort: str, exports: tuple[dict[str, object], ...]
+) -> None:
+    """Encoded layers that were stored take their place in the walk."""
+    whole = make_job(tmp_path, *exports, effort=effort)
+    run(whole)
+
+    def stop(event: Event) -> None:
+        if event.stage == "quantize" and event.done == 2:
+            raise KeyboardInterrupt
+
+    broken = make_job(tmp_path, *exports, output="resumed", effort=effort)
+    with pytest.raises(KeyboardInterrupt):
+        quantkit.quantize(broken, gate=False, device="cpu", progress=stop)
+    run(broken)
+
+    files = (tmp_path / "out").rglob("*")
+    made = [path.relative_to(tmp_path / "out") for path in files if path.suffix in SUFFIXES]
+    assert len(made) == 4 + (exports == EXPORTS)
+    for path in made:
+        assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "resumed" / path).read_bytes()
+
+
+def test_tensors_get_the_types_that_overrides_give_them(tmp_path: Path) -> None:
+    """The first match wins, on names of the checkpoint."""
+    overrides = [
+        {"match": "*.1.*.down_proj.weight", "type": "F16"},
+        {"match": "*.down_proj.weight", "type": "q8_0"},
+    ]
+    run(make_job(tmp_path, {**EXPORTS[1], "overrides": overrides}))
+
+    tensors = open_gguf(tmp_path / "out" / "gguf" / "model-Q4_0.gguf").tensors
+    found = [tensors[f"blk.{block}.ffn_down.weight"].kind.name for block in range(3)]
+    assert found == ["Q8_0", "F16", "Q8_0"]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ({"match": "*.down_prj.weight", "type": "Q8_0"}, "'*.down_prj.weight' matches no tensor"),
+        ({"match": "*norm.weight", "type": "Q8_0"}, "which llama.cpp wants in F32"),
+        ({"match": "*.q_proj.weight", "type": "Q4_K"}, "has 64 columns, which are not whole"),
+    ],
+)
+def test_overrides_that_do_not_fit_are_refused_before_any_work(
+    tmp_path: Path, override: dict[str, str], says: str
+) -> None:
+    """One line says which tensor and why."""
+    with pytest.raises(RecipeError, match=re.escape(says)):
+        run(make_job(tmp_path, {**EXPORTS[1], "overrides": [override]}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gguf_job_without_data_is_a_problem_of_the_plan(tmp_path: Path) -> None:
+    """As for every method that looks at data."""
+    recipe = make_job(tmp_path, EXPORTS[1]).model_copy(update={"calibration": None})
+    with pytest.raises(PlanError, match="method gptq needs calibration data"):
+        quantkit.plan(recipe)
+
+
+def test_a_plan_says_what_a_file_will_take(tmp_path: Path) -> None:
+    """The bytes of the tensors, and types that do not fit the columns."""
+    recipe = make_job(tmp_path, {"format": "gguf", "type": "Q4_K_M"})
+
+    planned = quantkit.quantize(recipe, gate=False, device="cpu").plan
+
+    (file,) = planned.gguf
+    tensors = open_gguf(tmp_path / "out" / "gguf" / "model-Q4_K_M.gguf").tensors
+    assert sum(each.size for each in tensors.values()) == file.tensor_bytes
+    assert {name: each.kind.name for name, each in tensors.items()} == dict(file.types)
+    assert any("Q5_0" in note for note in planned.notes)
