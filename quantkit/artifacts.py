@@ -88,7 +88,7 @@ def gate(
     """Judge an artifact that exists, ours or anybody's, against its 16-bit baseline.
 
     Args:
-        artifact: an output of `quantize`, or a folder that transformers can load.
+        artifact: an output of `quantize`, a folder that transformers can load, or a GGUF file.
         baseline: folder, Hub id or id@revision of the original.
         recipe: where the limits and the data come from; by default the recipe in the artifact's
             own evidence, else the default limits.

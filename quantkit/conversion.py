@@ -1,4 +1,4 @@
-"""Checkpoints into other formats without data: quantized ones as they are, plain ones into GGUF."""
+"""Models into other formats without data: quantized ones as they are, plain ones into GGUF."""
 
 from __future__ import annotations
 
@@ -12,22 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from quantkit.checkpoint.reader import Checkpoint, hash_files, open_checkpoint
 from quantkit.checkpoint.source import resolve_source
 from quantkit.describe import describe_artifact, describe_model, package_versions
 from quantkit.durable import write_text
 from quantkit.errors import ArtifactError, InputError, NotYetError, OutputError, ResourceError
-from quantkit.exports import name_model
-from quantkit.formats.gguf.imatrix import read_imatrix
-from quantkit.formats.gguf.model import describe_imatrix, plan_file, write_model
 from quantkit.formats.readers.description import TITLES, is_foreign
 from quantkit.formats.readers.stored import StoredModel, open_stored
 from quantkit.formats.rewriting import Rewriting, plan_repacking, plan_weights, write_rewriting
-from quantkit.inputs import GGUF, PLAIN, check_convert_inputs
+from quantkit.gguf_conversion import GgufConversion, plan_gguf_conversion
+from quantkit.inputs import PLAIN, ConvertOptions, check_convert_inputs
 from quantkit.recipe import ExportSpec
-from quantkit.records import Artifact, Event, Progress, Source
+from quantkit.records import Artifact, Progress, Source
 from quantkit.running import silent, staged
 from quantkit.staging import commit, partial_of
 
@@ -39,7 +35,7 @@ class Conversion:
     source: str
     """What the user called the checkpoint."""
     source_format: str
-    """GPTQ, AWQ, FP8, compressed-tensors, or safetensors for plain weights."""
+    """GPTQ, AWQ, FP8, compressed-tensors, safetensors for plain weights, or gguf and its types."""
     layers: int
     """Quantized layers that were converted."""
     artifact: Artifact
@@ -53,8 +49,10 @@ def convert(
     to: str,
     output: str | os.PathLike[str],
     dtype: str | None = None,
+    base: str | os.PathLike[str] | None = None,
     imatrix: str | os.PathLike[str] | None = None,
     pre_tokenizer: str | None = None,
+    requantize: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -64,13 +62,18 @@ def convert(
     codes that llama.cpp would choose; `quantize` finds better ones with calibration data.
 
     Args:
-        source: GPTQ, AWQ, FP8 or compressed-tensors checkpoint: a folder, a Hub id, id@revision.
+        source: GPTQ, AWQ, FP8, compressed-tensors or plain checkpoint: a folder, a Hub id,
+            id@revision; or a GGUF file, the first part where it is split.
         to: `compressed-tensors`, with the same codes, scales and zero points; or `safetensors`,
             with the weights that they stand for; or, from plain weights, `gguf:TYPE`.
         output: folder to make; it holds the model and `quantkit.json`, which says where it is from.
-        dtype: of the weights in `safetensors`: `float32` is exact; by default the checkpoint's own.
+        dtype: of the weights in `safetensors`: `float32` is exact; by default the checkpoint's own,
+            of a GGUF file that of `base`.
+        base: for a GGUF file to `safetensors`: the checkpoint that it was made from, which config,
+            tokenizer and names are taken from.
         imatrix: for GGUF: llama.cpp's importance matrix, `.gguf` or `.dat`.
         pre_tokenizer: for GGUF: llama.cpp's name of it, where it is not recognised.
+        requantize: round the weights of a GGUF file a second time, to another `gguf:TYPE`.
         overwrite: replace an output that exists.
         progress: called after each layer.
 
@@ -78,22 +81,25 @@ def convert(
         InputError: something that was given cannot be used; there is no output then.
         ResourceError: the disk is too small.
     """
-    target = Path(output)
-    matrix = None if imatrix is None else os.fspath(imatrix)
-    check_convert_inputs(os.fspath(source), to, target, dtype, matrix, overwrite=overwrite)
-    if to.partition(":")[0] == GGUF:
-        file_type = to.partition(":")[2].upper()
-        tell = progress or silent
-        return _convert_to_gguf(
-            os.fspath(source), file_type, target, matrix, pre_tokenizer, overwrite, tell
-        )
+    target, tell = Path(output), progress or silent
+    options = ConvertOptions(
+        dtype=dtype,
+        base=None if base is None else os.fspath(base),
+        imatrix=None if imatrix is None else os.fspath(imatrix),
+        pre_tokenizer=pre_tokenizer,
+        requantize=requantize,
+    )
+    check_convert_inputs(os.fspath(source), to, target, options, overwrite=overwrite)
+    planned = plan_gguf_conversion(os.fspath(source), to, options)
+    if planned is not None:
+        return _convert_gguf(planned, os.fspath(source), to, target, overwrite, tell)
     model = _open_model(os.fspath(source))
     rewriting = _plan(model, to, dtype)
     _refuse_unfinished(target)
     _check_disk(target.absolute().parent, rewriting.tensor_bytes)
     with staged(target, overwrite=overwrite) as partial:
         limit = ExportSpec().max_shard_bytes
-        artifact = write_rewriting(rewriting, partial, limit, progress or silent)
+        artifact = write_rewriting(rewriting, partial, limit, tell)
         artifact = replace(artifact, name=target.name)
         _write_evidence(rewriting, artifact, partial)
         commit(partial, target)
@@ -106,59 +112,27 @@ def convert(
     )
 
 
-def _convert_to_gguf(
-    source: str,
-    file_type: str,
-    target: Path,
-    imatrix: str | None,
-    pre_tokenizer: str | None,
-    overwrite: bool,
-    tell: Progress,
+def _convert_gguf(
+    planned: GgufConversion, source: str, to: str, target: Path, overwrite: bool, tell: Progress
 ) -> Conversion:
-    """Write a plain checkpoint as a GGUF file; see `convert`."""
-    checkpoint = open_checkpoint(resolve_source(source))
-    if open_stored(checkpoint) is not None:
-        raise InputError(
-            f"{source} is quantized, and GGUF files are made of plain weights: make them first "
-            f"with `quantkit convert {source} --to {PLAIN} --output FOLDER`"
-        )
-    matrix = None if imatrix is None else read_imatrix(Path(imatrix))
-    file = plan_file(
-        checkpoint, file_type, pre_tokenizer=pre_tokenizer, has_importance=matrix is not None
-    )
+    """Do a conversion to or from GGUF; see `convert`."""
     _refuse_unfinished(target)
-    _check_disk(target.absolute().parent, file.tensor_bytes)
-    unknown: list[str] = []
-
-    def find_importance(name: str, columns: int) -> Tensor | None:
-        found = None if matrix is None else matrix.find_importance(name, columns)
-        if matrix is not None and found is None:
-            unknown.append(name)
-        return found
-
+    _check_disk(target.absolute().parent, planned.tensor_bytes)
     with staged(target, overwrite=overwrite) as partial:
-        tell(Event("write", 0, 1, file_type))
-        artifact = write_model(
-            checkpoint,
-            file,
-            partial,
-            name_model(checkpoint),
-            ExportSpec().max_shard_bytes,
-            find_rows=lambda block, name: None,
-            find_importance=find_importance,
-            origin={} if matrix is None else describe_imatrix(matrix, Path(str(imatrix)).name),
-        )
-        tell(Event("write", 1, 1))
-        notes = [*file.notes]
-        if unknown:
-            notes.append(
-                f"the importance matrix says nothing of {len(unknown)} tensors, for instance "
-                f"{unknown[0]}: they were rounded without"
-            )
-        about = {"from": PLAIN, "to": f"{GGUF}:{file_type}", "imatrix": imatrix, "notes": notes}
-        _write_origin(checkpoint, about, artifact, target.name, partial)
+        artifact = planned.write(partial, tell)
+        if artifact.file_type is None:
+            artifact = replace(artifact, name=target.name)
+        about = {
+            "from": planned.source_format,
+            "to": to,
+            **planned.settings,
+            "notes": list(planned.notes),
+        }
+        model = describe_model(planned.source, planned.hash_source())
+        _write_origin(model, about, artifact, target.name, partial)
         commit(partial, target)
-    return Conversion(source, PLAIN, 0, replace(artifact, folder=target), tuple(notes))
+    artifact = replace(artifact, folder=target)
+    return Conversion(source, planned.source_format, 0, artifact, planned.notes)
 
 
 def _refuse_unfinished(target: Path) -> None:
@@ -289,18 +263,20 @@ def _write_evidence(rewriting: Rewriting, artifact: Artifact, folder: Path) -> N
         "layers": len(rewriting.layers),
         "notes": list(rewriting.notes),
     }
-    _write_origin(rewriting.model.checkpoint, about, artifact, artifact.name, folder)
+    checkpoint = rewriting.model.checkpoint
+    model = describe_model(checkpoint.source, hash_files(checkpoint))
+    _write_origin(model, about, artifact, artifact.name, folder)
 
 
 def _write_origin(
-    checkpoint: Checkpoint, about: dict[str, Any], artifact: Artifact, path: str, folder: Path
+    model: dict[str, Any], about: dict[str, Any], artifact: Artifact, path: str, folder: Path
 ) -> None:
     """Write `quantkit.json`: where the artifact is from, and the hashes of all files."""
     evidence: dict[str, Any] = {
         "schema": 1,
         "verdict": "UNJUDGED",
         "conversion": about,
-        "model": describe_model(checkpoint.source, hash_files(checkpoint)),
+        "model": model,
         "versions": package_versions(),
         "artifacts": [{**describe_artifact(artifact, folder), "path": path}],
     }

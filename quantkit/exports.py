@@ -39,12 +39,18 @@ LoadSolved = Callable[[int], SolvedBlock]
 """Index of a block -> the solved block, empty where nothing of it was solved."""
 
 
-def plan_gguf_files(exports: Sequence[ExportSpec], checkpoint: Checkpoint) -> tuple[GgufPlan, ...]:
+def plan_gguf_files(
+    exports: Sequence[ExportSpec], checkpoint: Checkpoint, *, has_importance: bool
+) -> tuple[GgufPlan, ...]:
     """Say what the GGUF files of a recipe will hold, in its order.
+
+    Args:
+        has_importance: whether the recipe's method weighs errors by what calibration saw.
 
     Raises:
         CheckpointError: the checkpoint cannot become a GGUF file.
         RecipeError: an override of types does not fit the checkpoint.
+        InputError: a mix of types needs calibration.
     """
     return tuple(
         plan_file(
@@ -52,6 +58,7 @@ def plan_gguf_files(exports: Sequence[ExportSpec], checkpoint: Checkpoint) -> tu
             str(export.type),
             [(override.match, override.type) for override in export.overrides],
             export.pre_tokenizer,
+            has_importance=has_importance,
         )
         for export in exports
         if export.format == "gguf"

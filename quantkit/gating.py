@@ -29,7 +29,7 @@ _INSTALL: Mapping[str, str] = MappingProxyType(
         "vllm": "it wants an environment of its own (`make vllm` makes one in .venv-vllm); name "
         "its interpreter with --set gate.python.vllm=/path/to/python",
         LLAMA_CPP: 'pip install "quantkit[llama-cpp]", or name an interpreter that has it with '
-        '--set "gate.python={llama.cpp: /path/to/python}"',
+        "--set gate.python.llama.cpp=/path/to/python",
     }
 )
 """Runtime -> how to get it."""
@@ -168,12 +168,17 @@ def check_recorded_files(
     """
     rows = evidence.get("artifacts")
     for row in rows if isinstance(rows, list) else []:
-        if not isinstance(row, dict) or row.get("path") != folder.absolute().name:
+        if not isinstance(row, dict) or _last_part(row.get("path")) != folder.absolute().name:
             continue
         files = row.get("files")
         if isinstance(files, dict) and (file is None or file in files):
             return compare_hashes(folder, {name: str(digest) for name, digest in files.items()})
     return ()
+
+
+def _last_part(path: object) -> str:
+    """The last part of a recorded path, which is relative to the folder of the evidence."""
+    return str(path).rpartition("/")[2]
 
 
 def recorded_gate(evidence: Mapping[str, Any]) -> Any:

@@ -131,14 +131,19 @@ def check_gate_inputs(
         find_kind(os.fspath(data))
 
 
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What a conversion may be given besides source, target and output; see `convert`."""
+
+    dtype: str | None = None
+    base: str | None = None
+    imatrix: str | None = None
+    pre_tokenizer: str | None = None
+    requantize: bool = False
+
+
 def check_convert_inputs(
-    source: str,
-    to: str,
-    output: Path,
-    dtype: str | None,
-    imatrix: str | None = None,
-    *,
-    overwrite: bool,
+    source: str, to: str, output: Path, options: ConvertOptions, *, overwrite: bool
 ) -> None:
     """The same for a conversion: what it goes to, and from what.
 
@@ -158,6 +163,49 @@ def check_convert_inputs(
         _check_file_type(to)
     elif name != to:
         raise InputError(f"--to {to!r}: {name} has no types to choose from, write --to {name}")
+    _check_options(to, options)
+    check_output(output, overwrite=overwrite)
+    if Path(source).suffix != f".{GGUF}" or os.path.isdir(source):
+        find_folder(source)
+        return
+    if not os.path.isfile(source):
+        raise InputError(f"{source}: there is no such file")
+    check_source(source, to, options, is_gguf=True)
+
+
+def check_source(source: str, to: str, options: ConvertOptions, *, is_gguf: bool) -> None:
+    """Refuse a target and options that do not go with what is converted.
+
+    Args:
+        is_gguf: whether `source` is a GGUF file, or holds one.
+
+    Raises:
+        NotYetError: GGUF files do not become this target yet.
+        InputError: an option is missing, or goes with another kind of source.
+    """
+    if not is_gguf:
+        for option, value in (("--base", options.base), ("--requantize", options.requantize)):
+            if value:
+                raise InputError(f"{option} goes with GGUF files: {source} is a checkpoint")
+        return
+    if options.pre_tokenizer is not None:
+        raise InputError(f"--pre-tokenizer goes with checkpoints: {source} has named its own")
+    if to.partition(":")[0] == GGUF:
+        return
+    if to != PLAIN:
+        raise NotYetError(
+            f"--to {to!r} of GGUF files is not yet built (built: {PLAIN}, {GGUF}:TYPE)"
+        )
+    if options.base is None:
+        raise InputError(
+            f"config and tokenizer come from the original that {source} was made from: pass "
+            f"--base MODEL"
+        )
+
+
+def _check_options(to: str, options: ConvertOptions) -> None:
+    """Refuse options that do not go with the target, and files that are not there."""
+    name, dtype = to.partition(":")[0], options.dtype
     if dtype is not None and dtype not in WEIGHT_DTYPES:
         known = ", ".join(WEIGHT_DTYPES)
         near = nearest(dtype, WEIGHT_DTYPES)
@@ -165,12 +213,19 @@ def check_convert_inputs(
     if dtype is not None and to != PLAIN:
         reason = "is a type of its own" if name == GGUF else "keeps codes and scales as they are"
         raise InputError(f"--dtype goes with --to {PLAIN}: {to} {reason}")
-    if imatrix is not None and name != GGUF:
-        raise InputError(f"--imatrix goes with --to gguf:TYPE: {to} is not rounded anew")
-    if imatrix is not None and not Path(imatrix).is_file():
-        raise InputError(f"--imatrix {imatrix}: there is no such file")
-    check_output(output, overwrite=overwrite)
-    find_folder(source)
+    if options.base is not None:
+        if to != PLAIN:
+            raise InputError(f"--base goes with --to {PLAIN}: {to} needs none")
+        find_folder(options.base)
+    for option, value, reason in (
+        ("--imatrix", options.imatrix, "is not rounded anew"),
+        ("--requantize", options.requantize, "is not rounded anew"),
+        ("--pre-tokenizer", options.pre_tokenizer, "has the tokenizer's own files"),
+    ):
+        if value and name != GGUF:
+            raise InputError(f"{option} goes with --to {GGUF}:TYPE: {to} {reason}")
+    if options.imatrix is not None and not Path(options.imatrix).is_file():
+        raise InputError(f"--imatrix {options.imatrix}: there is no such file")
 
 
 def _check_file_type(to: str) -> None:

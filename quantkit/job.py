@@ -88,7 +88,8 @@ def plan_job(recipe: Recipe, checkpoint: Checkpoint, *, gate: bool = True) -> Pl
     Raises:
         InputError, ResourceError: as `make_plan`; or the checkpoint cannot become a GGUF file.
     """
-    files = plan_gguf_files(recipe.export, checkpoint)
+    weighed = recipe.quantize.method != "rtn"
+    files = plan_gguf_files(recipe.export, checkpoint, has_importance=weighed)
     return make_plan(recipe, checkpoint, gate=gate, gguf=files)
 
 

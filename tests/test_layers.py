@@ -21,6 +21,7 @@ LAYERS = (
     {"fisher"},
     {"formats", "inputs", "running"},
     {"exports"},
+    {"gguf_conversion"},
     {"conversion"},
     {"job"},
     {"judging"},

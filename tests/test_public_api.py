@@ -18,7 +18,11 @@ from quantkit.cli.main import app
 
 PACKAGE = Path(quantkit.__file__).parent
 
-FLAG_OF_PARAMETER = {"overrides": "--set", "gate": "--no-gate"}
+FLAG_OF_PARAMETER = {
+    "overrides": "--set",
+    "gate": "--no-gate",
+    "pre_tokenizer": "--pre-tokenizer",
+}
 """Parameters whose flag has another name."""
 
 COMMAND_LINE_ONLY = {"--json", "--quiet", "--help"}

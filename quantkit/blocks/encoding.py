@@ -12,6 +12,7 @@ from types import MappingProxyType
 from torch import Tensor
 
 from quantkit.blocks.draft import Draft
+from quantkit.errors import CheckpointError
 from quantkit.ggml_types import GGML_TYPES, GgmlType
 from quantkit.numerics.ggml.codec import decode, pack
 from quantkit.records import GgufPlan, GroupPlan, LayerRecord, LayerStats, LinearPlan, SolvedBlock
@@ -43,6 +44,9 @@ def encode_input_group(
     Returns:
         Full tensor name -> the float32 weight [O, I] that takes its place in the walk; empty where
         another format leads.
+
+    Raises:
+        CheckpointError: a type cannot hold weights that are so large.
     """
     live: dict[str, Tensor] = {}
     linears = [linear for linear in group.linears if linear.encoded]
@@ -117,13 +121,7 @@ def _encode(
         if not members:
             continue
         known = stats if calibrated else None
-        solutions = solve_ggml_group(
-            [task.weight for task in members],
-            [task.kind for task in members],
-            known,
-            members[0].linear.effort,
-            [fishers.get(task.linear.name) for task in members],
-        )
+        solutions = _solve(members, known, fishers)
         for task, solution in zip(members, solutions, strict=True):
             name = f"{task.linear.name}.weight"
             draft.encoded[f"{task.number}:{name}"] = pack(solution.blocks)
@@ -131,6 +129,29 @@ def _encode(
             coupled = known is not None and task.linear.name in fishers
             draft.records.append(_record(task, solution, known, decoded[name], coupled=coupled))
     return decoded
+
+
+def _solve(
+    tasks: Sequence[_Task], stats: LayerStats | None, fishers: Mapping[str, Tensor]
+) -> tuple[GgmlSolution, ...]:
+    """Solve layers that share an input.
+
+    Raises:
+        CheckpointError: a type cannot hold weights that are so large.
+    """
+    try:
+        return solve_ggml_group(
+            [task.weight for task in tasks],
+            [task.kind for task in tasks],
+            stats,
+            tasks[0].linear.effort,
+            [fishers.get(task.linear.name) for task in tasks],
+        )
+    except ValueError as error:
+        names = ", ".join(task.linear.name for task in tasks)
+        raise CheckpointError(
+            f"{names}: {error}; give these layers the type F32 with an override of the export"
+        ) from error
 
 
 def _record(

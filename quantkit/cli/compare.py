@@ -30,7 +30,8 @@ def compare(
         str, typer.Argument(metavar="BASE", help="The original: Hub id or folder.")
     ],
     artifacts: Annotated[
-        list[str], typer.Argument(metavar="ARTIFACT...", help="Folders of quantized models.")
+        list[str],
+        typer.Argument(metavar="ARTIFACT...", help="Folders of quantized models, or GGUF files."),
     ],
     recipe: GateRecipeOption = None,
     data: DataOption = None,

@@ -11,7 +11,7 @@ import typer
 import quantkit
 from quantkit.cli.console import Reply, make_table, show_progress
 from quantkit.cli.options import JsonOption, OverwriteOption, QuietOption, given
-from quantkit.inputs import check_convert_inputs
+from quantkit.inputs import ConvertOptions, check_convert_inputs
 from quantkit.report.rounding import format_bytes
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ def convert(
         str,
         typer.Argument(
             metavar="SRC",
-            help="A model, plain or GPTQ, AWQ, FP8, compressed-tensors: Hub id or folder.",
+            help="A model, plain or GPTQ, AWQ, FP8, compressed-tensors: Hub id or folder; or a "
+            "GGUF file.",
         ),
     ],
     to: Annotated[
@@ -34,7 +35,7 @@ def convert(
             "--to",
             metavar="FORMAT",
             help="compressed-tensors: the same codes; safetensors: the weights they stand for; "
-            "gguf:TYPE, for instance gguf:Q4_K_M: of plain weights.",
+            "gguf:TYPE, for instance gguf:Q4_K_M: of plain weights, or of another GGUF file.",
         ),
     ],
     output: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Folder to make.")],
@@ -44,6 +45,14 @@ def convert(
             "--dtype",
             metavar="DTYPE",
             help="Of weights in safetensors: float32 (exact), float16, bfloat16.",
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="MODEL",
+            help="The original of a GGUF file, for its config and tokenizer, for --to safetensors.",
         ),
     ] = None,
     imatrix: Annotated[
@@ -62,14 +71,29 @@ def convert(
             help="llama.cpp's name of it, where it is not recognised, for --to gguf:TYPE.",
         ),
     ] = None,
+    requantize: Annotated[
+        bool | None,
+        typer.Option(
+            "--requantize",
+            help="Round the weights of a quantized GGUF file a second time, for --to gguf:TYPE.",
+        ),
+    ] = None,
     overwrite: OverwriteOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Reply:
     """Write a model in another format, without data; codes of a quantized one are kept."""
     # What the files alone can refuse is answered before torch is loaded, which takes seconds.
-    check_convert_inputs(source, to, Path(output), dtype, imatrix, overwrite=bool(overwrite))
-    chosen = given(dtype=dtype, imatrix=imatrix, pre_tokenizer=pre_tokenizer, overwrite=overwrite)
+    options = ConvertOptions(dtype, base, imatrix, pre_tokenizer, bool(requantize))
+    check_convert_inputs(source, to, Path(output), options, overwrite=bool(overwrite))
+    chosen = given(
+        dtype=dtype,
+        base=base,
+        imatrix=imatrix,
+        pre_tokenizer=pre_tokenizer,
+        requantize=requantize,
+        overwrite=overwrite,
+    )
     with show_progress(quiet) as progress:
         made = quantkit.convert(
             source,

@@ -34,16 +34,24 @@ _REQUIRED = (
     "transformers",
     "typer",
 )
-_OPTIONAL = {"datasets": "calibration data by datasets id"}
-_OPTIONAL_INSTALL = {"datasets": "pip install 'quantkit[datasets]'"}
+_OPTIONAL = {
+    "datasets": "calibration data by datasets id",
+    "numba": "encoding GGUF types as fast as llama.cpp",
+    "xllamacpp": "the gate of GGUF files, in llama.cpp",
+}
+_OPTIONAL_INSTALL = {
+    "datasets": 'pip install "quantkit[datasets]"',
+    "numba": 'pip install "quantkit[fast]"',
+    "xllamacpp": 'pip install "quantkit[llama-cpp]"',
+}
 _RUNTIMES = {
     "transformers": ("torch", "transformers", "compressed-tensors", "accelerate"),
     "vllm": ("vllm",),
-    "llama.cpp": ("llama-cpp-python",),
+    "llama.cpp": ("xllamacpp",),
     "onnxruntime": ("onnxruntime",),
 }
 """Runtime -> the packages that make it up."""
-_USED_RUNTIMES = ("transformers",)
+_USED_RUNTIMES = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,10 @@ EXAMPLE = "Example: quantkit gate artifacts/model-awq4 --baseline MODEL --recipe
 
 def gate(
     artifact: Annotated[
-        str, typer.Argument(metavar="ARTIFACT", help="Folder of a quantized model.")
+        str,
+        typer.Argument(
+            metavar="ARTIFACT", help="Folder of a quantized model, its output, or a GGUF file."
+        ),
     ],
     baseline: Annotated[
         str,

@@ -39,11 +39,18 @@ def list_recipes(json: JsonOption = False, quiet: QuietOption = False) -> Reply:
     for heading in ("recipe", "scheme", "group", "method", "what it is for"):
         table.add_column(heading)
     for path, recipe in rows:
-        quantize = recipe.quantize
-        table.add_row(
-            path.stem, quantize.scheme, str(quantize.group_size), quantize.method, _summary(path)
-        )
+        scheme, group = _describe(recipe)
+        table.add_row(path.stem, scheme, group, recipe.quantize.method, _summary(path))
     return Reply(document, [table])
+
+
+def _describe(recipe: Recipe) -> tuple[str, str]:
+    """The scheme or the types of GGUF files, and the group size where there is one."""
+    quantize = recipe.quantize
+    types = [str(export.type) for export in recipe.export if export.format == "gguf"]
+    if len(types) == len(recipe.export):
+        return ", ".join(types), ""
+    return ", ".join([quantize.scheme, *types]), str(quantize.group_size)
 
 
 @app.command("show", epilog="Example: quantkit recipes show awq4 > my-recipe.yaml")

@@ -292,9 +292,12 @@ def find_evidence(folder: Path) -> Path | None:
     Args:
         folder: where the weights are, as in `Inspection.folder`.
     """
-    places = [folder]
-    if folder.absolute().name in (COMPRESSED_TENSORS, GGUF):
-        places.append(folder.absolute().parent)
+    places, whole = [folder], folder.absolute()
+    if whole.name in (COMPRESSED_TENSORS, GGUF):
+        places.append(whole.parent)
+    elif whole.parent.name == GGUF:
+        # Several GGUF files of an output have a folder each.
+        places.append(whole.parent.parent)
     files = (place / "quantkit.json" for place in places)
     return next((file for file in files if file.is_file()), None)
 

@@ -16,6 +16,9 @@ MAX_RECIPE_BYTES = 1 << 20
 KeyPath = tuple[str | int, ...]
 """Keys and list indexes from the top of a recipe down to a value."""
 
+_RUNTIME_KEYS = "gate.python."
+"""What follows is the name of a runtime, which may have a dot of its own: llama.cpp."""
+
 
 def shipped_folder() -> Path:
     """Folder of the recipes that come with quantkit."""
@@ -99,7 +102,7 @@ def _walk_lines(node: yaml.Node | None, prefix: KeyPath) -> Iterator[tuple[KeyPa
 
 
 def apply_override(tree: dict[str, Any], pair: str) -> None:
-    """Set one `KEY=VALUE` of `--set` in `tree`."""
+    """Set one `KEY=VALUE` of `--set` in `tree`; dots separate keys, save within a runtime's name."""
     key, equals, text = pair.partition("=")
     if not equals or not key:
         raise RecipeError(
@@ -109,7 +112,7 @@ def apply_override(tree: dict[str, Any], pair: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise RecipeError(f"--set {pair!r}: the value is not valid YAML") from None
-    *parents, last = key.split(".")
+    *parents, last = _split_key(key)
     node: Any = tree
     for name in parents:
         node = _step(node, name, pair)
@@ -117,6 +120,12 @@ def apply_override(tree: dict[str, Any], pair: str) -> None:
         node[_index(node, last, pair)] = value
     else:
         node[last] = value
+
+
+def _split_key(key: str) -> list[str]:
+    if not key.startswith(_RUNTIME_KEYS):
+        return key.split(".")
+    return [*_RUNTIME_KEYS.rstrip(".").split("."), key.removeprefix(_RUNTIME_KEYS)]
 
 
 def _step(node: Any, name: str, pair: str) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.formats.inspect import inspect_artifact
-from quantkit.recipe import AUTO, load_recipe, shipped_recipes
+from quantkit.recipe import AUTO, ExportSpec, Recipe, load_recipe, shipped_recipes
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = ROOT / "models" / "demo-llama"
@@ -45,6 +45,14 @@ def run_recipe(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def schemes_of(recipe: Recipe, export: ExportSpec) -> tuple[str, ...]:
+    """One of these is in the artifact."""
+    if export.format == "gguf":
+        return (str(export.type),)
+    spec = recipe.quantize
+    return spec.candidates if spec.scheme == AUTO else (spec.scheme,)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [path.stem for path in shipped_recipes()])
 def test_shipped_recipe_quantizes_and_passes_from_any_folder(name: str, tmp_path: Path) -> None:
@@ -58,10 +66,9 @@ def test_shipped_recipe_quantizes_and_passes_from_any_folder(name: str, tmp_path
     output = tmp_path / recipe.output
     report = json.loads((output / "report" / "report.json").read_text(encoding="utf-8"))
     assert report["verdict"] == "PASS"
-    inspection = inspect_artifact(output / "compressed-tensors")
-    spec = recipe.quantize
-    wanted = spec.candidates if spec.scheme == AUTO else (spec.scheme,)
-    assert any(scheme in str(inspection) for scheme in wanted)
+    for export in recipe.export:
+        inspection = inspect_artifact(output / export.format)
+        assert any(scheme in str(inspection) for scheme in schemes_of(recipe, export))
     assert [path.name for path in tmp_path.iterdir()] == [Path(recipe.output).parts[0]]
 
 

@@ -29,7 +29,8 @@ def find_gguf(path: Path) -> Path | None:
     """Return the GGUF file that is meant by a file or a folder, the first part where it is split.
 
     Returns:
-        None where the folder has none, or has the files of another artifact beside.
+        None where the folder has none, or has the files of another artifact beside. Importance
+        matrices and other files that are no model do not count where there is one.
 
     Raises:
         ArtifactError: a folder has several.
@@ -42,10 +43,15 @@ def find_gguf(path: Path) -> Path | None:
     if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
         return None
     folder = path / GGUF if own and (path / GGUF).is_dir() else path
-    files = [file for file in sorted(folder.glob("*.gguf")) if not _is_later_part(file)]
+    # An output has a folder for each mix of types where there are several.
+    files = _list_files(folder) or [
+        file for name in FILE_TYPES for file in _list_files(folder / name)
+    ]
     if len(files) > 1:
-        names = ", ".join(file.name for file in files[:5])
-        raise ArtifactError(f"{folder} holds {len(files)} GGUF files: name one of {names}")
+        files = [file for file in files if _is_model(file)] or files
+    if len(files) > 1:
+        names = ", ".join(file.relative_to(path).as_posix() for file in files)
+        raise ArtifactError(f"{path} holds {len(files)} GGUF files: name one of {names}")
     return files[0] if files else None
 
 
@@ -100,6 +106,19 @@ def name_scheme(file: GgufFile) -> str:
     kinds = [tensor.kind for tensor in file.tensors.values()]
     counts = Counter(kind.name for kind in kinds if kind.quantized)
     return ", ".join(sorted(counts, key=lambda name: (-counts[name], name))) or "none"
+
+
+def _list_files(folder: Path) -> list[Path]:
+    """Return the GGUF files of a folder, of a split one the first part."""
+    return [file for file in sorted(folder.glob("*.gguf")) if not _is_later_part(file)]
+
+
+def _is_model(file: Path) -> bool:
+    """Whether a file is a model, or damaged so that nobody can tell."""
+    try:
+        return open_gguf(file).find_text("general.type") in (None, "model")
+    except CheckpointError:
+        return True
 
 
 def _is_later_part(file: Path) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from quantkit.errors import InputError
 from quantkit.formats.gguf.architecture import Architecture
 from quantkit.formats.gguf.tensors import GgufTensor
 from quantkit.ggml_types import GGML_TYPES, FileType, GgmlType
@@ -68,7 +69,15 @@ def choose_types(
         tensors: all of the file, as `lay_out_tensors` returns them.
         has_importance: whether the codes are chosen with an importance matrix (or the second
             moment, which holds one): some mixes save bits then.
+
+    Raises:
+        InputError: the file type needs one, as llama-quantize says.
     """
+    if file_type.needs_importance and not has_importance:
+        raise InputError(
+            f"{file_type.name} is of use only where errors are weighed by what calibration saw: "
+            f"choose Q2_K, or calibrate (a method other than rtn; in `convert`, --imatrix FILE)"
+        )
     model = _Model(
         blocks=architecture.blocks,
         values=sum(tensor.role in _VALUES for tensor in tensors),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from quantkit.checkpoint.reader import Checkpoint, read_tensor
 from quantkit.durable import write_text
-from quantkit.errors import RecipeError, writing
+from quantkit.errors import CheckpointError, RecipeError, writing
 from quantkit.formats.gguf.architecture import (
     Architecture,
     describe_architecture,
@@ -70,6 +70,7 @@ def plan_file(
     Raises:
         CheckpointError: the architecture, a tensor or the tokenizer cannot be expressed.
         RecipeError: an override matches nothing, or its type does not fit a tensor.
+        InputError: the file type needs such statistics.
     """
     layout = lay_out(checkpoint)
     chosen = choose_types(
@@ -244,4 +245,11 @@ def _encode(
     importance = find_importance(tensor.name, columns) if GGML_TYPES[kind].quantized else None
     for part in weight.reshape(-1, columns).split(max(1, _ROWS_AT_ONCE // columns)):
         values = part.float() + tensor.added if tensor.added else part.float()
-        yield encode_rows(GGML_TYPES[kind], values, importance).contiguous().numpy().data.cast("B")
+        try:
+            rows = encode_rows(GGML_TYPES[kind], values, importance)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{tensor.source}: {error}; give this tensor the type F32 with an override of the "
+                f"export"
+            ) from error
+        yield rows.contiguous().numpy().data.cast("B")
