@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.compressed_tensors import write_compressed_tensors
 from quantkit.formats.gguf.imatrix import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.formats.gguf.model import (
-    FindRows,
+    FindSolved,
+    SolvedTensor,
     describe_imatrix,
     lay_out,
     plan_file,
@@ -98,7 +98,7 @@ def write_exports(
                 folder,
                 name_model(checkpoint),
                 export.max_shard_bytes,
-                find_rows=_find_rows(number, load),
+                find_solved=_find_solved(number, load),
                 find_importance=lambda name, columns: None,
                 origin={} if matrix is None else describe_imatrix(matrix, IMATRIX),
             )
@@ -141,14 +141,14 @@ def name_model(checkpoint: Checkpoint) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "model"
 
 
-def _find_rows(number: int, load: LoadSolved) -> FindRows:
-    """Find the packed rows of GGUF file `number`; one block is held at a time."""
+def _find_solved(number: int, load: LoadSolved) -> FindSolved:
+    """Find what was solved for GGUF file `number`; one block is held at a time."""
     held: list[SolvedBlock] = []
 
-    def find(block: int, name: str) -> Tensor | None:
+    def find(block: int, name: str) -> SolvedTensor:
         if not held or held[0].index != block:
             held.clear()
             held.append(load(block))
-        return held[0].encoded.get(f"{number}:{name}")
+        return SolvedTensor(held[0].encoded.get(f"{number}:{name}"), held[0].divided.get(name))
 
     return find

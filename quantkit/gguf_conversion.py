@@ -21,7 +21,7 @@ from quantkit.formats.gguf.dequantizing import plan_dequantizing, write_dequanti
 from quantkit.formats.gguf.header import MetadataValue
 from quantkit.formats.gguf.imatrix import Imatrix, read_imatrix
 from quantkit.formats.gguf.inspection import find_gguf, name_scheme
-from quantkit.formats.gguf.model import describe_imatrix, plan_file, write_model
+from quantkit.formats.gguf.model import SolvedTensor, describe_imatrix, plan_file, write_model
 from quantkit.formats.gguf.requantizing import (
     is_quantized,
     plan_requantizing,
@@ -64,7 +64,8 @@ def plan_gguf_conversion(source: str, to: str, options: ConvertOptions) -> GgufC
     Raises:
         InputError: it cannot be done.
     """
-    path = find_gguf(Path(source))
+    # What has a config is a checkpoint, whatever lies beside.
+    path = None if (Path(source) / "config.json").is_file() else find_gguf(Path(source))
     check_source(source, to, options, is_gguf=path is not None)
     target, _, file_type = to.partition(":")
     file_type = file_type.upper()
@@ -99,7 +100,7 @@ def _plan_encoding(source: str, file_type: str, options: ConvertOptions) -> Gguf
             folder,
             name_model(checkpoint),
             ExportSpec().max_shard_bytes,
-            find_rows=lambda block, name: None,
+            find_solved=lambda block, name: SolvedTensor(),
             find_importance=_finder(matrix),
             origin=_describe_matrix(matrix, options.imatrix),
         )
@@ -236,9 +237,18 @@ def _compare_names(
 
 
 def _finder(matrix: Imatrix | None) -> Callable[[str, int], Tensor | None]:
-    if matrix is None:
-        return lambda name, columns: None
-    return matrix.find_importance
+    """Return what looks importance up; plain matrices are the only ones that are built."""
+
+    def find(name: str, columns: int) -> Tensor | None:
+        found = None if matrix is None else matrix.find_importance(name, columns)
+        if found is not None and found.ndim > 1:
+            raise CalibrationError(
+                f"the importance matrix has {len(found)} matrices for {name}, which is one: it was "
+                f"made for another model"
+            )
+        return found
+
+    return find
 
 
 def _describe_matrix(matrix: Imatrix | None, imatrix: str | None) -> dict[str, MetadataValue]:

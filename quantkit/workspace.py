@@ -132,6 +132,7 @@ def store_block(workspace: Workspace, block: SolvedBlock) -> None:
     tensors |= {f"replay:{name}": tensor.clone() for name, tensor in block.replay.items()}
     tensors |= {f"added:{name}": tensor for name, tensor in block.added.items()}
     tensors |= {f"encoded:{name}": tensor for name, tensor in block.encoded.items()}
+    tensors |= {f"divided:{name}": tensor.clone() for name, tensor in block.divided.items()}
     tensors |= {f"importance:{name}": tensor for name, tensor in block.importance.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = {
@@ -262,6 +263,7 @@ def _read_block(path: Path) -> SolvedBlock:
         added=_with_prefix(tensors, "added:"),
         encoded=_with_prefix(tensors, "encoded:"),
         importance=_with_prefix(tensors, "importance:"),
+        divided=_with_prefix(tensors, "divided:"),
         kv=_kv_record(about),
     )
 

@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob
 RUN = "<!-- run -->"
 """The line above a block whose commands are really run."""
 
-MEANINGS = ("quantkit", "make", "vllm", "source")
+MEANINGS = ("quantkit", "make", "vllm", "source", "llama-server", "ollama")
 """The programs that a documented command may begin with."""
 
 

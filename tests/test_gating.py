@@ -44,10 +44,13 @@ def test_overrides_of_the_gate_apply_and_others_are_refused() -> None:
 def test_an_artifact_does_not_choose_the_interpreter_that_is_run() -> None:
     """Its evidence is somebody else's bytes; the user's own recipe may name one."""
     recorded = evidence_with({"data": "b", "python": {"transformers": "./artifact/evil"}})
-    override = ["gate.python.transformers=/my/python"]
+    override = ["gate.python.transformers=/my/python", "gate.python.llama.cpp=/its/python"]
 
     assert find_gate_spec(None, recorded, None, ()).python == {}
-    assert find_gate_spec(None, recorded, None, override).python == {"transformers": "/my/python"}
+    assert find_gate_spec(None, recorded, None, override).python == {
+        "transformers": "/my/python",
+        "llama.cpp": "/its/python",
+    }
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,13 @@ from torch import Tensor
 
 import quantkit
 import quantkit.pipeline
-from quantkit.errors import PlanError, RecipeError
+from quantkit.checkpoint.reader import open_checkpoint
+from quantkit.checkpoint.source import resolve_source
+from quantkit.errors import ArtifactError, InputError, PlanError, RecipeError
 from quantkit.formats.gguf.container import GgufFile, open_gguf, read_tensor_rows
+from quantkit.job import plan_job
 from quantkit.recipe import Recipe
-from quantkit.records import Event
+from quantkit.records import Event, GgufPlan
 from tests.helpers import make_pico_model, pico_text
 
 EXPORTS = (
@@ -55,6 +58,12 @@ def make_job(
 
 def run(recipe: Recipe) -> None:
     quantkit.quantize(recipe, gate=False, device="cpu")
+
+
+def plan_files(recipe: Recipe) -> tuple[GgufPlan, ...]:
+    """What the GGUF files of a job will hold."""
+    checkpoint = open_checkpoint(resolve_source(str(recipe.model)))
+    return plan_job(recipe, checkpoint, gate=False).gguf
 
 
 def rows_of(file: GgufFile) -> dict[str, Tensor]:
@@ -149,6 +158,55 @@ def test_a_resumed_job_ends_in_the_same_bytes(
     assert len(made) == 4 + (exports == EXPORTS)
     for path in made:
         assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "resumed" / path).read_bytes()
+
+
+@pytest.mark.parametrize(("method", "down"), [("rtn", "Q4_0"), ("gptq", "Q4_1")])
+def test_mixes_know_whether_errors_are_weighed(tmp_path: Path, method: str, down: str) -> None:
+    """llama.cpp spends bits on the first layers of Q4_0 only with an importance matrix."""
+    make_pico_model(tmp_path / "model", layers=8)
+    (file,) = plan_files(make_job(tmp_path, EXPORTS[1], method=method))
+    assert file.types["blk.0.ffn_down.weight"] == down
+
+
+def test_a_mix_that_needs_calibration_is_refused_without(tmp_path: Path) -> None:
+    """Before any work; a method that calibrates may make it."""
+    make_pico_model(tmp_path / "model", hidden=256, intermediate=256, layers=1)
+    export = {"format": "gguf", "type": "Q2_K_S"}
+    with pytest.raises(InputError, match=r"Q2_K_S is of use only where .* other than rtn"):
+        plan_files(make_job(tmp_path, export, method="rtn"))
+    (file,) = plan_files(make_job(tmp_path, export))
+    assert file.types["blk.0.ffn_up.weight"] == "Q2_K"
+
+
+def test_an_output_with_gguf_files_alone_is_an_artifact(tmp_path: Path) -> None:
+    """One file is found beside its importance matrix; of several, one has to be named."""
+    run(make_job(tmp_path, EXPORTS[1]))
+    out = tmp_path / "out"
+
+    found = quantkit.inspect(out)
+    assert (found.file, found.verdict) == (out / "gguf" / "model-Q4_0.gguf", "UNJUDGED")
+    assert quantkit.verify(out).problems == ()
+
+    run(make_job(tmp_path, *EXPORTS[1:], output="two"))
+    two = tmp_path / "two"
+    names = "gguf/Q5_1/model-Q5_1.gguf, gguf/Q4_0/model-Q4_0.gguf"
+    for look in (quantkit.inspect, quantkit.verify):
+        with pytest.raises(ArtifactError, match=f"holds 2 GGUF files: name one of {names}"):
+            look(two)
+    assert quantkit.inspect(two / "gguf" / "Q4_0").verdict == "UNJUDGED"
+    file = two / "gguf" / "Q5_1" / "model-Q5_1.gguf"
+    assert quantkit.verify(file).problems == ()
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert any("sha256 differs" in problem for problem in quantkit.verify(file).problems)
+
+
+def test_an_output_with_both_formats_is_the_folder_of_compressed_tensors(tmp_path: Path) -> None:
+    """The GGUF file beside it is named by its own path."""
+    run(make_job(tmp_path, *EXPORTS[:2]))
+    out = tmp_path / "out"
+    assert quantkit.inspect(out).folder == out / "compressed-tensors"
+    assert quantkit.verify(out).problems == ()
+    assert quantkit.inspect(out / "gguf").scheme == "Q4_0"
 
 
 def test_tensors_get_the_types_that_overrides_give_them(tmp_path: Path) -> None:

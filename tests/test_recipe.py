@@ -367,6 +367,8 @@ def test_exports_that_contradict_themselves_are_refused(tree: dict[str, Any], sa
         ("quantize.overrides.0.scheme=none", lambda r: r.quantize.overrides[0].scheme == "none"),
         ("calibration.data=a=b.txt", lambda recipe: recipe.calibration.data == "a=b.txt"),
         ("gate=null", lambda recipe: recipe.gate is None),
+        ("gate.python.vllm=/v", lambda recipe: recipe.gate.python == {"vllm": "/v"}),
+        ("gate.python.llama.cpp=/l", lambda recipe: recipe.gate.python == {"llama.cpp": "/l"}),
     ],
 )
 def test_set_overrides_any_key(tmp_path: Path, pair: str, read: Any) -> None:
@@ -389,6 +391,7 @@ def test_set_makes_the_groups_that_it_needs(tmp_path: Path) -> None:
         ("quantize.grup_size=64", "unknown key 'grup_size'; did you mean 'group_size'?"),
         ("model.name=x", "'model' is a value, not a group of keys"),
         ("export.3.format=gguf", "'3' is not an index of a list of 1"),
+        ("gate.python.llama.cp=/l", "runtime 'llama.cp' is unknown; did you mean 'llama.cpp'?"),
         ("model=[", "not valid YAML"),
     ],
 )

@@ -29,6 +29,7 @@ class Draft:
     kv: KvRecord | None = None
     encoded: dict[str, Tensor] = field(default_factory=dict)
     importance: dict[str, Tensor] = field(default_factory=dict)
+    divided: dict[str, Tensor] = field(default_factory=dict)
 
 
 def finish_block(block: BlockPlan, draft: Draft) -> SolvedBlock:
@@ -43,6 +44,7 @@ def finish_block(block: BlockPlan, draft: Draft) -> SolvedBlock:
         draft.kv,
         dict(draft.encoded),
         dict(draft.importance),
+        dict(draft.divided),
     )
 
 

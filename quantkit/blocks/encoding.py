@@ -6,17 +6,19 @@ Every file gets codes of its own from the same statistics, so one pass over the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from torch import Tensor
 
 from quantkit.blocks.draft import Draft
+from quantkit.blocks.smoothing import smooth_input
 from quantkit.errors import CheckpointError
 from quantkit.ggml_types import GGML_TYPES, GgmlType
 from quantkit.numerics.ggml.codec import decode, pack
 from quantkit.records import GgufPlan, GroupPlan, LayerRecord, LayerStats, LinearPlan, SolvedBlock
-from quantkit.solvers import follow_drift, measure_weights, output_energy
+from quantkit.schemes import EFFORTS
+from quantkit.solvers import follow_drift, measure_weights, output_energy, scale_stats
 from quantkit.solvers.ggml import GgmlSolution, solve_ggml_group
 
 
@@ -48,16 +50,21 @@ def encode_input_group(
     Raises:
         CheckpointError: a type cannot hold weights that are so large.
     """
-    live: dict[str, Tensor] = {}
     linears = [linear for linear in group.linears if linear.encoded]
+    live: dict[str, Tensor] = {}
+    if not linears:
+        return live
     weights = [tensors[f"{linear.name}.weight"].float() for linear in linears]
     # What the inputs have lost is what the leading format lost: only that can make up for it.
     targets = follow_drift(weights, stats) if leads and stats is not None else None
-    for linear in linears:
-        if stats is not None and linear.method.needs_calibration:
-            # Copies: layers that share an input would share memory in the file of the block.
-            importance = stats.second_moment.diagonal().clone()
-            draft.importance[f"{linear.name}.weight"] = importance
+    smoothed = None
+    if stats is not None:
+        _note_importance(linears, stats, draft)
+        calibrated = all(linear.method.needs_calibration for linear in linears)
+        # At the least effort files are those of llama.cpp.
+        if calibrated and linears[0].effort.polish_sweeps:
+            chosen = weights if targets is None else targets
+            smoothed = smooth_input(group, linears, chosen, stats, tensors, draft, files)
     for number, file in enumerate(files):
         tasks = []
         for index, linear in enumerate(linears):
@@ -67,10 +74,18 @@ def encode_input_group(
             if number == 0 and targets is not None and linear.method.needs_calibration:
                 weight, followed = targets[index], True
             tasks.append(_Task(linear, number, file.type, weight, weights[index], followed))
-        decoded = _encode(tasks, stats, draft, fishers)
+        decoded = _encode(tasks, stats, draft, fishers, smoothed)
         if leads and number == 0:
             live |= decoded
     return live
+
+
+def _note_importance(linears: Sequence[LinearPlan], stats: LayerStats, draft: Draft) -> None:
+    """Keep what an importance matrix has; a copy each, as a file holds no tensor twice."""
+    for linear in linears:
+        if linear.method.needs_calibration:
+            importance = stats.second_moment.diagonal().clone()
+            draft.importance[f"{linear.name}.weight"] = importance
 
 
 def replay_encoded_group(group: GroupPlan, block: SolvedBlock) -> dict[str, Tensor]:
@@ -79,11 +94,14 @@ def replay_encoded_group(group: GroupPlan, block: SolvedBlock) -> dict[str, Tens
     They are bit-equal to those that `encode_input_group` returned.
     """
     live = {}
+    scales = (block.replay.get(f"smooth:{linear.name}") for linear in group.linears)
+    scale = next((scale for scale in scales if scale is not None), None)
     for linear in group.linears:
         name = f"{linear.name}.weight"
         packed = block.encoded.get(f"0:{name}")
         if packed is not None:
-            live[name] = decode(GGML_TYPES[linear.ggml_types[0]], packed)
+            decoded = decode(GGML_TYPES[linear.ggml_types[0]], packed)
+            live[name] = decoded if scale is None else decoded / scale
     return live
 
 
@@ -113,39 +131,58 @@ def _encode(
     stats: LayerStats | None,
     draft: Draft,
     fishers: Mapping[str, Tensor],
+    smoothed: tuple[Tensor, float] | None,
 ) -> dict[str, Tensor]:
     """Add the bytes and records of layers to `draft`; return the weights that they stand for."""
+    scale, exponent = (None, None) if smoothed is None else smoothed
     decoded = {}
     for calibrated in (True, False):
         members = [each for each in tasks if each.linear.method.needs_calibration == calibrated]
         if not members:
             continue
         known = stats if calibrated else None
-        solutions = _solve(members, known, fishers)
+        solutions = _solve(members, known, fishers, scale)
         for task, solution in zip(members, solutions, strict=True):
             name = f"{task.linear.name}.weight"
             draft.encoded[f"{task.number}:{name}"] = pack(solution.blocks)
-            decoded[name] = solution.blocks.dequantize()
+            weight = solution.blocks.dequantize()
+            decoded[name] = weight if scale is None else weight / scale
             coupled = known is not None and task.linear.name in fishers
-            draft.records.append(_record(task, solution, known, decoded[name], coupled=coupled))
+            record = _record(task, solution, known, decoded[name], coupled=coupled)
+            draft.records.append(replace(record, smoothing_exponent=exponent))
     return decoded
 
 
 def _solve(
-    tasks: Sequence[_Task], stats: LayerStats | None, fishers: Mapping[str, Tensor]
+    tasks: Sequence[_Task],
+    stats: LayerStats | None,
+    fishers: Mapping[str, Tensor],
+    scale: Tensor | None,
 ) -> tuple[GgmlSolution, ...]:
-    """Solve layers that share an input.
+    """Solve layers that share an input, which is divided by `scale`.
 
     Raises:
         CheckpointError: a type cannot hold weights that are so large.
     """
+    weights, kinds = [task.weight for task in tasks], [task.kind for task in tasks]
+    unknown = [None] * len(tasks)
+    effort = tasks[0].linear.effort
     try:
-        return solve_ggml_group(
-            [task.weight for task in tasks],
-            [task.kind for task in tasks],
-            stats,
-            tasks[0].linear.effort,
+        if scale is None or stats is None:
+            found = [fishers.get(task.linear.name) for task in tasks]
+            return solve_ggml_group(weights, kinds, stats, effort, found)
+        # What the loss is compared with is the file that llama.cpp would make.
+        plain = solve_ggml_group(weights, kinds, stats, EFFORTS["fast"], unknown)
+        solutions = solve_ggml_group(
+            [weight * scale for weight in weights],
+            kinds,
+            scale_stats(stats, scale),
+            effort,
             [fishers.get(task.linear.name) for task in tasks],
+        )
+        return tuple(
+            replace(solution, plain_loss=other.plain_loss)
+            for solution, other in zip(solutions, plain, strict=True)
         )
     except ValueError as error:
         names = ", ".join(task.linear.name for task in tasks)

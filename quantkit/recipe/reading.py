@@ -102,7 +102,7 @@ def _walk_lines(node: yaml.Node | None, prefix: KeyPath) -> Iterator[tuple[KeyPa
 
 
 def apply_override(tree: dict[str, Any], pair: str) -> None:
-    """Set one `KEY=VALUE` of `--set` in `tree`; dots separate keys, save within a runtime's name."""
+    """Set one `KEY=VALUE` of `--set` in `tree`; a runtime may have a dot in its name."""
     key, equals, text = pair.partition("=")
     if not equals or not key:
         raise RecipeError(

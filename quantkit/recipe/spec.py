@@ -216,9 +216,7 @@ class TypeOverride(_Spec):
     pattern; the first match wins."""
 
     match: str = Field(min_length=1, description="shell pattern, for instance *.down_proj.weight")
-    type: TensorTypeName = Field(
-        description="type of the tensors, for instance Q6_K"
-    )
+    type: TensorTypeName = Field(description="type of the tensors, for instance Q6_K")
 
 
 class ExportSpec(_Spec):

@@ -163,7 +163,8 @@ class SolvedBlock:
     replay: Mapping[str, Tensor] = field(default_factory=dict)
     """What the walk needs beside the codes to take this block's place in a resumed forward:
     `fold:<layer>` [I], the scale that was folded out of the input of the group that begins with the
-    layer; `scale:<layer>` [O, G], a layer's scale before a later fold divided it."""
+    layer; `scale:<layer>` [O, G], a layer's scale before a later fold divided it;
+    `smooth:<layer>` [I], what `fold:` is, for the layers of GGUF files."""
     added: Mapping[str, Tensor] = field(default_factory=dict)
     kv: KvRecord | None = None
     encoded: Mapping[str, Tensor] = field(default_factory=dict)
@@ -171,3 +172,6 @@ class SolvedBlock:
     the checkpoint."""
     importance: Mapping[str, Tensor] = field(default_factory=dict)
     """Full tensor name -> mean square of each input, float32 [I], where GGUF files are written."""
+    divided: Mapping[str, Tensor] = field(default_factory=dict)
+    """Full tensor name -> what its rows (or elements) are divided by in every GGUF file, float32
+    [O]: the scale by which the columns of the encoded layers behind it were multiplied."""

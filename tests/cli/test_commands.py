@@ -137,6 +137,8 @@ def test_doctor_names_the_machine_and_what_is_missing() -> None:
         == document["runtimes"]["transformers"]
     )
     assert not document["runtimes"]["vllm"]["used"]
+    assert document["runtimes"]["llama.cpp"]["used"]
+    assert list(document["runtimes"]["llama.cpp"]["packages"]) == ["xllamacpp"]
     if document["device"]["device"] == "cpu":
         assert document["device"]["float32_gflops"] > 0
     assert all(item["install"].startswith("pip install") for item in document["missing"])

@@ -73,11 +73,6 @@ def choose_types(
     Raises:
         InputError: the file type needs one, as llama-quantize says.
     """
-    if file_type.needs_importance and not has_importance:
-        raise InputError(
-            f"{file_type.name} is of use only where errors are weighed by what calibration saw: "
-            f"choose Q2_K, or calibrate (a method other than rtn; in `convert`, --imatrix FILE)"
-        )
     model = _Model(
         blocks=architecture.blocks,
         values=sum(tensor.role in _VALUES for tensor in tensors),
@@ -95,6 +90,13 @@ def choose_types(
         if types[tensor.name] != wanted:
             fallen.append((tensor, wanted, types[tensor.name]))
         seen += tensor.role in _VALUES
+    # Narrow layers have other types, of which llama-quantize asks nothing either.
+    weighed = {kind.name for name, kind in types.items() if name != "token_embd.weight"}
+    if file_type.needs_importance and not has_importance and file_type.default.name in weighed:
+        raise InputError(
+            f"{file_type.name} is of use only where errors are weighed by what calibration saw: "
+            f"choose Q2_K, or calibrate (a method other than rtn; in `convert`, --imatrix FILE)"
+        )
     ordered = {tensor.name: types[tensor.name] for tensor in tensors}
     return Mix(MappingProxyType(ordered), tuple(_note(fallen)))
 

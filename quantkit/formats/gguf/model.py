@@ -33,14 +33,26 @@ from quantkit.formats.gguf.tensors import GgufTensor, lay_out_tensors, make_valu
 from quantkit.formats.gguf.tokenizer import read_tokenizer
 from quantkit.formats.gguf.writing import plan_parts, write_gguf
 from quantkit.ggml_types import FILE_TYPES, GGML_TYPES
-from quantkit.numerics.ggml.codec import encode_rows
+from quantkit.numerics.ggml.codec import divide_rows, encode_rows
 from quantkit.records import Artifact, GgufPlan
 
 FORMAT = "gguf"
 
-FindRows = Callable[[int, str], Tensor | None]
-"""Index of a block and full name of a tensor in the checkpoint -> its packed rows uint8
-[O, row bytes], in the order of the checkpoint; None where it was not solved."""
+
+@dataclass(frozen=True)
+class SolvedTensor:
+    """What a job found for one tensor of the checkpoint, rows in the order of the checkpoint.
+
+    rows: packed, uint8 [O, row bytes]; None where it was not solved. divisor: float32 [O], what
+    its rows or elements are to be divided by; None for nothing.
+    """
+
+    rows: Tensor | None = None
+    divisor: Tensor | None = None
+
+
+FindSolved = Callable[[int, str], SolvedTensor]
+"""Index of a block and full name of a tensor in the checkpoint -> what was solved of it."""
 
 FindImportance = Callable[[str, int], Tensor | None]
 """Name of a tensor in the file and its columns -> how much an error in each counts, float32 [I]."""
@@ -100,7 +112,7 @@ def write_model(
     stem: str,
     max_shard_bytes: int,
     *,
-    find_rows: FindRows,
+    find_solved: FindSolved,
     find_importance: FindImportance,
     origin: Mapping[str, MetadataValue] = MappingProxyType({}),
 ) -> Artifact:
@@ -112,7 +124,7 @@ def write_model(
         folder: made when it is absent.
         stem: what people call the model.
         max_shard_bytes: bytes of tensors that one file may hold.
-        find_rows: the solved layers; called in the order of the blocks.
+        find_solved: the solved layers; called in the order of the blocks.
         find_importance: for what was not solved.
         origin: further metadata.
 
@@ -136,7 +148,7 @@ def write_model(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     contents = (
-        (each.name, _content(checkpoint, each, plan.types[each.name], find_rows, find_importance))
+        (each.name, _content(checkpoint, each, plan.types[each.name], find_solved, find_importance))
         for each in layout.tensors
     )
     name = f"{stem}-{plan.type}"
@@ -222,29 +234,42 @@ def _content(
     checkpoint: Checkpoint,
     tensor: GgufTensor,
     kind: str,
-    find_rows: FindRows,
+    find_solved: FindSolved,
     find_importance: FindImportance,
 ) -> Tensor | Iterator[memoryview]:
     """Return the packed rows of a tensor in the order of the file."""
     if tensor.source is None:
         return encode_rows(GGML_TYPES[kind], make_values(tensor, None).reshape(1, -1), None)
-    if tensor.block is not None and GGML_TYPES[kind].quantized:
-        rows = find_rows(tensor.block, tensor.source)
-        if rows is not None:
-            return permute_rows(tensor, rows)
-    return _encode(checkpoint, tensor, kind, find_importance)
+    found = SolvedTensor()
+    if tensor.block is not None:
+        found = find_solved(tensor.block, tensor.source)
+    if found.rows is None or not GGML_TYPES[kind].quantized:
+        return _encode(checkpoint, tensor, kind, find_importance, found.divisor)
+    rows: Tensor | None = found.rows
+    if found.divisor is not None:
+        rows = divide_rows(GGML_TYPES[kind], found.rows, found.divisor)
+    if rows is None:
+        raise ValueError(f"{tensor.source}: its scales cannot be divided, which was checked")
+    return permute_rows(tensor, rows)
 
 
 def _encode(
-    checkpoint: Checkpoint, tensor: GgufTensor, kind: str, find_importance: FindImportance
+    checkpoint: Checkpoint,
+    tensor: GgufTensor,
+    kind: str,
+    find_importance: FindImportance,
+    divisor: Tensor | None,
 ) -> Iterator[memoryview]:
     """Encode a tensor of the checkpoint, a few rows at a time."""
     weight = read_tensor(checkpoint, str(tensor.source))
-    weight = permute_rows(tensor, weight)
     columns = weight.shape[-1]
+    if divisor is not None:
+        weight = (weight.float() + tensor.added) / divisor.reshape(-1, *[1] * (weight.dim() - 1))
+    added = tensor.added if divisor is None else 0.0
+    weight = permute_rows(tensor, weight)
     importance = find_importance(tensor.name, columns) if GGML_TYPES[kind].quantized else None
     for part in weight.reshape(-1, columns).split(max(1, _ROWS_AT_ONCE // columns)):
-        values = part.float() + tensor.added if tensor.added else part.float()
+        values = part.float() + added if added else part.float()
         try:
             rows = encode_rows(GGML_TYPES[kind], values, importance)
         except ValueError as error:

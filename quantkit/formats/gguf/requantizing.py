@@ -142,7 +142,7 @@ def write_requantized(
         origin: further metadata.
 
     Raises:
-        ArtifactError: a tensor that is encoded has values that are not finite.
+        ArtifactError: a tensor has values that are not finite, or that its type cannot hold.
         CheckpointError: the file changed meanwhile.
         ResourceError, OutputError: a file cannot be written; none is left under its final name.
     """
@@ -261,5 +261,8 @@ def _content(
                     f"{plan.file.path}: tensor {name} has values that are not finite: "
                     f"`quantkit verify` tells which"
                 )
-            rows = encode_rows(kind, values, importance)
+            try:
+                rows = encode_rows(kind, values, importance)
+            except ValueError as error:
+                raise ArtifactError(f"{plan.file.path}: tensor {name}: {error}") from error
         yield rows.contiguous().numpy().data.cast("B")

@@ -7,6 +7,7 @@ an importance matrix, on any device. Rows are independent, so they are treated a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -204,3 +205,30 @@ def _concatenate(parts: list[GgmlBlocks]) -> GgmlBlocks:
         joined([part.sub_scales for part in parts]),
         joined([part.sub_minimums for part in parts]),
     )
+
+
+def divide_rows(kind: GgmlType, data: Tensor, divisor: Tensor) -> Tensor | None:
+    """Divide rows of a type with codes by what every block stores as float16.
+
+    Args:
+        data: uint8 [R, row bytes].
+        divisor: float32 [R], positive.
+
+    Returns:
+        The bytes of the rows with the same codes, or None where float16 cannot hold a scale or
+        minimum within 1 % of what it should be.
+
+    Raises:
+        ValueError: rows are not whole blocks.
+    """
+    blocks = unpack(kind, data)
+    stored = {}
+    for name in ("d", "m"):
+        old = getattr(blocks, name)
+        if old is None:
+            continue
+        exact = old.float() / divisor.unsqueeze(1)
+        stored[name] = exact.half()
+        if not bool(((stored[name].float() - exact).abs() <= 0.01 * exact.abs()).all()):
+            return None
+    return pack(replace(blocks, **stored))

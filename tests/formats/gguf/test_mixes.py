@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import pytest
 
+from quantkit.errors import InputError
 from quantkit.formats.gguf.architecture import read_architecture
 from quantkit.formats.gguf.mixes import Mix, choose_types, fitting_type
 from quantkit.formats.gguf.tensors import GgufTensor, lay_out_tensors
@@ -55,6 +56,8 @@ def test_every_tensor_has_the_type_that_llama_cpp_gives_it(case: str) -> None:
             if expected is None:
                 assert file_type.needs_importance
                 assert not has_importance
+                with pytest.raises(InputError, match="choose Q2_K, or calibrate"):
+                    choose_types(file_type, tensors, architecture, has_importance)
                 continue
             mix = choose_types(file_type, tensors, architecture, has_importance)
             assert shorten(tensors, mix) == expected, (name, has_importance)
