@@ -26,6 +26,10 @@ from quantkit.numerics.affine import dequantize_layer
 _LIMITS = {4: 0.5, 8: 0.1}
 """Bits of a code -> relative error beyond which a layer cannot be a rounding of the base's. Plain
 rounding in one group a row makes about 0.2 and 0.01."""
+_LEAST_COSINE = 0.5
+"""Of a rounding: an error of 1.7 times the norm that is no part of the weight leaves as much."""
+NEAR = _LIMITS[8] / 2
+"""Relative error up to which nothing needs to have been folded."""
 _SWEEPS = 3
 
 
@@ -38,6 +42,22 @@ class ComparedLayer:
     """||W' - W|| / ||W||, where W is the base's weight with what was folded into it."""
     folded: str | None = None
     """The norm that gave its scale, or `rows and columns`."""
+    cosine: float = 1.0
+    """Of the angle between W' and W."""
+
+    def find_problem(self, bits: int, limit: float) -> str | None:
+        """Say that the layer cannot be a rounding of the base's, if that is so.
+
+        A rounding under a second moment may be far from the weight where inputs never go, but
+        not in its direction.
+        """
+        if self.relative_error <= limit or self.cosine >= _LEAST_COSINE:
+            return None
+        return (
+            f"layer {self.name} differs from the base's by {self.relative_error:.3g} of its norm "
+            f"and points elsewhere (cosine {self.cosine:.2f}), which no rounding to {bits} bits "
+            f"does"
+        )
 
 
 @dataclass(frozen=True)
@@ -91,12 +111,9 @@ def compare_artifact(artifact: Checkpoint, base: Checkpoint) -> Comparison:
             problems.append(str(error))
             continue
         layers.append(layer)
-        limit = _LIMITS[8 if bits == 8 else 4]
-        if not layer.relative_error <= limit:
-            problems.append(
-                f"layer {name} differs from the base's by {layer.relative_error:.3g} of its norm, "
-                f"which no rounding to {bits} bits does (up to {limit:g})"
-            )
+        problem = layer.find_problem(bits, _LIMITS[8 if bits == 8 else 4])
+        if problem is not None:
+            problems.append(problem)
     return Comparison(base.source.name, tuple(layers), tuple(changed), equal, tuple(problems))
 
 
@@ -151,20 +168,34 @@ def _compare_layer(
         for norm, ratio in ratios.items()
         if _block_of(norm) == block and len(ratio) == weight.shape[1]
     }
-    errors: dict[str | None, float] = {None: _relative_error(found, weight)}
-    for norm, ratio in candidates.items():
+    return explain_layer(name, found, weight, candidates), layer.scheme.weight_bits
+
+
+def explain_layer(
+    name: str, found: Tensor, weight: Tensor, ratios: Mapping[str, Tensor]
+) -> ComparedLayer:
+    """Compare a layer under the fold that explains it best.
+
+    Args:
+        found: float32 [O, I], as it decodes; weight: that of the base.
+        ratios: norm's weight -> the base's divided by the artifact's, float32 [I], for the norms
+            that may stand in front.
+    """
+    error, folded, base = _relative_error(found, weight), None, weight
+    for norm, ratio in ratios.items():
         # The norm's output shrank by the ratio, so the weight grew by it.
-        errors[norm.removesuffix(f".{WEIGHT}")] = _relative_error(found, weight * ratio)
-    if min(errors.values()) > _LIMITS[8] / 2:
-        errors["rows and columns"] = _fitted_error(found, weight)
-    best = min(errors, key=lambda key: errors[key])
-    if best == "rows and columns" and errors[best] > 0.8 * min(
-        error for key, error in errors.items() if key != best
-    ):
+        scaled = weight * ratio
+        candidate = _relative_error(found, scaled)
+        if candidate < error:
+            error, folded, base = candidate, norm.removesuffix(f".{WEIGHT}"), scaled
+    if error > NEAR:
+        fitted = _fit_rows_and_columns(found, weight)
+        candidate = _relative_error(found, fitted)
         # A fit always gains a little: only what explains much was folded.
-        del errors[best]
-        best = min(errors, key=lambda key: errors[key])
-    return ComparedLayer(name, errors[best], best), layer.scheme.weight_bits
+        if candidate <= 0.8 * error:
+            error, folded, base = candidate, "rows and columns", fitted
+    cosine = torch.nn.functional.cosine_similarity(found.flatten(), base.flatten(), dim=0)
+    return ComparedLayer(name, error, folded, float(cosine))
 
 
 def _block_of(name: str) -> str:
@@ -180,8 +211,8 @@ def _relative_error(found: Tensor, weight: Tensor) -> float:
     return difference / norm if norm else float(difference > 0)
 
 
-def _fitted_error(found: Tensor, weight: Tensor) -> float:
-    """The relative error when each row and each column of the base may be scaled.
+def _fit_rows_and_columns(found: Tensor, weight: Tensor) -> Tensor:
+    """The base with each row and each column scaled as it comes nearest to `found`.
 
     Alternating least squares from scales of 1.
     """
@@ -193,7 +224,7 @@ def _fitted_error(found: Tensor, weight: Tensor) -> float:
         scaled = weight * columns
         rows = _fit(found, scaled, 1)
         fitted = scaled * rows
-    return _relative_error(found, fitted)
+    return fitted
 
 
 def _fit(found: Tensor, weight: Tensor, dim: int) -> Tensor:

@@ -1,18 +1,19 @@
 """A GGUF file against the checkpoint that it was made from: what is equal, and how far the rest.
 
-Scales that were folded from one layer into another are not taken out: such layers are told as far
-from the base as they are.
+Where a scale was folded into what stands in front of a layer, the layer is compared as one of
+another format is (`formats/comparison.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from quantkit.checkpoint.reader import Checkpoint, read_tensor
-from quantkit.formats.comparison import ComparedLayer, Comparison
+from quantkit.formats.comparison import NEAR, ComparedLayer, Comparison, explain_layer
 from quantkit.formats.gguf.container import GgufFile
 from quantkit.formats.gguf.dequantizing import decode_tensor, plan_dequantizing
 from quantkit.formats.gguf.tensors import GgufTensor
@@ -33,13 +34,22 @@ def compare_gguf(file: GgufFile, base: Checkpoint) -> Comparison:
     plan = plan_dequantizing(file, base)
     layers: list[ComparedLayer] = []
     changed: list[str] = []
-    for tensor in plan.tensors:
+    ratios: dict[str, Tensor] = {}
+    # Norms first, since they tell what the layers behind them were multiplied by.
+    for tensor in sorted(plan.tensors, key=lambda each: len(each.shape)):
         error = _measure(file, base, tensor)
         source = str(tensor.source)
-        if file.tensors[tensor.name].kind.quantized:
-            layers.append(ComparedLayer(source.removesuffix(".weight"), error))
-        elif error:
-            changed.append(source)
+        if not file.tensors[tensor.name].kind.quantized:
+            if error:
+                changed.append(source)
+            if error and len(tensor.shape) == 1:
+                ratios[source] = _find_ratio(file, base, tensor)
+            continue
+        layer = ComparedLayer(source.removesuffix(".weight"), error)
+        # What is outside of the blocks is large, and nothing is folded into it.
+        if error > NEAR and (tensor.block is not None or error > _USUAL_LIMIT):
+            layer = _explain(file, base, tensor, ratios)
+        layers.append(layer)
     equal = len(plan.tensors) - len(layers) - len(changed)
     bits = {
         str(tensor.source).removesuffix(".weight"): _count_bits(file, tensor)
@@ -64,6 +74,31 @@ def _measure(file: GgufFile, base: Checkpoint, tensor: GgufTensor) -> float:
     return math.sqrt(distance / squares) if squares else math.inf
 
 
+def _find_ratio(file: GgufFile, base: Checkpoint, tensor: GgufTensor) -> Tensor:
+    """Return a norm's weight in the base divided by that in the file, as they act; float32 [I]."""
+    (stored,) = decode_tensor(file, tensor)
+    weight = read_tensor(base, str(tensor.source)).float() + tensor.added
+    ratio = weight / (stored.reshape(-1) + tensor.added)
+    # A weight of zero tells nothing of what it was divided by.
+    return torch.nan_to_num(ratio, nan=1.0, posinf=1.0, neginf=1.0)
+
+
+def _explain(
+    file: GgufFile, base: Checkpoint, tensor: GgufTensor, ratios: Mapping[str, Tensor]
+) -> ComparedLayer:
+    """Compare a layer with the norms of its block that changed."""
+    source = str(tensor.source)
+    found = torch.cat(list(decode_tensor(file, tensor)))
+    weight = read_tensor(base, source).float()
+    prefix = f".{tensor.block}."
+    near = {
+        norm: ratio
+        for norm, ratio in ratios.items()
+        if prefix in norm and len(ratio) == weight.shape[1]
+    }
+    return explain_layer(source.removesuffix(".weight"), found, weight, near)
+
+
 def _sum_squares(values: Tensor) -> float:
     return float(values.double().square().sum())
 
@@ -76,8 +111,6 @@ def _count_bits(file: GgufFile, tensor: GgufTensor) -> int:
 def _find_far(layers: list[ComparedLayer], bits: dict[str, int]) -> Iterator[str]:
     for layer in layers:
         limit = _LIMITS.get(bits[layer.name], _USUAL_LIMIT)
-        if not layer.relative_error <= limit:
-            yield (
-                f"layer {layer.name} differs from the base's by {layer.relative_error:.3g} of its "
-                f"norm, which no rounding to {bits[layer.name]} bits does (up to {limit:g})"
-            )
+        problem = layer.find_problem(bits[layer.name], limit)
+        if problem is not None:
+            yield problem
