@@ -28,11 +28,7 @@ def assign_types(
     if not files:
         return assignment
     linears = {name: _assign(spec, linear, files) for name, linear in assignment.linears.items()}
-    notes = list(assignment.notes)
-    transforms = {each.method.transform for each in linears.values() if each.encoded} - {None}
-    if transforms or METHODS.get(spec.method, METHODS["rtn"]).transform:
-        notes.append("GGUF files are rounded without a scale that is folded into their inputs")
-    return replace(assignment, linears=MappingProxyType(linears), notes=tuple(notes))
+    return replace(assignment, linears=MappingProxyType(linears))
 
 
 def _assign(spec: QuantizeSpec, linear: LinearPlan, files: Sequence[GgufPlan]) -> LinearPlan:
