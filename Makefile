@@ -40,10 +40,13 @@ vllm: setup
 bench: setup
 	scripts/setup_rival.sh llm-compressor
 	scripts/setup_rival.sh auto-round
+	scripts/setup_rival.sh llama-cpp-python
 	$(BIN)/python benchmarks/llm_compressor.py
 	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/gguf_encoding.py
+	$(BIN)/python benchmarks/gguf_quality.py
 	$(BIN)/python benchmarks/synthetic_2gb.py
 
 clean:
-	rm -rf .venv .venv-vllm .venv-rival .venv-auto-round artifacts build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-rival .venv-auto-round .venv-llama-cpp-python artifacts build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find quantkit tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

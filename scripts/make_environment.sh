@@ -34,7 +34,8 @@ echo "set-up: $venv with $*"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 "${pip[@]}" install -qq --upgrade -c "$constraints" pip ||
   fail "cannot reach a package index; see pip's message above"
-"$root/scripts/install_torch.sh" "$venv" "$(sed -n 's/^torch==//p' "$constraints")"
+torch=$(sed -n 's/^torch==//p' "$constraints")
+[[ -z "$torch" ]] || "$root/scripts/install_torch.sh" "$venv" "$torch"
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
