@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from quantkit.formats.gguf.model import (
     plan_file,
     write_model,
 )
-from quantkit.recipe import ExportSpec
+from quantkit.recipe import AUTO, ExportSpec
 from quantkit.records import (
     Artifact,
     Event,
@@ -40,11 +40,17 @@ LoadSolved = Callable[[int], SolvedBlock]
 
 
 def plan_gguf_files(
-    exports: Sequence[ExportSpec], checkpoint: Checkpoint, *, has_importance: bool
+    exports: Sequence[ExportSpec],
+    checkpoint: Checkpoint,
+    chosen: Mapping[str, str] | None = None,
+    *,
+    has_importance: bool,
 ) -> tuple[GgufPlan, ...]:
     """Say what the GGUF files of a recipe will hold, in its order.
 
     Args:
+        chosen: name of a tensor in the checkpoint -> its type, for a file of the type `auto` whose
+            types have been chosen.
         has_importance: whether the recipe's method weighs errors by what calibration saw.
 
     Raises:
@@ -59,6 +65,8 @@ def plan_gguf_files(
             [(override.match, override.type) for override in export.overrides],
             export.pre_tokenizer,
             has_importance=has_importance,
+            candidates=export.candidates if export.type == AUTO else (),
+            chosen=chosen,
         )
         for export in exports
         if export.format == "gguf"

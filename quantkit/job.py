@@ -16,9 +16,9 @@ from quantkit.checkpoint.source import resolve_source
 from quantkit.describe import describe_model, describe_plan, describe_windows, package_versions
 from quantkit.exports import plan_gguf_files
 from quantkit.inputs import LoadedRecipe, check_inputs
-from quantkit.planning import make_plan
+from quantkit.planning import find_chosen, make_plan
 from quantkit.recipe import CalibrationSpec, GateSpec, Recipe
-from quantkit.records import Allocation, LinearPlan, Plan, TokenWindows
+from quantkit.records import Allocation, GgufPlan, LinearPlan, Plan, TokenWindows
 
 
 @dataclass(frozen=True)
@@ -88,19 +88,27 @@ def plan_job(recipe: Recipe, checkpoint: Checkpoint, *, gate: bool = True) -> Pl
     Raises:
         InputError, ResourceError: as `make_plan`; or the checkpoint cannot become a GGUF file.
     """
-    weighed = recipe.quantize.method != "rtn"
-    files = plan_gguf_files(recipe.export, checkpoint, has_importance=weighed)
+    files = _plan_files(recipe, checkpoint)
     return make_plan(recipe, checkpoint, gate=gate, gguf=files)
 
 
+def _plan_files(
+    recipe: Recipe, checkpoint: Checkpoint, chosen: Mapping[str, str] | None = None
+) -> tuple[GgufPlan, ...]:
+    weighed = recipe.quantize.method != "rtn"
+    return plan_gguf_files(recipe.export, checkpoint, chosen, has_importance=weighed)
+
+
 def settle(job: Job, allocation: Allocation) -> Job:
-    """Return the job with the schemes chosen that its plan left open.
+    """Return the job with the schemes or types chosen that its plan left open.
 
     Raises:
         InputError, ResourceError: as `make_plan`.
     """
     gate = job.evaluation is not None
-    recipe, files = job.loaded.recipe, job.plan.gguf
+    recipe = job.loaded.recipe
+    chosen = {f"{name}.weight": choice for name, choice in find_chosen(allocation).items()}
+    files = _plan_files(recipe, job.checkpoint, chosen)
     plan = make_plan(recipe, job.checkpoint, gate=gate, allocation=allocation, gguf=files)
     others = (note for note in job.notes if note not in job.plan.notes)
     return replace(job, plan=plan, notes=(*plan.notes, *others))

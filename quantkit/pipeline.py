@@ -166,13 +166,13 @@ def quantize(
 
 
 def _choose_schemes(job: Job, choice: OpenChoice, workspace: Workspace, tell: Progress) -> Job:
-    """Choose the schemes that the recipe leaves open, or take those of an earlier run."""
+    """Choose what the recipe leaves open, or take the choice of an earlier run."""
     allocation = load_allocation(workspace)
     if allocation is not None:
         tell(Event("allocate", 1, 1, "resumed with the schemes chosen before"))
         return settle(job, allocation)
     if job.calibration is None:
-        raise RecipeError("scheme auto needs calibration data: write `calibration:` in the recipe")
+        raise RecipeError("auto needs calibration data: write `calibration:` in the recipe")
     allocation = allocate(
         job.checkpoint, job.plan, choice, job.calibration, device=job.device, tell=tell
     )

@@ -327,6 +327,20 @@ def test_types_of_gguf_files_are_written_in_any_case() -> None:
     assert recipe.export[0].overrides[0].type == "Q6_K"
 
 
+def test_the_types_of_a_gguf_file_can_be_left_open() -> None:
+    """Within bits per weight, and among types in any case."""
+    export = {"format": "gguf", "type": "Auto", "target_bits": 4.5}
+    recipe = validate({"version": 1, "export": [export]})
+    assert recipe.export[0].type == AUTO
+    assert recipe.export[0].candidates == ("Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+    assert recipe.measures
+    assert recipe.chooses_types
+
+    recipe = validate({"version": 1, "export": [{**export, "candidates": ["q2_k", "q8_0"]}]})
+    assert recipe.export[0].candidates == ("Q2_K", "Q8_0")
+    assert not Recipe(version=1).measures
+
+
 @pytest.mark.parametrize(
     ("tree", "says"),
     [
@@ -346,6 +360,27 @@ def test_types_of_gguf_files_are_written_in_any_case() -> None:
         (
             {"export": [{"format": "gguf", "type": "Q4_0", "overrides": [{"mach": "*"}]}]},
             "unknown key 'mach'; did you mean 'match'?",
+        ),
+        ({"export": [{"format": "gguf", "type": "auto"}]}, "type auto needs target_bits"),
+        (
+            {"export": [{"format": "gguf", "type": "Q4_0", "target_bits": 5}]},
+            "target_bits belongs to type auto, and the type is Q4_0",
+        ),
+        (
+            {"export": [{"format": "gguf", "type": "Q4_0", "candidates": ["Q4_0", "Q8_0"]}]},
+            "candidates belongs to type auto, and the type is Q4_0",
+        ),
+        ({"export": [{"target_bits": 5}]}, "target_bits belongs to the format gguf"),
+        (
+            {"export": [{"format": "gguf", "type": "auto", "target_bits": 5}, {}]},
+            "type auto chooses for a single file: make it the only export",
+        ),
+        (
+            {
+                "export": [{"format": "gguf", "type": "auto", "target_bits": 5}],
+                "quantize": {"scheme": "auto", "target_bits": 5},
+            },
+            "quantize.scheme is for formats with schemes, and the only format is gguf",
         ),
     ],
 )

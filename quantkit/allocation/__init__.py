@@ -1,4 +1,4 @@
-"""Schemes for the layers that `scheme: auto` leaves open: measure, then choose."""
+"""Schemes or types for the layers that `auto` leaves open: measure, then choose."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def choose_schemes(
             if not math.isfinite(cost.kl):
                 raise RecipeError(
                     f"the model overflows when {names[0]} is quantized to {cost.scheme}: take it "
-                    f"out of quantize.candidates, or the layer out of the choice by an override"
+                    f"out of the candidates, or the layer out of the choice by an override"
                 )
     chosen = [row[index] for row, index in zip(rows, _pick(choice, rows, parameters), strict=True)]
     size = choice.fixed_bytes + sum(cost.size_bytes for cost in chosen)

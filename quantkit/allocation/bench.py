@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from quantkit.allocation.streams import Recording, place_outside, record, run_block
 from quantkit.calibration.placing import empty
-from quantkit.calibration.stats import Moment, accumulate, empty_moment
+from quantkit.calibration.stats import Moment, accumulate, empty_moment, finish
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.skeleton import build_skeleton
-from quantkit.records import LinearPlan, OpenChoice, OpenUnit, Plan, TokenWindows
+from quantkit.records import LayerStats, LinearPlan, OpenChoice, OpenUnit, Plan, TokenWindows
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,18 @@ def _linears(choice: OpenChoice) -> Iterator[LinearPlan]:
             yield from candidate.linears
 
 
-def observe(bench: Bench, index: int, units: Iterable[OpenUnit]) -> dict[str, Moment]:
-    """Move the observed windows through a block; return the moments of units' inputs.
+def observe(bench: Bench, index: int, units: Iterable[OpenUnit]) -> dict[str, LayerStats]:
+    """Move the observed windows through a block; return the statistics of units' inputs.
 
-    They are those of the units that need some, by the name of a unit's first layer.
+    They are those of the units that need some, by the name of a unit's first layer; units that
+    share an input share them.
     """
     part, moments, handles = bench.observed, dict[str, Moment](), []
     if part is None:
-        return moments
+        return {}
+    groups = bench.plan.blocks[index].groups
+    inputs = {linear.name: group.linears[0].name for group in groups for linear in group.linears}
+    readers: dict[str, str] = {}
 
     def note(moment: Moment) -> Callable[..., None]:
         batches = iter(part.weights.to(bench.device).split(part.recording.windows_at_once))
@@ -118,12 +122,16 @@ def observe(bench: Bench, index: int, units: Iterable[OpenUnit]) -> dict[str, Mo
             linears = [linear for each in unit.candidates for linear in each.linears]
             if any(linear.needs_statistics for linear in linears):
                 first = linears[0]
+                readers[first.name] = inputs[first.name]
+                if inputs[first.name] in moments:
+                    continue
                 moment = empty_moment(first.in_features, bench.device)
-                moments[first.name] = moment
+                moments[inputs[first.name]] = moment
                 module = bench.model.get_submodule(first.name)
                 handles.append(module.register_forward_pre_hook(note(moment)))
         bench.run(index, part, part.hidden, in_place=True)
     finally:
         for handle in handles:
             handle.remove()
-    return moments
+    found = {name: finish(moment) for name, moment in moments.items()}
+    return {name: found[source] for name, source in readers.items()}

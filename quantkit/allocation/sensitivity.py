@@ -7,9 +7,11 @@ from there on each block is read once and run on every stream. In memory are one
 streams; where those are too many they are measured in several passes.
 
 A unit is solved as the job will solve it, only without polishing, on statistics of the original's
-inputs. The divergence is taken on other windows than the statistics, since rounding that makes up
-for its errors does better on the tokens that it has seen. All is computed in float32: in bfloat16
-the noise of the computation would hide what eight bits cost.
+inputs. A layer of a GGUF file is polished too where the job does so: without, it would have
+llama.cpp's own encoding, whose costs are others. The divergence is taken on other windows than the
+statistics, since rounding that makes up for its errors does better on the tokens that it has seen.
+All is computed in float32: in bfloat16 the noise of the computation would hide what eight bits
+cost.
 """
 
 from __future__ import annotations
@@ -24,9 +26,8 @@ from torch import Tensor, nn
 
 from quantkit.allocation.bench import Bench, observe, set_up
 from quantkit.allocation.streams import compute_logits, place_block
-from quantkit.blocks import Draft, solve_input_group
+from quantkit.blocks import Draft, encode_input_group, solve_input_group
 from quantkit.calibration.placing import empty, put
-from quantkit.calibration.stats import finish
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import CheckpointError
 from quantkit.numerics.activations import round_inputs
@@ -44,7 +45,7 @@ from quantkit.records import (
     QuantizedLayer,
     TokenWindows,
 )
-from quantkit.schemes import EFFORTS
+from quantkit.schemes import EFFORTS, Effort
 
 _LOGITS_AT_ONCE = 1 << 24
 """Entries of the logits that are compared at a time."""
@@ -109,15 +110,14 @@ def _branch_off(
 ) -> Tensor:
     """Start the streams of a block's units; return what the original goes on with."""
     units = {number: unit for number, unit in enumerate(choice.units) if unit.block == index}
-    moments = observe(bench, index, units.values())
+    observed = observe(bench, index, units.values())
     for number, unit in units.items():
-        moment = moments.pop(unit.candidates[0].linears[0].name, None)
-        stats = None if moment is None else finish(moment)
+        stats = observed.pop(unit.candidates[0].linears[0].name, None)
         for place, candidate in enumerate(unit.candidates):
-            if candidate.linears[0].quantized:
+            if candidate.solved:
                 with _degraded(bench, index, candidate, stats, tensors):
                     streams[number, place] = bench.run(index, bench.measured, hidden)
-        del moment, stats
+        del stats
     return bench.run(index, bench.measured, hidden)
 
 
@@ -130,12 +130,15 @@ def _degraded(
     tensors: Mapping[str, Tensor],
 ) -> Iterator[None]:
     """Quantize one unit for a while: its weights, and its inputs where the scheme says so."""
-    linears = tuple(replace(linear, effort=EFFORTS["fast"]) for linear in candidate.linears)
+    linears = tuple(replace(linear, effort=_lower(linear)) for linear in candidate.linears)
     draft = Draft()
     scale_dtype: torch.dtype = getattr(torch, bench.plan.scale_dtype)
-    live = solve_input_group(
-        _as_group(bench.plan.blocks[index], linears), stats, tensors, draft, scale_dtype
-    )
+    if linears[0].quantized:
+        group = _as_group(bench.plan.blocks[index], linears)
+        live = solve_input_group(group, stats, tensors, draft, scale_dtype)
+    else:
+        group, files = GroupPlan(linears, None), bench.plan.gguf
+        live = encode_input_group(group, stats, tensors, draft, files, leads=True)
     fold = draft.replay.get(f"fold:{linears[0].name}")
     kept, handles = [], []
     try:
@@ -154,6 +157,13 @@ def _degraded(
             owner._parameters[leaf] = parameter
         for handle in handles:
             handle.remove()
+
+
+def _lower(linear: LinearPlan) -> Effort:
+    """The effort with which a layer is solved for a measurement."""
+    if linear.quantized:
+        return EFFORTS["fast"]
+    return EFFORTS["normal"] if linear.effort.whole_model else linear.effort
 
 
 def _as_group(block: BlockPlan, linears: tuple[LinearPlan, ...]) -> GroupPlan:

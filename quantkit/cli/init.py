@@ -43,7 +43,7 @@ _CHOICES: dict[str, list[str | int]] = {
     "export.format": [name for name, built in FORMATS.items() if built],
     "gate.runtime": [name for name, built in RUNTIMES.items() if built],
 }
-_NOT_YET = {"publish", "export.type", "export.precision", "gate.tasks"}
+_NOT_YET = {"publish", "export.precision", "gate.tasks"}
 _COMMENT_COLUMN = 42
 
 
@@ -99,4 +99,4 @@ def _row(indent: str, name: str, key: str, field: FieldInfo, value: object = Non
     plain = list(value) if isinstance(value, tuple) else value
     flow = yaml.safe_dump(plain, default_flow_style=True, width=1000).split("\n")[0]
     choices = f": {' | '.join(map(str, _CHOICES[key]))}" if key in _CHOICES else ""
-    return f"{f'{indent}{name}: {flow}':<{_COMMENT_COLUMN}}# {field.description}{choices}"
+    return f"{f'{indent}{name}: {flow} ':<{_COMMENT_COLUMN}}# {field.description}{choices}"

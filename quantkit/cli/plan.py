@@ -51,7 +51,10 @@ def plan(
 
 
 def _document(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON: schemes and methods by name, `auto` where they are still to be chosen."""
+    """The plan as JSON: schemes and methods by name, `auto` where they are still to be chosen.
+
+    The types of a GGUF file are counted as far as they are not.
+    """
     undecided = set() if plan.choice is None else _open_names(plan.choice)
     return {
         "model": plan.model,
@@ -72,7 +75,7 @@ def _document(plan: Plan) -> dict[str, Any]:
                 "type": file.type,
                 "tensor_bytes": file.tensor_bytes,
                 "bits_per_weight": 8 * file.tensor_bytes / plan.parameters,
-                "types": dict(Counter(file.types.values())),
+                "types": dict(_count_types(file)),
             }
             for file in plan.gguf
         ],
@@ -144,10 +147,17 @@ def _lines(plan: Plan) -> list[Any]:
 
 def _describe_file(file: GgufPlan, plan: Plan) -> str:
     """Size of a GGUF file's tensors, and how many of them have which type."""
-    counts = Counter(file.types.values()).most_common()
-    types = ", ".join(f"{count} x {name}" for name, count in counts)
+    types = ", ".join(f"{count} x {name}" for name, count in _count_types(file).most_common())
+    if file.candidates:
+        types += f", {len(file.candidates)} to be chosen"
     bits = 8 * file.tensor_bytes / plan.parameters
-    return f"{format_bytes(file.tensor_bytes)}, {bits:.2f} bits per weight: {types}"
+    most = "at most " if file.candidates else ""
+    return f"{most}{format_bytes(file.tensor_bytes)}, {bits:.2f} bits per weight: {types}"
+
+
+def _count_types(file: GgufPlan) -> Counter[str]:
+    """How many tensors have which type, those that are still to be chosen left out."""
+    return Counter(file.types.values()) - Counter(file.weights[name] for name in file.candidates)
 
 
 def _open_names(choice: OpenChoice) -> set[str]:
@@ -155,7 +165,7 @@ def _open_names(choice: OpenChoice) -> set[str]:
 
 
 def _choice_rows(choice: OpenChoice, layers: int) -> Iterator[tuple[str, str]]:
-    """What `scheme: auto` leaves open, and within which bounds."""
+    """What `auto` leaves open, and within which bounds."""
     schemes = dict.fromkeys(
         candidate.scheme for unit in choice.units for candidate in unit.candidates
     )

@@ -12,7 +12,7 @@ from rich.text import Text
 from quantkit.cli.console import Reply, make_table
 from quantkit.records import EXIT_CODES, Artifact, Report, Result, Verdict
 from quantkit.report.advice import all_reasons, verdict_sentence
-from quantkit.report.allocation import allocation_line
+from quantkit.report.allocation import allocation_line, name_choice
 from quantkit.report.document import report_document
 from quantkit.report.rounding import format_bytes, format_ratio
 from quantkit.report.rows import headline_cells, headline_rows
@@ -65,8 +65,8 @@ def _lines(report: Report, page: Path, serve: str | None) -> list[RenderableType
     lines += [f"         {reason}" for reason in all_reasons(report)]
     lines += [f"note     {note}" for note in report.notes]
     chosen = allocation_line(report)
-    if chosen is not None:
-        lines.append(f"schemes  {chosen}")
+    if report.allocation is not None and chosen is not None:
+        lines.append(f"{name_choice(report.allocation) + 's':<8} {chosen}")
     if not report.comparison:
         lines += [f"size     {_size(report, size)}" for size in _sizes(report)]
     lines.append(f"report   {page}")

@@ -26,13 +26,13 @@ from quantkit.planning.auto import (
     plan_choice,
 )
 from quantkit.planning.checks import find_notes, find_problems
-from quantkit.planning.files import assign_types, without_schemes
+from quantkit.planning.files import assign_types, find_open_types, without_schemes
 from quantkit.planning.kv import note_kv_runtimes, plan_kv_cache, scale_bytes
 from quantkit.planning.sizes import Sizes, choose_scale_dtype, measure_sizes
-from quantkit.recipe import AUTO, Recipe
+from quantkit.recipe import Recipe
 from quantkit.records import Allocation, BlockPlan, GgufPlan, GroupPlan, KvCachePlan, Plan
 
-__all__ = ["make_plan"]
+__all__ = ["find_chosen", "make_plan"]
 
 
 def make_plan(
@@ -49,8 +49,8 @@ def make_plan(
         recipe: a validated recipe.
         checkpoint: opened; its weights are not read.
         gate: whether the artifact is to be judged, for which the recipe must have a gate.
-        allocation: the schemes chosen for the layers that `scheme: auto` leaves open. Without it,
-            the plan of such a recipe says what there is to choose.
+        allocation: the schemes chosen for the layers that `scheme: auto` leaves open, or the types
+            of `type: auto`. Without it, the plan of such a recipe says what there is to choose.
         gguf: the GGUF files of the recipe, in its order.
 
     Raises:
@@ -61,7 +61,7 @@ def make_plan(
     skeleton = build_skeleton(checkpoint)
     structure = find_groups(checkpoint, skeleton)
     recipe = without_schemes(recipe)
-    if recipe.quantize.scheme == AUTO and allocation is None:
+    if recipe.measures and allocation is None:
         plan = _plan_open(recipe, checkpoint, skeleton, structure, gguf, gate=gate)
     else:
         chosen = {} if allocation is None else find_chosen(allocation)
@@ -83,8 +83,11 @@ def _plan_open(
     *,
     gate: bool,
 ) -> Plan:
-    """The plan of a recipe with `scheme: auto` before anything is measured."""
-    opened = find_open_units(recipe, checkpoint, skeleton, structure)
+    """The plan of a recipe with `scheme: auto` or `type: auto` before anything is measured."""
+    if recipe.chooses_types:
+        opened = find_open_types(recipe, skeleton, structure, gguf[0])
+    else:
+        opened = find_open_units(recipe, checkpoint, skeleton, structure)
     problems = list(opened.problems)
     typed = [assign_types(recipe.quantize, each, gguf) for each in opened.assignments]
     for assignment in typed:

@@ -1,4 +1,4 @@
-"""What `scheme: auto` has to choose from, as far as headers tell: units, candidates, reach."""
+"""What `auto` has to choose from, as far as headers tell: units, candidates, reach."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ from quantkit.planning.assignment import Assignment, assign, open_layers
 from quantkit.planning.checks import find_misfits, join_layers
 from quantkit.planning.sizes import choose_scale_dtype, layer_bytes
 from quantkit.recipe import CalibrationSpec, Recipe
-from quantkit.records import Allocation, Candidate, LinearPlan, OpenChoice, OpenUnit, Plan
+from quantkit.records import (
+    Allocation,
+    BlockPlan,
+    Candidate,
+    LinearPlan,
+    OpenChoice,
+    OpenUnit,
+    Plan,
+)
 
 _WINDOW_TOKENS = 512
 _TOKENS = 4096
@@ -43,7 +51,7 @@ class OpenAssignment:
 
 
 def find_chosen(allocation: Allocation) -> dict[str, str]:
-    """Return layer -> scheme of a choice that was made."""
+    """Return layer -> scheme, or type, of a choice that was made."""
     return {name: unit.chosen for unit in allocation.units for name in unit.layers}
 
 
@@ -179,20 +187,21 @@ def plan_choice(
     embedding = skeleton.get_input_embeddings().weight  # type: ignore[operator]
     vocabulary, hidden = embedding.shape
     stream = windows * length * hidden * _FLOAT32
+    targets = (recipe.quantize.target_bits, *(export.target_bits for export in recipe.export))
     passes = tuple(_split_into_passes(units, max(1, _STREAM_BYTES // max(1, stream))))
     most = max((_count_streams(units, *span) for span in passes), default=0)
     memory = (
         # Those of the candidates; the original's before, in and behind a block.
         (most + 3) * stream
         + _observed_tokens(recipe.calibration, windows) * hidden * _FLOAT32
-        + _moment_bytes(units)
+        + _moment_bytes(units, smallest.blocks)
         + max(plan.statistics_bytes for plan in plans)
         # The head.
         + vocabulary * hidden * _FLOAT32
     )
     return OpenChoice(
         units=units,
-        target_bits=recipe.quantize.target_bits,
+        target_bits=next((target for target in targets if target is not None), None),
         max_kl=recipe.quantize.max_kl,
         fixed_bytes=fixed,
         lowest_bits=8 * smallest.artifact_bytes / smallest.parameters,
@@ -218,15 +227,19 @@ def _observed_tokens(calibration: CalibrationSpec | None, windows: int) -> int:
     return max(1, calibration.samples - windows) * calibration.sequence_length
 
 
-def _moment_bytes(units: Sequence[OpenUnit]) -> int:
+def _moment_bytes(units: Sequence[OpenUnit], blocks: Sequence[BlockPlan]) -> int:
     """Return the bytes of a block's second moments, which are summed up all at once."""
-    blocks: dict[int, int] = {}
-    for unit in units:
-        linears = [linear for each in unit.candidates for linear in each.linears]
-        if any(linear.needs_statistics for linear in linears):
-            size = linears[0].in_features ** 2 * _FLOAT32
-            blocks[unit.block] = blocks.get(unit.block, 0) + size
-    return max(blocks.values(), default=0)
+    linears = (linear for unit in units for each in unit.candidates for linear in each.linears)
+    observed = {linear.name for linear in linears if linear.needs_statistics}
+    widths = (
+        [
+            group.linears[0].in_features
+            for group in block.groups
+            if any(linear.name in observed for linear in group.linears)
+        ]
+        for block in blocks
+    )
+    return max((sum(width**2 * _FLOAT32 for width in row) for row in widths), default=0)
 
 
 def _sum_sizes(units: Sequence[OpenUnit], extreme: Callable[..., Candidate]) -> int:
@@ -250,7 +263,7 @@ def _split_into_passes(units: Sequence[OpenUnit], most: int) -> Iterator[tuple[i
 def _count_streams(units: Sequence[OpenUnit], start: int, stop: int) -> int:
     """Count the candidates that have to be measured; what is left in 16 bits costs nothing."""
     return sum(
-        candidate.linears[0].quantized
+        candidate.solved
         for unit in units
         if start <= unit.block < stop
         for candidate in unit.candidates
@@ -269,8 +282,8 @@ def find_unreachable(choice: OpenChoice) -> Iterator[str]:
         yield (
             f"target_bits {target:g} cannot be reached: with these candidates the artifact has "
             f"{_up(choice.lowest_bits)} to {choice.highest_bits:.2f} bits per weight, "
-            f"{fixed:.2f} of them in what stays as it is (embedding, norms, ignored layers); raise "
-            f"target_bits, add a smaller candidate or ignore less"
+            f"{fixed:.2f} of them in what is not open (embedding, norms, layers that are ignored "
+            f"or overridden); raise target_bits, add a smaller candidate or leave more open"
         )
 
 
@@ -310,4 +323,8 @@ def bound_plan(choice: OpenChoice, plans: Sequence[Plan], notes: Iterable[str]) 
         statistics_bytes=max(plan.statistics_bytes for plan in plans),
         disk_bytes=smallest.disk_bytes + 2 * (artifact - smallest.artifact_bytes),
         choice=choice,
+        gguf=tuple(
+            replace(file, tensor_bytes=artifact) if file.candidates else file
+            for file in smallest.gguf
+        ),
     )

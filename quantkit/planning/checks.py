@@ -11,7 +11,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.skeleton import summarize_names
 from quantkit.checkpoint.structure import Structure
 from quantkit.planning.assignment import Assignment
-from quantkit.recipe import AUTO, BEST, Recipe
+from quantkit.recipe import BEST, Recipe
 from quantkit.records import LinearPlan
 from quantkit.schemes import (
     BEST_METHODS,
@@ -65,7 +65,7 @@ def find_notes(recipe: Recipe, assignment: Assignment) -> Iterator[str]:
     if spec is None:
         return
     if not calibrated:
-        if recipe.quantize.kv_cache == "none" and recipe.quantize.scheme != AUTO:
+        if recipe.quantize.kv_cache == "none" and not recipe.measures:
             yield "the calibration data is not used: no layer's method looks at it"
         return
     tokens = spec.samples * spec.sequence_length
@@ -277,7 +277,7 @@ def _too_long(
         return
     calibrated = (
         recipe.quantize.kv_cache != "none"
-        or recipe.quantize.scheme == AUTO
+        or recipe.measures
         or any(linear.needs_statistics for linear in quantized)
     )
     for name, spec, used in (

@@ -6,12 +6,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    PlainSerializer,
-    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -20,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from quantkit.errors import nearest
 from quantkit.ggml_types import FILE_TYPES, GGML_TYPES
+from quantkit.recipe.fields import Fraction, Spec, choice_of
 from quantkit.schemes import (
     EFFORTS,
     FORMATS,
@@ -29,42 +26,6 @@ from quantkit.schemes import (
     RUNTIMES,
     SCHEMES,
 )
-
-
-def _fraction(value: object) -> object:
-    """Accept `3%` beside 0.03."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("switch", "a number is expected")
-    if isinstance(value, str) and value.strip().endswith("%"):
-        try:
-            return float(value.strip()[:-1]) / 100
-        except ValueError:
-            return value
-    return value
-
-
-def _choice(kind: str, known: Mapping[str, Any]) -> Any:
-    """A string type that accepts the keys of `known` and names the nearest one otherwise."""
-
-    def check(value: object) -> str:
-        # YAML reads a bare `none`-like word as text but `null` and `~` as None.
-        word = "none" if value is None and "none" in known else value
-        if not isinstance(word, str) or word not in known:
-            raise PydanticCustomError(
-                "choice",
-                "{kind} {value} is unknown{near} (known: {known})",
-                {
-                    "kind": kind,
-                    "value": repr(value),
-                    "near": nearest(str(value), known),
-                    "known": ", ".join(known),
-                },
-            )
-        return word
-
-    return Annotated[
-        str, BeforeValidator(check), WithJsonSchema({"type": "string", "enum": list(known)})
-    ]
 
 
 def _group_size(value: object) -> object:
@@ -78,41 +39,21 @@ def _group_size(value: object) -> object:
 
 
 AUTO = "auto"
-"""The scheme that stands for: chosen per layer, from measured sensitivity."""
+"""The scheme, or the type of a GGUF file, that stands for: chosen per layer, from measured
+sensitivity."""
 BEST = "best"
 """The method that stands for: what measured best for the layer's scheme."""
 
-SchemeName = _choice("scheme", SCHEMES)
-MethodName = _choice("method", dict.fromkeys([BEST, *METHODS]))
+SchemeName = choice_of("scheme", SCHEMES)
+MethodName = choice_of("method", dict.fromkeys([BEST, *METHODS]))
 GroupSize = Annotated[
     int | Literal["channel"],
     BeforeValidator(_group_size),
     WithJsonSchema({"enum": [*GROUP_SIZES, "channel"]}),
 ]
-Fraction = Annotated[
-    float,
-    BeforeValidator(_fraction),
-    PlainSerializer(lambda value: value, return_type=float),
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^[\d.]+%$"}]}),
-]
 
 
-class _Spec(BaseModel):
-    """Frozen, and closed to keys that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _switch_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse `samples: yes`, which would be read as 1."""
-        field = cls.model_fields[info.field_name or ""]
-        if isinstance(value, bool) and field.annotation in (int, float, float | None):
-            raise PydanticCustomError("switch", "a number is expected")
-        return value
-
-
-class CalibrationSpec(_Spec):
+class CalibrationSpec(Spec):
     """Which tokens the statistics are taken from."""
 
     data: str = Field(description="text, jsonl or parquet file, or a datasets id")
@@ -126,7 +67,7 @@ class CalibrationSpec(_Spec):
     )
 
 
-class Override(_Spec):
+class Override(Spec):
     """Settings for the layers whose full name matches a shell pattern; the first match wins."""
 
     match: str = Field(min_length=1, description="shell pattern, for instance *.down_proj")
@@ -139,10 +80,10 @@ class Override(_Spec):
     )
 
 
-class QuantizeSpec(_Spec):
+class QuantizeSpec(Spec):
     """What becomes of the weights."""
 
-    scheme: _choice("scheme", dict.fromkeys([*SCHEMES, AUTO])) = Field(  # type: ignore[valid-type]
+    scheme: choice_of("scheme", dict.fromkeys([*SCHEMES, AUTO])) = Field(  # type: ignore[valid-type]
         default="w4a16",
         description="how weights and activations are stored; auto: chosen per layer by target_bits "
         "or max_kl",
@@ -170,10 +111,10 @@ class QuantizeSpec(_Spec):
         default=BEST,
         description="how the codes are chosen; best: what measured best for the scheme",
     )
-    effort: _choice("effort", EFFORTS) = Field(  # type: ignore[valid-type]
+    effort: choice_of("effort", EFFORTS) = Field(  # type: ignore[valid-type]
         default="normal", description="how long to look for better codes"
     )
-    kv_cache: _choice("kv_cache", KV_CACHES) = Field(  # type: ignore[valid-type]
+    kv_cache: choice_of("kv_cache", KV_CACHES) = Field(  # type: ignore[valid-type]
         default="none", description="precision of the KV cache"
     )
     ignore: tuple[str, ...] = Field(
@@ -204,14 +145,18 @@ class QuantizeSpec(_Spec):
 
 def _upper(value: object) -> object:
     """llama.cpp's names of types are in capitals, and people write them as they like."""
-    return value.upper() if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return AUTO if value.lower() == AUTO else value.upper()
 
 
-FileTypeName: Any = Annotated[_choice("GGUF type", FILE_TYPES), BeforeValidator(_upper)]
-TensorTypeName: Any = Annotated[_choice("GGUF tensor type", GGML_TYPES), BeforeValidator(_upper)]
+FileTypeName: Any = Annotated[
+    choice_of("GGUF type", dict.fromkeys([*FILE_TYPES, AUTO])), BeforeValidator(_upper)
+]
+TensorTypeName: Any = Annotated[choice_of("GGUF tensor type", GGML_TYPES), BeforeValidator(_upper)]
 
 
-class TypeOverride(_Spec):
+class TypeOverride(Spec):
     """Another type in a GGUF file for the tensors whose full name in the checkpoint matches a shell
     pattern; the first match wins."""
 
@@ -219,14 +164,27 @@ class TypeOverride(_Spec):
     type: TensorTypeName = Field(description="type of the tensors, for instance Q6_K")
 
 
-class ExportSpec(_Spec):
+class ExportSpec(Spec):
     """One format to write."""
 
-    format: _choice("format", FORMATS) = Field(  # type: ignore[valid-type]
+    format: choice_of("format", FORMATS) = Field(  # type: ignore[valid-type]
         default="compressed-tensors", description="what the files are for"
     )
     type: FileTypeName | None = Field(
-        default=None, description="for gguf: mix of types, for instance Q4_K_M"
+        default=None,
+        description="for gguf: mix of types, for instance Q4_K_M; auto: chosen per tensor by "
+        "target_bits",
+    )
+    target_bits: float | None = Field(
+        default=None,
+        gt=0,
+        le=32,
+        description="for type auto: bits per weight of the whole file, at the most",
+    )
+    candidates: tuple[TensorTypeName, ...] = Field(
+        default=("Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0"),
+        min_length=2,
+        description="for type auto: the types to choose from",
     )
     overrides: tuple[TypeOverride, ...] = Field(
         default=(),
@@ -251,24 +209,37 @@ class ExportSpec(_Spec):
                 "a gguf export needs a type, for instance Q4_K_M (known: {known})",
                 {"known": ", ".join(FILE_TYPES)},
             )
-        for name in ("type", "overrides", "pre_tokenizer"):
+        for name in ("type", "target_bits", "overrides", "pre_tokenizer"):
             if self.format != "gguf" and getattr(self, name):
                 raise PydanticCustomError(
                     "export",
                     "{name} belongs to the format gguf, and the format is {format}",
                     {"name": name, "format": self.format},
                 )
+        if self.type == AUTO and self.target_bits is None:
+            raise PydanticCustomError("export", "type auto needs target_bits")
+        default = type(self).model_fields["candidates"].default
+        given = {
+            "target_bits": self.target_bits is not None,
+            "candidates": self.candidates != default,
+        }
+        for name in (name for name, found in given.items() if found and self.type != AUTO):
+            raise PydanticCustomError(
+                "export",
+                "{name} belongs to type auto, and the type is {type}",
+                {"name": name, "type": str(self.type)},
+            )
         return self
 
 
-class TaskSpec(_Spec):
+class TaskSpec(Spec):
     """One lm-eval task with its limit."""
 
     name: str = Field(description="name of the task")
     limit: Fraction | None = Field(default=None, description="lowest recovery that passes")
 
 
-class GateSpec(_Spec):
+class GateSpec(Spec):
     """On what, and how strictly, the artifact is judged."""
 
     data: str = Field(description="text, jsonl or parquet file, or a datasets id")
@@ -295,7 +266,7 @@ class GateSpec(_Spec):
         default=0.95, gt=0.5, lt=1, description="of the intervals that decide between PASS and FAIL"
     )
     tasks: tuple[TaskSpec | str, ...] = Field(default=(), description="lm-eval tasks")
-    runtime: _choice("runtime", RUNTIMES) = Field(  # type: ignore[valid-type]
+    runtime: choice_of("runtime", RUNTIMES) = Field(  # type: ignore[valid-type]
         default="auto", description="what loads the artifact; auto: the runtime its format is for"
     )
     python: Mapping[str, str] = Field(default={}, description="runtime -> interpreter that has it")
@@ -316,14 +287,14 @@ class GateSpec(_Spec):
         return value
 
 
-class PublishSpec(_Spec):
+class PublishSpec(Spec):
     """Where a passed artifact goes."""
 
     repo: str = Field(description="repository on the Hub")
     private: bool = Field(default=True, description="whether only you can see it")
 
 
-class Recipe(_Spec):
+class Recipe(Spec):
     """A whole job. `load_recipe` makes it from YAML."""
 
     version: Literal[1] = Field(description="of the recipe's own format")
@@ -343,6 +314,16 @@ class Recipe(_Spec):
     )
     publish: PublishSpec | None = Field(default=None, description="where a passed artifact goes")
 
+    @property
+    def chooses_types(self) -> bool:
+        """Whether the types of a GGUF file are chosen from measured sensitivity."""
+        return any(export.type == AUTO for export in self.export)
+
+    @property
+    def measures(self) -> bool:
+        """Whether schemes or types are chosen from measured sensitivity."""
+        return self.quantize.scheme == AUTO or self.chooses_types
+
     @field_validator("export")
     @classmethod
     def _each_format_once(cls, value: tuple[ExportSpec, ...]) -> tuple[ExportSpec, ...]:
@@ -351,6 +332,10 @@ class Recipe(_Spec):
         formats = [(export.format, export.type) for export in value]
         if len(set(formats)) < len(formats):
             raise PydanticCustomError("export", "export names a format twice")
+        if len(value) > 1 and any(export.type == AUTO for export in value):
+            raise PydanticCustomError(
+                "export", "type auto chooses for a single file: make it the only export"
+            )
         return value
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -145,20 +145,27 @@ class KvCachePlan:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A scheme that a unit can have: its layers under that scheme, and the bytes of the weights."""
+    """A scheme, or a type in a GGUF file, that a unit can have: its layers under it, and the bytes
+    of the weights."""
 
     linears: tuple[LinearPlan, ...]
     size_bytes: int
 
     @property
     def scheme(self) -> str:
-        """The scheme that all layers of the unit share."""
-        return self.linears[0].scheme.name
+        """The scheme or the type that all layers of the unit share."""
+        linear = self.linears[0]
+        return linear.ggml_types[0] if linear.ggml_types else linear.scheme.name
+
+    @property
+    def solved(self) -> bool:
+        """Whether its layers get codes."""
+        return self.linears[0].solved
 
 
 @dataclass(frozen=True)
 class OpenUnit:
-    """Layers that must share a scheme, and the schemes that fit them, as the recipe lists them."""
+    """Layers that must share a scheme, and what fits them of what the recipe lists."""
 
     block: int
     """Index of the decoder block."""
@@ -167,7 +174,8 @@ class OpenUnit:
 
 @dataclass(frozen=True)
 class OpenChoice:
-    """What `scheme: auto` leaves open until the sensitivity of the layers is measured."""
+    """What `scheme: auto` or `type: auto` leaves open until the sensitivity of the layers is
+    measured."""
 
     units: tuple[OpenUnit, ...]
     target_bits: float | None
@@ -190,7 +198,7 @@ class OpenChoice:
 
 @dataclass(frozen=True)
 class UnitCost:
-    """What one unit of layers would cost under one scheme.
+    """What one unit of layers would cost under one scheme or type.
 
     kl: nats per token that the unit alone adds when only it is quantized so. size_bytes: of all
     its tensors.
@@ -212,7 +220,7 @@ class AllocatedUnit:
 
 @dataclass(frozen=True)
 class Allocation:
-    """Schemes chosen per layer from measured sensitivity: what `scheme: auto` stands for."""
+    """Schemes or types chosen per layer from measured sensitivity: what `auto` stands for."""
 
     units: tuple[AllocatedUnit, ...]
     tokens: int
@@ -229,7 +237,7 @@ class GgufPlan:
     """One GGUF file of a job."""
 
     type: str
-    """Name of its mix of types, for instance Q4_K_M."""
+    """Name of its mix of types, for instance Q4_K_M; or auto."""
     types: Mapping[str, str]
     """Name of each tensor in the file -> its type."""
     weights: Mapping[str, str]
@@ -239,6 +247,9 @@ class GgufPlan:
     """What has another type than the mix says, and why."""
     pre_tokenizer: str | None = None
     """llama.cpp's name of the pre-tokenizer, where the recipe says it."""
+    candidates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name of each tensor of the checkpoint whose type is still to be chosen -> the types that fit
+    it. Until then it stands in `types` and `weights` with the smallest."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Why each layer has its scheme: what `scheme: auto` measured and chose, rounded for people."""
+"""Why each layer has its scheme or type: what `auto` measured and chose, rounded for people."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from quantkit.ggml_types import GGML_TYPES
 from quantkit.records import AllocatedUnit, Allocation, Report, UnitCost
 from quantkit.report.layers import locate
 from quantkit.report.rounding import ABSENT, format_bytes, format_significant
@@ -37,8 +38,11 @@ class MapCell:
 
 @dataclass(frozen=True)
 class AllocationTable:
-    """The section of a report. map_rows: for each kind of unit one cell a block, or None."""
+    """The section of a report. noun: `scheme`, or `type` for those of a GGUF file. map_rows: for
+    each kind of unit one cell a block, or None.
+    """
 
+    noun: str
     sentences: tuple[str, ...]
     schemes: tuple[str, ...]
     rows: tuple[AllocationRow, ...]
@@ -54,11 +58,12 @@ def allocation_table(report: Report) -> AllocationTable | None:
     schemes = tuple(
         sorted(
             {cost.scheme for unit in allocation.units for cost in unit.costs},
-            key=lambda name: (SCHEMES[name].weight_bits, name),
+            key=lambda name: (_bits(name), name),
         )
     )
     blocks, map_rows = _draw_map(allocation, schemes)
     return AllocationTable(
+        noun=name_choice(allocation),
         sentences=(
             _say_how(allocation),
             _say_what(allocation),
@@ -95,11 +100,26 @@ def name_unit(unit: AllocatedUnit) -> str:
     return f"{parents.pop()}: {', '.join(name.rpartition('.')[2] for name in unit.layers)}"
 
 
+def name_choice(allocation: Allocation) -> str:
+    """Return what was chosen: `scheme`, or `type` for those of a GGUF file."""
+    return "type" if any(unit.chosen in GGML_TYPES for unit in allocation.units) else "scheme"
+
+
+def _bits(name: str) -> float:
+    """Bits per weight of a scheme's codes, or of a type with its scales."""
+    if name in GGML_TYPES:
+        return GGML_TYPES[name].bits_per_weight
+    return SCHEMES[name].weight_bits
+
+
 def _say_how(allocation: Allocation) -> str:
+    units = "units of layers (layers that a server fuses are one)"
+    if name_choice(allocation) == "type":
+        units = "layers"
     return (
-        f"Each of {len(allocation.units)} units of layers (layers that a server fuses are one) was "
-        f"quantized alone, with each of its candidates, and the KL divergence that this adds to "
-        f"the model's output was measured on {allocation.tokens:,} calibration tokens."
+        f"Each of {len(allocation.units)} {units} was quantized alone, with each of its "
+        f"candidates, and the KL divergence that this adds to the model's output was measured on "
+        f"{allocation.tokens:,} calibration tokens."
     )
 
 
@@ -126,8 +146,9 @@ def _say_price(allocation: Allocation) -> Iterator[str]:
     taken = [step for unit in allocation.units for step in _steps(unit, down=True)]
     left = [step for unit in allocation.units for step in _steps(unit, down=False)]
     if taken and left:
+        noun = name_choice(allocation)
         yield (
-            f"Bytes went where they avoid the most: each step to a larger scheme that was taken "
+            f"Bytes went where they avoid the most: each step to a larger {noun} that was taken "
             f"avoids at least {_price(min(taken))} nats a MB, and the best one left out would "
             f"avoid {_price(max(left))}."
         )
@@ -135,7 +156,7 @@ def _say_price(allocation: Allocation) -> Iterator[str]:
 
 def _say_outcome(report: Report, allocation: Allocation) -> str:
     predicted = (
-        f"The divergences of the chosen schemes add up to "
+        f"The divergences of the chosen {name_choice(allocation)}s add up to "
         f"{format_significant(allocation.predicted_kl)} nats per token"
     )
     measured = _measured_kl(report)
@@ -224,10 +245,10 @@ def _draw_map(
         if block is None:
             continue
         kind = name_unit(AllocatedUnit(tuple(kind for _, kind in places), (), ""))
-        bits = SCHEMES[unit.chosen].weight_bits
+        bits = f"{_bits(unit.chosen):.2g}"
         title = f"{name_unit(unit)}: {unit.chosen}"
         tone = min(schemes.index(unit.chosen), 3)
-        cells.setdefault(kind, {})[block] = MapCell(str(bits), tone, title)
+        cells.setdefault(kind, {})[block] = MapCell(bits, tone, title)
     blocks = tuple(sorted({block for row in cells.values() for block in row}))
     return blocks, tuple(
         (kind, tuple(row.get(block) for block in blocks)) for kind, row in cells.items()

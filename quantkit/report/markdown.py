@@ -154,7 +154,7 @@ def _allocation(report: Report) -> list[str]:
         summary += f" (the first {MOST_LAYERS}; report.html has all)"
     sentences = " ".join(escape_markdown(sentence) for sentence in found.sentences)
     return [
-        f"### Why each layer has its scheme\n\n{sentences}",
+        f"### Why each layer has its {found.noun}\n\n{sentences}",
         _fold(summary, table(titles, rows)),
     ]
 

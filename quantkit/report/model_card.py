@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from quantkit.durable import write_text
+from quantkit.recipe import AUTO
 from quantkit.records import ArtifactReport, LayerRecord, Report, Verdict
 from quantkit.report.evidence import recipe_changes, recipe_text
 from quantkit.report.markdown import table
@@ -68,7 +69,7 @@ def render_model_card(
         carried: front matter of the original's card; `CARRIED_KEYS` are taken over.
         location: Hub id or folder to put into the commands.
     """
-    title = f"{_model_name(report)}, quantized to {artifact.scheme}"
+    title = f"{_model_name(report)}, quantized to {_name_types(report, artifact)}"
     parts = [
         _front_matter(report, artifact, carried),
         f"# {escape_markdown(title)}",
@@ -125,13 +126,20 @@ def _front_matter(report: Report, artifact: ArtifactReport, carried: Mapping[str
     keys["pipeline_tag"] = "text-generation"
     # A tag is one word to search for; the artifact's own scheme may be a list of several in words.
     schemes = [layer.scheme for layer in _own_layers(report, artifact) if layer.scheme != "none"]
-    if artifact.format == "gguf":
+    if artifact.format == "gguf" and artifact.scheme != AUTO:
         schemes = [artifact.scheme]
     tags = ["quantkit", artifact.format, *(schemes or [artifact.scheme])]
     keys["tags"] = list(dict.fromkeys(clean_line(tag) for tag in tags if tag))
     keys |= _carried(carried)
     text = yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=1000)
     return f"---\n{text}---"
+
+
+def _name_types(report: Report, artifact: ArtifactReport) -> str:
+    """Return the artifact's scheme, or the types of a file in which each layer has its own."""
+    if artifact.scheme != AUTO:
+        return artifact.scheme
+    return f"a mix of {', '.join(sorted({each.scheme for each in _own_layers(report, artifact)}))}"
 
 
 def _own_layers(report: Report, artifact: ArtifactReport) -> list[LayerRecord]:

@@ -70,3 +70,25 @@ def test_quantize_ends_with_what_was_chosen(bench: Bench) -> None:
     assert "predicted KL 0.0" in line
     assert ", measured 0.0" in line
     assert "allocate 4/4" in done.stderr
+
+
+TYPES = (
+    "--set", "export=[{format: gguf, type: auto, target_bits: 8, candidates: [Q4_0, Q8_0]}]",
+    "--set", "quantize={method: rtn}",
+)  # fmt: skip
+
+
+def test_plan_shows_which_types_there_are_to_choose_from(bench: Bench) -> None:
+    """Of a file's tensors it counts those whose type is known."""
+    done = run_here("plan", "--recipe", bench.recipe, *TYPES, folder=bench.folder)
+
+    assert done.returncode == 0, done.stderr
+    assert "28 x one of Q4_0, Q8_0, chosen on calibration data" in done.stdout
+    assert "the least divergence within 8 bits per weight; 28 units of layers" in done.stdout
+    assert "8.00 bits per weight: 9 x F32, 1 x Q8_0, 28 to be chosen" in done.stdout
+
+    done = run_here("plan", "--recipe", bench.recipe, *TYPES, "--json", folder=bench.folder)
+    document = json.loads(done.stdout)
+    assert document["gguf"][0]["types"] == {"F32": 9, "Q8_0": 1}
+    assert {linear["scheme"] for linear in document["linears"]} == {"auto"}
+    assert list(document["choice"]["units"][0]["candidates"]) == ["Q4_0", "Q8_0"]

@@ -76,8 +76,8 @@ def test_init_names_every_key_that_works() -> None:
         for key in (tree[group][0] if group == "export" else tree[group])
     }
     assert {"quantize.overrides", "gate.max_kl", "calibration.assistant_only"} <= keys
-    assert {"quantize.kv_cache", "quantize.effort", "quantize.target_bits"} <= keys
-    assert not keys & {"gate.tasks", "export.type", "export.precision"}
+    assert {"quantize.kv_cache", "quantize.effort", "quantize.target_bits", "export.type"} <= keys
+    assert not keys & {"gate.tasks", "export.precision"}
 
 
 def test_init_leaves_an_existing_file_alone(tmp_path: Path) -> None:

@@ -33,6 +33,31 @@ def make_allocation(*, target_bits: float | None = 6.6, max_kl: float | None = N
     return Allocation(units, 4096, target_bits, max_kl, 0.00092, 6.5871)
 
 
+def test_types_of_a_gguf_file_are_called_types() -> None:
+    """With the bits that they take, scales included."""
+    costs = (
+        UnitCost("Q4_K", 0.003, 1_000),
+        UnitCost("Q8_0", 0.0001, 1_900),
+        UnitCost("Q3_K", 0.009, 800),
+    )
+    units = tuple(
+        AllocatedUnit((f"model.layers.{block}.mlp.up_proj",), costs, chosen)
+        for block, chosen in enumerate(("Q3_K", "Q8_0"))
+    )
+    report = report_with(Allocation(units, 4096, 5.0, None, 0.0091, 4.9))
+
+    found = allocation_table(report)
+
+    assert found is not None
+    assert found.schemes == ("Q3_K", "Q4_K", "Q8_0")
+    assert found.sentences[0].startswith("Each of 2 layers was quantized alone")
+    assert "each step to a larger type" in found.sentences[2]
+    ((_, cells),) = found.map_rows
+    assert [cell and cell.bits for cell in cells] == ["3.4", "8.5"]
+    assert "Why each layer has its type" in render_html(report)
+    assert "Why each layer has its type" in render_markdown(report)
+
+
 def report_with(allocation: Allocation | None) -> Report:
     return replace(make_report("PASS"), allocation=allocation)
 

@@ -8,6 +8,7 @@ every file. Mixtures of experts and Falcon have rules of their own, which are no
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from types import MappingProxyType
 from quantkit.errors import InputError
 from quantkit.formats.gguf.architecture import Architecture
 from quantkit.formats.gguf.tensors import GgufTensor
-from quantkit.ggml_types import GGML_TYPES, FileType, GgmlType
+from quantkit.ggml_types import FILE_TYPES, GGML_TYPES, FileType, GgmlType
 
 _FALLBACKS: Mapping[str, str] = MappingProxyType(
     {
@@ -107,6 +108,26 @@ def fitting_type(wanted: GgmlType, columns: int) -> GgmlType:
         return wanted
     fallback = GGML_TYPES[_FALLBACKS.get(wanted.name, wanted.name)]
     return fallback if columns % fallback.block == 0 else GGML_TYPES["F16"]
+
+
+def fit_candidates(candidates: Iterable[str], columns: int) -> tuple[str, ...]:
+    """Return the types that stand for candidates in rows of so many columns, each once."""
+    fitting = (fitting_type(GGML_TYPES[name], columns).name for name in candidates)
+    return tuple(dict.fromkeys(fitting))
+
+
+def nearest_file_type(tensors: Sequence[GgufTensor], types: Mapping[str, str]) -> FileType:
+    """Return the file type whose default most of the weights of the blocks have.
+
+    It is what llama.cpp calls a file whose types follow none of its mixes.
+    """
+    weights: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor.block is not None and tensor.quantizable:
+            weights[types[tensor.name]] += tensor.parameters
+    ((most, _),) = weights.most_common(1)
+    matching = [each for each in FILE_TYPES.values() if each.default.name == most]
+    return max(matching, key=lambda each: each.name.endswith("_M"))
 
 
 def _choose(file_type: FileType, tensor: GgufTensor, model: _Model, seen: int) -> GgmlType:

@@ -27,7 +27,7 @@ from quantkit.formats.gguf.architecture import (
 )
 from quantkit.formats.gguf.header import GgufSpec, MetadataValue, Value, name_part
 from quantkit.formats.gguf.imatrix import Imatrix
-from quantkit.formats.gguf.mixes import choose_types
+from quantkit.formats.gguf.mixes import choose_types, fit_candidates, nearest_file_type
 from quantkit.formats.gguf.modelfile import compose_modelfile
 from quantkit.formats.gguf.tensors import GgufTensor, lay_out_tensors, make_values, permute_rows
 from quantkit.formats.gguf.tokenizer import read_tokenizer
@@ -60,6 +60,9 @@ FindImportance = Callable[[str, int], Tensor | None]
 _ROWS_AT_ONCE = 1 << 22
 """Weights that are brought to float32 at a time."""
 
+_OUTSIDE = "Q4_K_M"
+"""The mix that gives what lies outside of the blocks its types where those inside are chosen."""
+
 
 def plan_file(
     checkpoint: Checkpoint,
@@ -68,16 +71,21 @@ def plan_file(
     pre_tokenizer: str | None = None,
     *,
     has_importance: bool = True,
+    candidates: Sequence[str] = (),
+    chosen: Mapping[str, str] | None = None,
 ) -> GgufPlan:
     """Say what a GGUF file of a checkpoint will hold.
 
     Args:
         checkpoint: of an architecture that is built.
-        file_type: a name of `FILE_TYPES`.
+        file_type: a name of `FILE_TYPES`; any other with `candidates`.
         overrides: shell patterns of full tensor names in the checkpoint, and their types; the first
             match wins.
         pre_tokenizer: llama.cpp's name of it, where it is not recognised.
         has_importance: whether errors will be weighed by statistics, which some mixes look at.
+        candidates: types among which each weight of a block has its own choice, as far as no
+            override takes it; other tensors have what the mix Q4_K_M gives them.
+        chosen: name of a tensor in the checkpoint -> its type, where that choice was made.
 
     Raises:
         CheckpointError: the architecture, a tensor or the tokenizer cannot be expressed.
@@ -85,11 +93,20 @@ def plan_file(
         InputError: the file type needs such statistics.
     """
     layout = lay_out(checkpoint)
-    chosen = choose_types(
-        FILE_TYPES[file_type], layout.tensors, layout.architecture, has_importance
+    overridden = _override(layout.tensors, overrides)
+    free = _find_free(layout.tensors, candidates)
+    mix = choose_types(
+        FILE_TYPES[_OUTSIDE if candidates else file_type],
+        [each for each in layout.tensors if each.name not in free],
+        layout.architecture,
+        has_importance,
     )
-    types = {name: kind.name for name, kind in chosen.types.items()}
-    types |= _override(layout.tensors, overrides)
+    types = {name: kind.name for name, kind in mix.types.items()}
+    for each in layout.tensors:
+        if each.name in free:
+            smallest = min(free[each.name], key=lambda name: GGML_TYPES[name].bits_per_weight)
+            types[each.name] = (chosen or {}).get(str(each.source), smallest)
+    types |= overridden
     vocabulary = int(layout.architecture.config["vocab_size"])
     tokenizer = read_tokenizer(checkpoint.source.folder, vocabulary, pre_tokenizer)
     specs = _specify(layout.tensors, types)
@@ -100,9 +117,53 @@ def plan_file(
             {each.source: types[each.name] for each in layout.tensors if each.source is not None}
         ),
         tensor_bytes=sum(spec.size for spec in specs),
-        notes=(*note_differences(layout.architecture), *chosen.notes, *tokenizer.notes),
+        notes=(
+            *note_differences(layout.architecture),
+            *mix.notes,
+            *_note_choice(layout.tensors, candidates, free, overridden),
+            *tokenizer.notes,
+        ),
         pre_tokenizer=pre_tokenizer,
+        candidates=MappingProxyType(
+            {
+                str(each.source): free[each.name]
+                for each in layout.tensors
+                if chosen is None and each.name in free and each.name not in overridden
+            }
+        ),
     )
+
+
+def _find_free(
+    tensors: Sequence[GgufTensor], candidates: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Return each tensor that is to have a type of its own choice, and the types that fit it."""
+    if not candidates:
+        return {}
+    return {
+        each.name: fit_candidates(candidates, each.shape[-1])
+        for each in tensors
+        if each.block is not None and each.quantizable
+    }
+
+
+def _note_choice(
+    tensors: Sequence[GgufTensor],
+    candidates: Sequence[str],
+    free: Mapping[str, Sequence[str]],
+    overridden: Mapping[str, str],
+) -> Iterator[str]:
+    """Say where a choice of types is narrower than the recipe's candidates."""
+    taken = len(free.keys() & overridden)
+    if taken:
+        yield f"overrides, not the choice, give {taken} of {len(free)} layers their type"
+    for columns in sorted({each.shape[-1] for each in tensors if each.name in free}):
+        fitting = fit_candidates(candidates, columns)
+        if set(fitting) != set(candidates):
+            yield (
+                f"{columns} columns are not whole blocks of all candidates: rows of so many have "
+                f"{', '.join(fitting)} to choose from"
+            )
 
 
 def write_model(
@@ -140,8 +201,9 @@ def write_model(
     parameters = sum(each.parameters for each in layout.tensors if each.source is not None)
     vocabulary = int(layout.architecture.config["vocab_size"])
     tokenizer = read_tokenizer(checkpoint.source.folder, vocabulary, plan.pre_tokenizer)
+    file_type = FILE_TYPES.get(plan.type) or nearest_file_type(layout.tensors, plan.types)
     metadata: dict[str, MetadataValue] = {
-        **describe_architecture(layout.architecture, parameters, stem, FILE_TYPES[plan.type]),
+        **describe_architecture(layout.architecture, parameters, stem, file_type),
         **tokenizer.values,
         **origin,
     }

@@ -12,7 +12,13 @@ import pytest
 
 from quantkit.errors import InputError
 from quantkit.formats.gguf.architecture import read_architecture
-from quantkit.formats.gguf.mixes import Mix, choose_types, fitting_type
+from quantkit.formats.gguf.mixes import (
+    Mix,
+    choose_types,
+    fit_candidates,
+    fitting_type,
+    nearest_file_type,
+)
 from quantkit.formats.gguf.tensors import GgufTensor, lay_out_tensors
 from quantkit.ggml_types import FILE_TYPES, GGML_TYPES
 from tests.formats.gguf.models import MIXED, describe_headers
@@ -111,3 +117,23 @@ def test_every_type_has_something_to_fall_back_to() -> None:
         assert fitting_type(kind, 512) == kind
         assert fitting_type(kind, 288).block <= 32
         assert fitting_type(kind, 48).block == 1
+
+
+def test_candidates_with_the_same_stand_in_are_one() -> None:
+    names = ["Q3_K", "Q2_K", "Q4_K", "Q4_K", "Q6_K", "Q8_0"]
+    assert fit_candidates(names, 512) == ("Q3_K", "Q2_K", "Q4_K", "Q6_K", "Q8_0")
+    assert fit_candidates(names, 288) == ("Q4_0", "Q5_0", "Q8_0")
+    assert fit_candidates(names, 48) == ("F16",)
+
+
+@pytest.mark.parametrize(
+    ("most", "name"),
+    [("Q3_K", "Q3_K_M"), ("Q4_K", "Q4_K_M"), ("Q6_K", "Q6_K"), ("Q2_K", "Q2_K"), ("F16", "F16")],
+)
+def test_a_file_without_a_mix_is_called_after_what_most_weights_of_the_blocks_have(
+    most: str, name: str
+) -> None:
+    """By weights: there are more small layers than large ones, and the embedding is the largest."""
+    tensors, _ = mix_of(*MIXED["llama-6"], "Q8_0", False)
+    types = {tensor.name: most if tensor.role.startswith("ffn_") else "Q5_0" for tensor in tensors}
+    assert nearest_file_type(tensors, types).name == name
