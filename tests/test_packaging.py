@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -93,7 +94,7 @@ def test_constraints_pin_every_dependency() -> None:
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
     extras = PROJECT["project"]["optional-dependencies"].values()
     wanted = {
-        requirement.partition(">=")[0].lower().replace("_", "-")
+        re.split("[>=]=", requirement)[0].lower().replace("_", "-")
         for group in (PROJECT["project"]["dependencies"], *extras)
         for requirement in group
         if not requirement.startswith("quantkit[")
