@@ -51,7 +51,7 @@ _RUNTIMES = {
     "onnxruntime": ("onnxruntime",),
 }
 """Runtime -> the packages that make it up."""
-_USED_RUNTIMES = ("transformers", "llama.cpp")
+_USED_RUNTIMES = ("transformers", "vllm", "llama.cpp")
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,8 @@ def test_doctor_names_the_machine_and_what_is_missing() -> None:
         document["runtimes"]["transformers"] | {"found": True, "used": True}
         == document["runtimes"]["transformers"]
     )
-    assert not document["runtimes"]["vllm"]["used"]
+    assert document["runtimes"]["vllm"]["used"]
+    assert not document["runtimes"]["onnxruntime"]["used"]
     assert document["runtimes"]["llama.cpp"]["used"]
     assert list(document["runtimes"]["llama.cpp"]["packages"]) == ["xllamacpp"]
     if document["device"]["device"] == "cpu":
