@@ -290,7 +290,7 @@ def test_an_interpreter_without_llama_cpp_is_named(exact: Path, tmp_path: Path) 
     python = tmp_path / "python"
     code = "import importlib.util, runpy, sys; importlib.util.find_spec = lambda name: None; "
     code += "runpy.run_path(sys.argv[1], run_name='__main__')"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{code}" "$@"\n')
     python.chmod(0o755)
 
     with pytest.raises(MissingPackageError, match=f"'xllamacpp': install it for {python}"):
