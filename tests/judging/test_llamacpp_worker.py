@@ -21,6 +21,7 @@ from quantkit.judging.tokens import collect_texts, compare_tokens
 from quantkit.judging.verdict import judge
 from quantkit.recipe import GateSpec
 from quantkit.records import TokenWindows
+from tests.judging.conversation import load, running_worker, say
 from tests.judging.gguf_files import write_gguf
 
 DEMO = Path(__file__).parent.parent.parent / "models" / "demo-llama"
@@ -48,30 +49,8 @@ def rounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def worker() -> Iterator[subprocess.Popen[str]]:
     """One worker that the tests below talk to."""
-    process = subprocess.Popen(
-        [sys.executable, str(WORKERS["llama.cpp"])],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    yield process
-    process.kill()
-    process.communicate()
-
-
-def say(process: subprocess.Popen[str], **request: object) -> dict[str, Any]:
-    """Send one request and return the one line that comes back."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(json.dumps(request) + "\n")
-    process.stdin.flush()
-    answer = json.loads(process.stdout.readline())
-    assert isinstance(answer, dict)
-    return answer
-
-
-def load(process: subprocess.Popen[str], path: Path) -> dict[str, Any]:
-    return say(process, op="load", path=str(path), device="cpu", threads=1)
+    with running_worker("llama.cpp") as process:
+        yield process
 
 
 def reference(ids: list[list[int]]) -> torch.Tensor:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from quantkit.judging.verdict import judge
 from quantkit.recipe import GateSpec
 from quantkit.records import Event, TokenWindows
 from tests.helpers import make_pico_model
+from tests.judging.conversation import load, running_worker, say
 
 WINDOWS = TokenWindows(
     ids=np.random.default_rng(0).integers(3, 300, (9, 24)),
@@ -151,30 +151,8 @@ def children_of_this_process() -> list[int]:
 @pytest.fixture(scope="module")
 def worker() -> Iterator[subprocess.Popen[str]]:
     """One worker that the tests below talk to."""
-    process = subprocess.Popen(
-        [sys.executable, str(WORKERS["transformers"])],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    yield process
-    process.kill()
-    process.communicate()
-
-
-def say(process: subprocess.Popen[str], **request: object) -> dict[str, Any]:
-    """Send one request and return the one line that comes back."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(json.dumps(request) + "\n")
-    process.stdin.flush()
-    answer = json.loads(process.stdout.readline())
-    assert isinstance(answer, dict)
-    return answer
-
-
-def load(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
-    return say(process, op="load", path=str(folder), device="cpu", threads=1)
+    with running_worker("transformers") as process:
+        yield process
 
 
 def test_loading_tells_vocabulary_dtype_and_versions(

@@ -20,14 +20,11 @@ and the cache is emptied before each window.
 
 from __future__ import annotations
 
-import errno
-import json
 import os
-import platform
 import re
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +36,7 @@ from llamacpp_library import (  # type: ignore[import-not-found]
     Model,
     find_version,
 )
+from worker_protocol import FAILURES, find_versions, serve  # type: ignore[import-not-found]
 
 PART = re.compile(r"-(\d{5})-of-\d{5}\.gguf$")
 """End of the name of a part of a split file."""
@@ -46,38 +44,31 @@ PART = re.compile(r"-(\d{5})-of-\d{5}\.gguf$")
 KV_CACHE = "float16"
 """The type of llama.cpp's cache by default."""
 
+OUT_OF_MEMORY = "failed to allocate"
+"""Words of llama.cpp's log."""
+
 Reply = dict[str, Any]
 
 
 def main() -> int:
     """Serve requests from standard input until it ends."""
-    channel = _take_stdout()
     model: Any = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if request["op"] == "load":
-                model, reply = load(
-                    model, Path(request["path"]), request["device"], request["threads"]
-                )
-            elif request["op"] == "logits":
-                reply = write_logits(model, request["ids"], request["file"])
-            elif request["op"] == "generate":
-                reply = generate(model, request["prompt_ids"], request["max_new_tokens"])
-            elif request["op"] == "tokenize":
-                reply = tokenize(model, request["texts"])
-            else:
-                reply = {"ok": True}
-        # The classes of bad files and lacking resources. Anything else is a defect: its traceback
-        # on standard error and the exit code tell the parent.
-        except (OSError, ValueError, RuntimeError, ImportError, MemoryError) as error:
-            reply = {"ok": False, "kind": _kind(error), "error": _one_line(error)}
-            reply["package"] = getattr(error, "name", None)
-        channel.write(json.dumps(reply) + "\n")
-        channel.flush()
-        if request["op"] == "exit":
-            break
-    return 0
+
+    def answer(request: Reply) -> Reply:
+        nonlocal model
+        if request["op"] == "load":
+            path = Path(request["path"])
+            model, reply = load(model, path, request["device"], request["threads"])
+            return reply
+        if request["op"] == "logits":
+            return write_logits(model, request["ids"], request["file"])
+        if request["op"] == "generate":
+            return generate(model, request["prompt_ids"], request["max_new_tokens"])
+        if request["op"] == "tokenize":
+            return tokenize(model, request["texts"])
+        return {"ok": True}
+
+    return int(serve(answer, FAILURES, OUT_OF_MEMORY))
 
 
 def load(last: Any, path: Path, device: str, threads: int) -> tuple[Any, Reply]:
@@ -104,7 +95,7 @@ def load(last: Any, path: Path, device: str, threads: int) -> tuple[Any, Reply]:
         # llama.cpp itself refuses files with tensors that it has no place for.
         "unexpected": [],
         "versions": {
-            "python": platform.python_version(),
+            **find_versions(),
             "xllamacpp": version,
             "llama.cpp": f"b{version.rpartition('.')[2]}",
         },
@@ -178,27 +169,6 @@ def tokenize(model: Any, texts: list[str]) -> Reply:
         [model.tokenize(text, add_special=add) for text in texts] for add in (False, True)
     )
     return {"ok": True, "plain": plain, "special": special}
-
-
-def _take_stdout() -> TextIO:
-    """Keep standard output for the answers; whatever else prints goes to standard error."""
-    private = os.dup(1)
-    os.dup2(2, 1)
-    return os.fdopen(private, "w", encoding="utf-8")
-
-
-def _kind(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "disk"
-    # By their words: llama.cpp logs what it could not get.
-    words = str(error)
-    if isinstance(error, MemoryError) or "failed to allocate" in words:
-        return "memory"
-    return "package" if isinstance(error, ImportError) else "other"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:1000]
 
 
 if __name__ == "__main__":

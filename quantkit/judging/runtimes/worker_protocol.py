@@ -1,0 +1,86 @@
+"""What all judging workers do alike: read requests, answer each, and say what went wrong.
+
+Part of each worker, which runs under another interpreter than quantkit's: only the standard library
+is imported here. transformers_worker.py describes the requests and answers.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO
+
+Reply = dict[str, Any]
+
+FAILURES: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    ImportError,
+    MemoryError,
+)
+"""The classes of bad files and lacking resources. Anything else is a defect: its traceback on
+standard error and the exit code tell the parent."""
+
+
+def serve(
+    answer: Callable[[Reply], Reply], failures: tuple[type[Exception], ...], out_of_memory: str
+) -> int:
+    """Answer the requests on standard input, one line of JSON each, until it ends or says `exit`.
+
+    Args:
+        answer: returns the reply to a request.
+        failures: what `answer` may raise and the parent is told.
+        out_of_memory: words of the runtime for what it could not get.
+    """
+    channel = _take_stdout()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            reply = answer(request)
+        except failures as error:
+            kind = _kind(error, out_of_memory)
+            reply = {"ok": False, "kind": kind, "error": _one_line(error)}
+            reply["package"] = getattr(error, "name", None)
+        channel.write(json.dumps(reply) + "\n")
+        channel.flush()
+        if request["op"] == "exit":
+            break
+    return 0
+
+
+def find_versions(*packages: str) -> dict[str, str]:
+    """Return the versions of Python and of those packages that are installed."""
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _take_stdout() -> TextIO:
+    """Keep standard output for the answers; whatever else prints goes to standard error."""
+    private = os.dup(1)
+    os.dup2(2, 1)
+    return os.fdopen(private, "w", encoding="utf-8")
+
+
+def _kind(error: Exception, out_of_memory: str) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "disk"
+    # By name and by words: torch raises its own class on CUDA and a bare RuntimeError on a CPU.
+    named = type(error).__name__ == "OutOfMemoryError" or out_of_memory in str(error)
+    if isinstance(error, MemoryError) or named:
+        return "memory"
+    return "package" if isinstance(error, ImportError) else "other"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:1000]
