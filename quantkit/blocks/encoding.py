@@ -13,6 +13,7 @@ from torch import Tensor
 
 from quantkit.blocks.draft import Draft
 from quantkit.blocks.smoothing import smooth_input
+from quantkit.blocks.solving import choose_targets, relative_loss
 from quantkit.errors import CheckpointError
 from quantkit.ggml_types import GGML_TYPES, GgmlType
 from quantkit.numerics.ggml.codec import decode, pack
@@ -57,23 +58,23 @@ def encode_input_group(
     weights = [tensors[f"{linear.name}.weight"].float() for linear in linears]
     # What the inputs have lost is what the leading format lost: only that can make up for it.
     targets = follow_drift(weights, stats) if leads and stats is not None else None
+    leading = weights if targets is None else choose_targets(linears, weights, targets)
+    energies = [None if stats is None else output_energy(weight, stats) for weight in weights]
     smoothed = None
     if stats is not None:
         _note_importance(linears, stats, draft)
         calibrated = all(linear.method.needs_calibration for linear in linears)
         # At the least effort files are those of llama.cpp.
         if calibrated and linears[0].effort.polish_sweeps:
-            chosen = weights if targets is None else targets
-            smoothed = smooth_input(group, linears, chosen, stats, tensors, draft, files)
+            smoothed = smooth_input(group, linears, leading, stats, tensors, draft, files)
     for number, file in enumerate(files):
-        tasks = []
-        for index, linear in enumerate(linears):
-            if not GGML_TYPES[linear.ggml_types[number]].quantized:
-                continue
-            weight, followed = weights[index], False
-            if number == 0 and targets is not None and linear.method.needs_calibration:
-                weight, followed = targets[index], True
-            tasks.append(_Task(linear, number, file.type, weight, weights[index], followed))
+        followed = number == 0 and targets is not None
+        chosen = leading if followed else weights
+        tasks = [
+            _Task(linear, number, file.type, weight, energy, followed)
+            for linear, weight, energy in zip(linears, chosen, energies, strict=True)
+            if GGML_TYPES[linear.ggml_types[number]].quantized
+        ]
         decoded = _encode(tasks, stats, draft, fishers, smoothed)
         if leads and number == 0:
             live |= decoded
@@ -109,15 +110,16 @@ def replay_encoded_group(group: GroupPlan, block: SolvedBlock) -> dict[str, Tens
 class _Task:
     """One layer for one file.
 
-    weight: what is encoded, float32 [O, I]. original: what the checkpoint has. followed: whether
-    they differ, since the weight makes up for layers before.
+    weight: what is encoded, float32 [O, I]. energy: of the output of the checkpoint's weight, where
+    the input is known. followed: whether weights make up for layers before, where methods look at
+    data.
     """
 
     linear: LinearPlan
     number: int
     file_type: str
     weight: Tensor
-    original: Tensor
+    energy: float | None
     followed: bool
 
     @property
@@ -165,21 +167,15 @@ def _solve(
         CheckpointError: a type cannot hold weights that are so large.
     """
     weights, kinds = [task.weight for task in tasks], [task.kind for task in tasks]
-    unknown = [None] * len(tasks)
+    found = [fishers.get(task.linear.name) for task in tasks]
     effort = tasks[0].linear.effort
     try:
         if scale is None or stats is None:
-            found = [fishers.get(task.linear.name) for task in tasks]
             return solve_ggml_group(weights, kinds, stats, effort, found)
         # What the loss is compared with is the file that llama.cpp would make.
-        plain = solve_ggml_group(weights, kinds, stats, EFFORTS["fast"], unknown)
-        solutions = solve_ggml_group(
-            [weight * scale for weight in weights],
-            kinds,
-            scale_stats(stats, scale),
-            effort,
-            [fishers.get(task.linear.name) for task in tasks],
-        )
+        plain = solve_ggml_group(weights, kinds, stats, EFFORTS["fast"], [None] * len(tasks))
+        scaled = [weight * scale for weight in weights]
+        solutions = solve_ggml_group(scaled, kinds, scale_stats(stats, scale), effort, found)
         return tuple(
             replace(solution, plain_loss=other.plain_loss)
             for solution, other in zip(solutions, plain, strict=True)
@@ -200,19 +196,18 @@ def _record(
     coupled: bool,
 ) -> LayerRecord:
     linear, kind = task.linear, task.kind
-    energy = None if stats is None else output_energy(task.original, stats)
     return LayerRecord(
         name=linear.name,
         scheme=kind.name,
         group_size=kind.sub_block,
         method=_describe_method(linear, stats),
         bits_per_weight=kind.bits_per_weight,
-        relative_error=_ratio(solution.loss, energy),
-        rtn_relative_error=_ratio(solution.plain_loss, energy),
+        relative_error=relative_loss(solution.loss, task.energy),
+        rtn_relative_error=relative_loss(solution.plain_loss, task.energy),
         weight_error=measure_weights(task.weight, decoded),
         damping=solution.damping,
         coupled=coupled,
-        followed_drift=task.followed,
+        followed_drift=task.followed and linear.method.needs_calibration,
         fallback=solution.fallback,
         file_type=task.file_type,
     )
@@ -223,10 +218,3 @@ def _describe_method(linear: LinearPlan, stats: LayerStats | None) -> str:
     if stats is None:
         return "rtn"
     return "gptq" if linear.effort.polish_sweeps else "importance matrix"
-
-
-def _ratio(loss: float | None, energy: float | None) -> float | None:
-    """Loss relative to the output; nothing to nothing is 0."""
-    if loss is None or energy is None:
-        return None
-    return loss / energy if energy > 0 else float(loss > 0)

@@ -63,7 +63,7 @@ def solve_input_group(
     energies = [None if stats is None else output_energy(weight, stats) for weight in weights]
     targets = None if stats is None else follow_drift(weights, stats)
     if targets is not None:
-        weights = _choose_targets(linears, weights, targets)
+        weights = choose_targets(linears, weights, targets)
     fold = fold_input(group, linears, weights, stats, tensors, draft, scale_dtype)
     plain = [_Errors()] * len(linears)
     if stats is not None and (fold.scale is not None or _round_inputs(linears)):
@@ -102,7 +102,7 @@ def solve_input_group(
     return live
 
 
-def _choose_targets(
+def choose_targets(
     linears: Sequence[LinearPlan], weights: Sequence[Tensor], targets: Sequence[Tensor]
 ) -> list[Tensor]:
     """Return what each weight is rounded to: plain rounding takes it as it is."""
@@ -241,8 +241,8 @@ def _record(
         group_size=linear.group_size,
         method=linear.method.name,
         bits_per_weight=_bits_per_weight(linear, solution.layer),
-        relative_error=_ratio(errors.loss, energy),
-        rtn_relative_error=_ratio(rtn_loss, energy),
+        relative_error=relative_loss(errors.loss, energy),
+        rtn_relative_error=relative_loss(rtn_loss, energy),
         weight_error=0.0,
         damping=solution.damping,
         awq_exponent=fold.exponent if fold.transform == "awq" else None,
@@ -264,7 +264,7 @@ def _bits_per_weight(linear: LinearPlan, layer: QuantizedLayer) -> float:
     return bits / layer.codes.numel()
 
 
-def _ratio(loss: float | None, energy: float | None) -> float | None:
+def relative_loss(loss: float | None, energy: float | None) -> float | None:
     """Loss relative to the output; nothing to nothing is 0."""
     if loss is None or energy is None:
         return None
