@@ -40,7 +40,7 @@ from quantkit.checkpoint.reader import Checkpoint, open_checkpoint, read_tensor
 from quantkit.checkpoint.skeleton import build_skeleton
 from quantkit.checkpoint.source import resolve_source
 from quantkit.formats.gguf.container import open_gguf
-from quantkit.formats.gguf.model import lay_out
+from quantkit.formats.gguf.model import open_model
 from quantkit.ggml_types import FILE_TYPES
 from quantkit.job import load_calibration, plan_job
 from quantkit.recipe import Recipe
@@ -105,7 +105,7 @@ def measure_importance(model: Path, target: Path) -> None:
     windows = load_calibration(
         recipe.calibration, load_tokenizer(checkpoint.source.folder), checkpoint, plan
     )
-    names = {each.source: each.name for each in lay_out(checkpoint).tensors}
+    names = {each.source: each.name for each in open_model(checkpoint).tensors}
     found = {}
     for stop in walk(
         build_skeleton(checkpoint),

@@ -15,9 +15,10 @@ from quantkit.formats.compressed_tensors import write_compressed_tensors
 from quantkit.formats.gguf.imatrix import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.formats.gguf.model import (
     FindSolved,
+    GgufModel,
     SolvedTensor,
     describe_imatrix,
-    lay_out,
+    open_model,
     plan_file,
     write_model,
 )
@@ -58,19 +59,26 @@ def plan_gguf_files(
         RecipeError: an override of types does not fit the checkpoint.
         InputError: a mix of types needs calibration.
     """
+    wanted = [export for export in exports if export.format == "gguf"]
+    models = _open_models(checkpoint, [export.pre_tokenizer for export in wanted])
     return tuple(
         plan_file(
-            checkpoint,
+            models[export.pre_tokenizer],
             str(export.type),
             [(override.match, override.type) for override in export.overrides],
-            export.pre_tokenizer,
             has_importance=has_importance,
             candidates=export.candidates if export.type == AUTO else (),
             chosen=chosen,
         )
-        for export in exports
-        if export.format == "gguf"
+        for export in wanted
     )
+
+
+def _open_models(
+    checkpoint: Checkpoint, pre_tokenizers: Sequence[str | None]
+) -> dict[str | None, GgufModel]:
+    """Name of a pre-tokenizer -> the model with it; files mostly agree, and share one."""
+    return {name: open_model(checkpoint, name) for name in dict.fromkeys(pre_tokenizers)}
 
 
 def write_exports(
@@ -90,46 +98,59 @@ def write_exports(
         ResourceError, OutputError: a file cannot be written.
     """
     artifacts, files = [], iter(enumerate(plan.gguf))
+    models = _open_models(checkpoint, [file.pre_tokenizer for file in plan.gguf])
+    matrix = None
+    if models and calibration is not None:
+        matrix = _collect_importance(next(iter(models.values())), plan, load, calibration)
     for done, export in enumerate(exports):
         title = f"{export.format} {export.type}" if export.type else export.format
         tell(Event("write", done, len(exports), title))
-        if export.format == "gguf":
-            number, file = next(files)
-            folder = root / "gguf" if len(plan.gguf) == 1 else root / "gguf" / file.type
-            shutil.rmtree(folder, ignore_errors=True)
-            matrix = None
-            if calibration is not None:
-                matrix = _collect_importance(checkpoint, plan, load, calibration)
-            artifact = write_model(
-                checkpoint,
-                file,
-                folder,
-                name_model(checkpoint),
-                export.max_shard_bytes,
-                find_solved=_find_solved(number, load),
-                find_importance=lambda name, columns: None,
-                origin={} if matrix is None else describe_imatrix(matrix, IMATRIX),
-            )
-            if matrix is not None:
-                digest = write_imatrix(folder / IMATRIX, matrix)
-                files_of = dict(sorted({**artifact.files, IMATRIX: digest}.items()))
-                artifact = replace(artifact, files=files_of)
-            artifacts.append(artifact)
-            continue
+        limit = export.max_shard_bytes
         folder = root / export.format
+        if export.format != "gguf":
+            shutil.rmtree(folder, ignore_errors=True)
+            artifacts.append(write_compressed_tensors(checkpoint, plan, load, folder, limit))
+            continue
+        number, file = next(files)
+        if len(plan.gguf) > 1:
+            folder /= file.type
         shutil.rmtree(folder, ignore_errors=True)
-        artifacts.append(
-            write_compressed_tensors(checkpoint, plan, load, folder, export.max_shard_bytes)
-        )
+        find = _find_solved(number, load)
+        artifacts.append(_write_file(models[file.pre_tokenizer], file, folder, limit, find, matrix))
     tell(Event("write", len(exports), len(exports)))
     return artifacts
 
 
+def _write_file(
+    model: GgufModel,
+    file: GgufPlan,
+    folder: Path,
+    max_shard_bytes: int,
+    find: FindSolved,
+    matrix: Imatrix | None,
+) -> Artifact:
+    """Write a GGUF file, and its importance matrix beside it."""
+    artifact = write_model(
+        model,
+        file,
+        folder,
+        name_model(model.checkpoint),
+        max_shard_bytes,
+        find_solved=find,
+        find_importance=lambda name, columns: None,
+        origin={} if matrix is None else describe_imatrix(matrix, IMATRIX),
+    )
+    if matrix is None:
+        return artifact
+    hashes = {**artifact.files, IMATRIX: write_imatrix(folder / IMATRIX, matrix)}
+    return replace(artifact, files=dict(sorted(hashes.items())))
+
+
 def _collect_importance(
-    checkpoint: Checkpoint, plan: Plan, load: LoadSolved, calibration: TokenWindows
+    model: GgufModel, plan: Plan, load: LoadSolved, calibration: TokenWindows
 ) -> Imatrix | None:
     """Return what calibration saw, by the names of the file; None where no method looked at it."""
-    names = {tensor.source: tensor.name for tensor in lay_out(checkpoint).tensors}
+    names = {tensor.source: tensor.name for tensor in model.tensors}
     tokens = int((calibration.weights > 0).sum())
     entries = {
         names[name]: ImatrixEntry((means * tokens).unsqueeze(0), torch.tensor([tokens]))

@@ -21,7 +21,13 @@ from quantkit.formats.gguf.dequantizing import plan_dequantizing, write_dequanti
 from quantkit.formats.gguf.header import MetadataValue
 from quantkit.formats.gguf.imatrix import Imatrix, read_imatrix
 from quantkit.formats.gguf.inspection import find_gguf, name_scheme
-from quantkit.formats.gguf.model import SolvedTensor, describe_imatrix, plan_file, write_model
+from quantkit.formats.gguf.model import (
+    SolvedTensor,
+    describe_imatrix,
+    open_model,
+    plan_file,
+    write_model,
+)
 from quantkit.formats.gguf.requantizing import (
     is_quantized,
     plan_requantizing,
@@ -83,19 +89,15 @@ def _plan_encoding(source: str, file_type: str, options: ConvertOptions) -> Gguf
         source, f"{source} is quantized, and GGUF files are made of plain weights"
     )
     matrix = _read_matrix(options.imatrix)
-    file = plan_file(
-        checkpoint,
-        file_type,
-        pre_tokenizer=options.pre_tokenizer,
-        has_importance=matrix is not None,
-    )
+    model = open_model(checkpoint, options.pre_tokenizer)
+    file = plan_file(model, file_type, has_importance=matrix is not None)
     coded = (name for name, kind in file.types.items() if GGML_TYPES[kind].quantized)
     notes = (*file.notes, *_compare_names(matrix, options.imatrix, coded, file.types.keys()))
 
     def write(folder: Path, tell: Progress) -> Artifact:
         tell(Event("write", 0, 1, file_type))
         artifact = write_model(
-            checkpoint,
+            model,
             file,
             folder,
             name_model(checkpoint),

@@ -30,7 +30,7 @@ from quantkit.formats.gguf.imatrix import Imatrix
 from quantkit.formats.gguf.mixes import choose_types, fit_candidates, nearest_file_type
 from quantkit.formats.gguf.modelfile import compose_modelfile
 from quantkit.formats.gguf.tensors import GgufTensor, lay_out_tensors, make_values, permute_rows
-from quantkit.formats.gguf.tokenizer import read_tokenizer
+from quantkit.formats.gguf.tokenizer import TokenizerMetadata, read_tokenizer
 from quantkit.formats.gguf.writing import plan_parts, write_gguf
 from quantkit.ggml_types import FILE_TYPES, GGML_TYPES
 from quantkit.numerics.ggml.codec import divide_rows, encode_rows
@@ -51,6 +51,38 @@ class SolvedTensor:
     divisor: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class GgufModel:
+    """A checkpoint as GGUF files have it."""
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    tensors: tuple[GgufTensor, ...]
+    tokenizer: TokenizerMetadata
+    pre_tokenizer: str | None
+    """llama.cpp's name of it, where it was said."""
+
+
+def open_model(checkpoint: Checkpoint, pre_tokenizer: str | None = None) -> GgufModel:
+    """Return what all GGUF files of a checkpoint have in common.
+
+    Reads the tokenizer, which takes seconds where the vocabulary is large.
+
+    Args:
+        checkpoint: of an architecture that is built.
+        pre_tokenizer: llama.cpp's name of it, where it is not recognised.
+
+    Raises:
+        CheckpointError: the architecture, a tensor or the tokenizer cannot be expressed.
+        RecipeError: there is no such pre-tokenizer.
+    """
+    architecture = read_architecture(checkpoint)
+    tensors = lay_out_tensors(checkpoint, architecture)
+    vocabulary = int(architecture.config["vocab_size"])
+    tokenizer = read_tokenizer(checkpoint.source.folder, vocabulary, pre_tokenizer)
+    return GgufModel(checkpoint, architecture, tensors, tokenizer, pre_tokenizer)
+
+
 FindSolved = Callable[[int, str], SolvedTensor]
 """Index of a block and full name of a tensor in the checkpoint -> what was solved of it."""
 
@@ -65,69 +97,62 @@ _OUTSIDE = "Q4_K_M"
 
 
 def plan_file(
-    checkpoint: Checkpoint,
+    model: GgufModel,
     file_type: str,
     overrides: Sequence[tuple[str, str]] = (),
-    pre_tokenizer: str | None = None,
     *,
     has_importance: bool = True,
     candidates: Sequence[str] = (),
     chosen: Mapping[str, str] | None = None,
 ) -> GgufPlan:
-    """Say what a GGUF file of a checkpoint will hold.
+    """Say what a GGUF file of a model will hold.
 
     Args:
-        checkpoint: of an architecture that is built.
         file_type: a name of `FILE_TYPES`; any other with `candidates`.
         overrides: shell patterns of full tensor names in the checkpoint, and their types; the first
             match wins.
-        pre_tokenizer: llama.cpp's name of it, where it is not recognised.
         has_importance: whether errors will be weighed by statistics, which some mixes look at.
         candidates: types among which each weight of a block has its own choice, as far as no
             override takes it; other tensors have what the mix Q4_K_M gives them.
         chosen: name of a tensor in the checkpoint -> its type, where that choice was made.
 
     Raises:
-        CheckpointError: the architecture, a tensor or the tokenizer cannot be expressed.
         RecipeError: an override matches nothing, or its type does not fit a tensor.
         InputError: the file type needs such statistics.
     """
-    layout = lay_out(checkpoint)
-    overridden = _override(layout.tensors, overrides)
-    free = _find_free(layout.tensors, candidates)
+    overridden = _override(model.tensors, overrides)
+    free = _find_free(model.tensors, candidates)
     mix = choose_types(
         FILE_TYPES[_OUTSIDE if candidates else file_type],
-        [each for each in layout.tensors if each.name not in free],
-        layout.architecture,
+        [each for each in model.tensors if each.name not in free],
+        model.architecture,
         has_importance,
     )
     types = {name: kind.name for name, kind in mix.types.items()}
-    for each in layout.tensors:
+    for each in model.tensors:
         if each.name in free:
             smallest = min(free[each.name], key=lambda name: GGML_TYPES[name].bits_per_weight)
             types[each.name] = (chosen or {}).get(str(each.source), smallest)
     types |= overridden
-    vocabulary = int(layout.architecture.config["vocab_size"])
-    tokenizer = read_tokenizer(checkpoint.source.folder, vocabulary, pre_tokenizer)
-    specs = _specify(layout.tensors, types)
+    specs = _specify(model.tensors, types)
     return GgufPlan(
         type=file_type,
         types=MappingProxyType(types),
         weights=MappingProxyType(
-            {each.source: types[each.name] for each in layout.tensors if each.source is not None}
+            {each.source: types[each.name] for each in model.tensors if each.source is not None}
         ),
         tensor_bytes=sum(spec.size for spec in specs),
         notes=(
-            *note_differences(layout.architecture),
+            *note_differences(model.architecture),
             *mix.notes,
-            *_note_choice(layout.tensors, candidates, free, overridden),
-            *tokenizer.notes,
+            *_note_choice(model.tensors, candidates, free, overridden),
+            *model.tokenizer.notes,
         ),
-        pre_tokenizer=pre_tokenizer,
+        pre_tokenizer=model.pre_tokenizer,
         candidates=MappingProxyType(
             {
                 str(each.source): free[each.name]
-                for each in layout.tensors
+                for each in model.tensors
                 if chosen is None and each.name in free and each.name not in overridden
             }
         ),
@@ -167,7 +192,7 @@ def _note_choice(
 
 
 def write_model(
-    checkpoint: Checkpoint,
+    model: GgufModel,
     plan: GgufPlan,
     folder: Path,
     stem: str,
@@ -180,7 +205,7 @@ def write_model(
     """Write `<stem>-<type>.gguf`, or its parts, and Ollama's Modelfile into `folder`.
 
     Args:
-        checkpoint: that `plan` was made for.
+        model: that `plan` was made for.
         plan: of the file.
         folder: made when it is absent.
         stem: what people call the model.
@@ -196,27 +221,25 @@ def write_model(
         CheckpointError: a file of the checkpoint is damaged.
         ResourceError, OutputError: a file cannot be written; no weights are left in `folder`.
     """
-    layout = lay_out(checkpoint)
-    specs = _specify(layout.tensors, plan.types)
-    parameters = sum(each.parameters for each in layout.tensors if each.source is not None)
-    vocabulary = int(layout.architecture.config["vocab_size"])
-    tokenizer = read_tokenizer(checkpoint.source.folder, vocabulary, plan.pre_tokenizer)
-    file_type = FILE_TYPES.get(plan.type) or nearest_file_type(layout.tensors, plan.types)
+    specs = _specify(model.tensors, plan.types)
+    parameters = sum(each.parameters for each in model.tensors if each.source is not None)
+    file_type = FILE_TYPES.get(plan.type) or nearest_file_type(model.tensors, plan.types)
     metadata: dict[str, MetadataValue] = {
-        **describe_architecture(layout.architecture, parameters, stem, file_type),
-        **tokenizer.values,
+        **describe_architecture(model.architecture, parameters, stem, file_type),
+        **model.tokenizer.values,
         **origin,
     }
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, types = model.checkpoint, plan.types
     contents = (
-        (each.name, _content(checkpoint, each, plan.types[each.name], find_solved, find_importance))
-        for each in layout.tensors
+        (each.name, _content(checkpoint, each, types[each.name], find_solved, find_importance))
+        for each in model.tensors
     )
     name = f"{stem}-{plan.type}"
     files = write_gguf(folder, name, metadata, specs, contents, max_shard_bytes)
     first = name_part(name, 0, len(plan_parts(specs, max_shard_bytes)))
-    context = int(layout.architecture.config["max_position_embeddings"])
+    context = int(model.architecture.config["max_position_embeddings"])
     text = compose_modelfile(first, checkpoint.source.folder, metadata, context)
     write_text(folder / "Modelfile", text)
     files["Modelfile"] = hashlib.sha256(text.encode()).hexdigest()
@@ -240,24 +263,6 @@ def describe_imatrix(matrix: Imatrix, name: str) -> dict[str, MetadataValue]:
     if matrix.chunks:
         found["quantize.imatrix.chunks_count"] = Value("int32", matrix.chunks)
     return found
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A checkpoint as a GGUF file has it."""
-
-    architecture: Architecture
-    tensors: tuple[GgufTensor, ...]
-
-
-def lay_out(checkpoint: Checkpoint) -> Layout:
-    """Return the architecture and the tensors of the file of a checkpoint.
-
-    Raises:
-        CheckpointError: they cannot be expressed.
-    """
-    architecture = read_architecture(checkpoint)
-    return Layout(architecture, lay_out_tensors(checkpoint, architecture))
 
 
 def _specify(tensors: Sequence[GgufTensor], types: Mapping[str, str]) -> list[GgufSpec]:

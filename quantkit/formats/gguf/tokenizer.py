@@ -46,13 +46,6 @@ class TokenizerMetadata:
     """Where llama.cpp is known to differ from the Hugging Face tokenizer, a sentence each."""
 
 
-def describe_tokenizer(
-    folder: Path, vocab_size: int, pre: str | None = None
-) -> Mapping[str, MetadataValue]:
-    """Return the metadata alone; see `read_tokenizer`."""
-    return read_tokenizer(folder, vocab_size, pre).values
-
-
 def read_tokenizer(folder: Path, vocab_size: int, pre: str | None = None) -> TokenizerMetadata:
     """Return the metadata of a checkpoint's tokenizer.
 

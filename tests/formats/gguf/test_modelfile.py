@@ -13,7 +13,7 @@ from quantkit.errors import CheckpointError
 from quantkit.formats.gguf.chat_style import ChatStyle, read_chat_style
 from quantkit.formats.gguf.header import MetadataValue, Value
 from quantkit.formats.gguf.modelfile import compose_modelfile, quote, write_go_template
-from quantkit.formats.gguf.tokenizer import describe_tokenizer
+from quantkit.formats.gguf.tokenizer import read_tokenizer
 from tests.formats.gguf.trained_tokenizers import write_byte_level, write_json
 
 CHATML = (
@@ -66,7 +66,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def describe(folder: Path, template: str | None) -> dict[str, MetadataValue]:
-    metadata = dict(describe_tokenizer(folder, 900))
+    metadata = dict(read_tokenizer(folder, 900).values)
     if template is not None:
         metadata["tokenizer.chat_template"] = Value("string", template)
     return metadata

@@ -10,7 +10,7 @@ import pytest
 
 from quantkit.errors import CheckpointError, RecipeError
 from quantkit.formats.gguf.header import Array, Value
-from quantkit.formats.gguf.tokenizer import describe_tokenizer, read_tokenizer
+from quantkit.formats.gguf.tokenizer import read_tokenizer
 from tests.formats.gguf.awkward import AWKWARD, DECOMPOSED, INVALID_BYTES, with_specials
 from tests.formats.gguf.trained_tokenizers import (
     LLAMA3,
@@ -34,7 +34,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_value(folder: Path, key: str, vocab_size: int = 900) -> object:
-    entry = describe_tokenizer(folder, vocab_size).get(key)
+    entry = read_tokenizer(folder, vocab_size).values.get(key)
     return None if entry is None else entry.content
 
 
@@ -69,7 +69,7 @@ def test_llama_cpp_does_not_compose_letters_and_a_note_says_so(tmp_path: Path) -
 
 
 def test_rows_without_a_token_are_padded_as_unused(gpt2: Path) -> None:
-    values = describe_tokenizer(gpt2, 903)
+    values = read_tokenizer(gpt2, 903).values
 
     tokens, kinds = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
     assert isinstance(tokens, Array)
@@ -81,7 +81,7 @@ def test_rows_without_a_token_are_padded_as_unused(gpt2: Path) -> None:
 
 def test_a_tokenizer_of_another_model_is_refused(gpt2: Path) -> None:
     with pytest.raises(CheckpointError, match="embedding has 800 rows"):
-        describe_tokenizer(gpt2, 800)
+        read_tokenizer(gpt2, 800)
 
 
 def add_token(folder: Path, content: str, id_: int, **changes: Any) -> None:
@@ -104,7 +104,7 @@ def test_added_tokens_are_user_defined_or_control_by_their_look(tmp_path: Path) 
     for place, text in enumerate(("<tool>", "<|user|>", "    ")):
         add_token(folder, text, 900 + place)
 
-    kinds = describe_tokenizer(folder, 903)["tokenizer.ggml.token_type"]
+    kinds = read_tokenizer(folder, 903).values["tokenizer.ggml.token_type"]
     assert isinstance(kinds, Array)
     assert kinds.items[900:] == [4, 3, 4]
     assert find_differences(folder, ("a<tool>b", "x<|user|>y", "a    b     c"), 903) == []
@@ -125,7 +125,7 @@ def test_two_tokens_with_one_text_are_refused_as_llama_cpp_would_abort(tmp_path:
     add_token(folder, "[PAD901]", 900)
 
     with pytest.raises(CheckpointError, match=r"\[900, 901\] are all written '\[PAD901\]'"):
-        describe_tokenizer(folder, 902)
+        read_tokenizer(folder, 902)
 
 
 def test_bos_is_added_where_the_tokenizer_adds_it(gpt2: Path, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_special_ids_come_first_from_tokenizer_config_then_config(tmp_path: Path
     write_json(folder / "special_tokens_map.json", {"pad_token": "<|end|>", "sep_token": "<|pad|>"})
     write_json(folder / "generation_config.json", {"eos_token_id": [5], "bos_token_id": 0})
 
-    values = describe_tokenizer(folder, 900)
+    values = read_tokenizer(folder, 900).values
 
     found = {key.rpartition(".")[2]: value.content for key, value in values.items() if "_id" in key}
     assert found == {
@@ -212,7 +212,7 @@ def test_named_templates_are_listed_but_the_default(tmp_path: Path) -> None:
         ],
     )
 
-    values = describe_tokenizer(folder, 900)
+    values = read_tokenizer(folder, 900).values
 
     assert values["tokenizer.chat_template"] == Value("string", "D")
     assert values["tokenizer.chat_template.tool_use"] == Value("string", "T")
@@ -231,7 +231,7 @@ def test_a_bos_of_the_template_beside_that_of_the_tokenizer_is_noted(tmp_path: P
 
 
 def test_equal_folders_give_equal_metadata_in_one_order(gpt2: Path) -> None:
-    first, second = describe_tokenizer(gpt2, 900), describe_tokenizer(gpt2, 900)
+    first, second = read_tokenizer(gpt2, 900).values, read_tokenizer(gpt2, 900).values
 
     assert list(first.items()) == list(second.items())
     assert next(iter(first)) == "tokenizer.ggml.model"
@@ -252,12 +252,12 @@ def test_bpe_that_llama_cpp_cannot_do_is_refused(
     change_json(folder / "tokenizer.json", model={**tree["model"], **changes})
 
     with pytest.raises(CheckpointError, match=message):
-        describe_tokenizer(folder, 900)
+        read_tokenizer(folder, 900)
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no tokenizer in"):
-        describe_tokenizer(tmp_path, 900)
+        read_tokenizer(tmp_path, 900)
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -265,12 +265,12 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (folder / "generation_config.json").write_text("{", encoding="utf-8")
 
     with pytest.raises(CheckpointError, match=r"generation_config\.json is not valid JSON"):
-        describe_tokenizer(folder, 900)
+        read_tokenizer(folder, 900)
 
 
 def test_a_misspelt_pre_tokenizer_is_refused(gpt2: Path) -> None:
     with pytest.raises(RecipeError, match="did you mean 'gpt-2'"):
-        describe_tokenizer(gpt2, 900, pre="gpt2")
+        read_tokenizer(gpt2, 900, pre="gpt2")
 
 
 def test_added_tokens_that_take_blanks_beside_them_are_noted(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_token_with_a_zero_character_is_refused(tmp_path: Path) -> None:
     add_token(folder, "a\0b", 900)
 
     with pytest.raises(CheckpointError, match="zero character"):
-        describe_tokenizer(folder, 901)
+        read_tokenizer(folder, 901)
 
 
 def test_the_first_of_several_ids_in_config_is_the_eos(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_the_first_of_several_ids_in_config_is_the_eos(tmp_path: Path) -> None:
     write_json(folder / "tokenizer_config.json", {})
     write_json(folder / "config.json", {"eos_token_id": [1, 300]})
 
-    values = describe_tokenizer(folder, 900)
+    values = read_tokenizer(folder, 900).values
 
     assert values["tokenizer.ggml.eos_token_id"] == Value("uint32", 1)
     assert values["tokenizer.ggml.eot_token_id"] == Value("uint32", 300)

@@ -12,7 +12,7 @@ import sentencepiece
 
 from quantkit.errors import CheckpointError, RecipeError
 from quantkit.formats.gguf.header import Array, Value
-from quantkit.formats.gguf.tokenizer import describe_tokenizer, read_tokenizer
+from quantkit.formats.gguf.tokenizer import read_tokenizer
 from quantkit.formats.gguf.tokenizer_model_file import read_piece_model
 from quantkit.formats.gguf.tokenizer_spm import rank_pieces
 from quantkit.formats.gguf.tokenizer_vocabulary import TokenKind
@@ -69,7 +69,7 @@ def test_a_tokenizer_json_as_gemmas_is_tokenized_alike(gemma: Path, tmp_path: Pa
     texts = (*TEXTS, *SPECIALS, *with_specials("<s>", "<turn>"))
 
     assert find_differences(folder, texts, VOCAB) == []
-    space = describe_tokenizer(folder, VOCAB)["tokenizer.ggml.add_space_prefix"]
+    space = read_tokenizer(folder, VOCAB).values["tokenizer.ggml.add_space_prefix"]
     assert space == Value("bool", False)
 
 
@@ -84,7 +84,7 @@ def test_a_blank_that_is_put_only_first_is_noted(llama2: Path, tmp_path: Path) -
 
 def test_scores_from_merges_rank_as_sentencepieces_own(llama2: Path, tmp_path: Path) -> None:
     folder = convert_sentencepiece(llama2, tmp_path, prefix="normalizer")
-    scores = describe_tokenizer(folder, VOCAB)["tokenizer.ggml.scores"]
+    scores = read_tokenizer(folder, VOCAB).values["tokenizer.ggml.scores"]
     assert isinstance(scores, Array)
     own = [token.score for token in read_piece_model(llama2 / "tokenizer.model").pieces]
 
@@ -104,7 +104,7 @@ def test_a_tokenizer_model_alone_is_tokenized_as_sentencepiece_does(
 def test_a_unigram_model_is_tokenized_as_sentencepiece_does(tmp_path: Path) -> None:
     folder = write_sentencepiece(tmp_path, model_type="unigram", vocab=400)
 
-    values = describe_tokenizer(folder, 400)
+    values = read_tokenizer(folder, 400).values
 
     assert values["tokenizer.ggml.model"] == Value("string", "t5")
     assert values["tokenizer.ggml.remove_extra_whitespaces"] == Value("bool", True)
@@ -161,7 +161,7 @@ def test_added_tokens_of_the_config_go_before_those_of_the_old_file(
         },
     )
 
-    values = describe_tokenizer(tmp_path, 702)
+    values = read_tokenizer(tmp_path, 702).values
 
     tokens, kinds = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
     assert isinstance(tokens, Array)
@@ -197,7 +197,7 @@ def write_trained_merges(folder: Path, *, prefix: bool) -> Path:
 def test_merges_of_their_own_go_to_the_bpe_over_pieces(tmp_path: Path) -> None:
     folder = write_trained_merges(tmp_path, prefix=False)
 
-    values = describe_tokenizer(folder, 800)
+    values = read_tokenizer(folder, 800).values
 
     assert values["tokenizer.ggml.model"] == Value("string", "gpt2")
     assert values["tokenizer.ggml.pre"] == Value("string", "sarvam-moe")
@@ -208,7 +208,7 @@ def test_merges_of_their_own_after_a_blank_are_refused(tmp_path: Path) -> None:
     folder = write_trained_merges(tmp_path, prefix=True)
 
     with pytest.raises(CheckpointError, match=r"not SentencePiece's .* a blank goes before"):
-        describe_tokenizer(folder, 800)
+        read_tokenizer(folder, 800)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_pieces_without_byte_tokens_are_refused(llama2: Path, tmp_path: Path) ->
     change_json(folder / "tokenizer.json", model={**tree["model"], "byte_fallback": False})
 
     with pytest.raises(CheckpointError, match="token for each byte"):
-        describe_tokenizer(folder, VOCAB)
+        read_tokenizer(folder, VOCAB)
 
 
 def test_a_normalizer_that_llama_cpp_lacks_is_refused(llama2: Path, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_normalizer_that_llama_cpp_lacks_is_refused(llama2: Path, tmp_path: Pa
     change_json(folder / "tokenizer.json", normalizer=lower)
 
     with pytest.raises(CheckpointError, match=r"no counterpart for the normalizer .*Lowercase"):
-        describe_tokenizer(folder, VOCAB)
+        read_tokenizer(folder, VOCAB)
 
 
 def test_pieces_have_no_pre_tokenizer(llama2: Path, tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_pieces_have_no_pre_tokenizer(llama2: Path, tmp_path: Path) -> None:
 
     for where in (folder, llama2):
         with pytest.raises(RecipeError, match="only byte-level tokenizers"):
-            describe_tokenizer(where, VOCAB, pre="llama-bpe")
+            read_tokenizer(where, VOCAB, pre="llama-bpe")
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_cuts_before_the_merges_are_refused_where_tokens_reach_over_them(
 
     if refused:
         with pytest.raises(CheckpointError, match="cuts the text before the merges"):
-            describe_tokenizer(folder, VOCAB)
+            read_tokenizer(folder, VOCAB)
     else:
         assert find_differences(folder, TEXTS, VOCAB) == []
 
@@ -293,7 +293,7 @@ def test_a_bpe_that_leaves_blanks_as_they_are_is_refused(llama2: Path, tmp_path:
     change_json(folder / "tokenizer.json", normalizer=None)
 
     with pytest.raises(CheckpointError, match="no algorithm for such a BPE"):
-        describe_tokenizer(folder, VOCAB)
+        read_tokenizer(folder, VOCAB)
 
 
 @pytest.mark.parametrize("decoder", [{"x": {"content": "a"}}, {"700": {}}, {"700": 1}, [1]])
@@ -302,7 +302,7 @@ def test_damaged_added_tokens_are_named(decoder: Any, llama2: Path, tmp_path: Pa
     write_json(tmp_path / "tokenizer_config.json", {"added_tokens_decoder": decoder})
 
     with pytest.raises(CheckpointError, match="an added token is not a text with its id"):
-        describe_tokenizer(tmp_path, 702)
+        read_tokenizer(tmp_path, 702)
 
 
 def test_a_damaged_chat_template_is_named(llama2: Path, tmp_path: Path) -> None:
@@ -310,4 +310,4 @@ def test_a_damaged_chat_template_is_named(llama2: Path, tmp_path: Path) -> None:
     write_json(tmp_path / "tokenizer_config.json", {"chat_template": [{"name": "default"}]})
 
     with pytest.raises(CheckpointError, match="neither a text nor a list of records"):
-        describe_tokenizer(tmp_path, 700)
+        read_tokenizer(tmp_path, 700)

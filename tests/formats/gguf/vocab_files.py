@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quantkit.calibration.tokenizer import load_tokenizer
 from quantkit.formats.gguf.header import MetadataValue, Value
-from quantkit.formats.gguf.tokenizer import describe_tokenizer
+from quantkit.formats.gguf.tokenizer import read_tokenizer
 from quantkit.formats.gguf.writing import write_gguf
 from tests.llama_vocab import tokenize_with_llama
 
@@ -15,7 +15,7 @@ from tests.llama_vocab import tokenize_with_llama
 def write_vocabulary(folder: Path, vocab_size: int, pre: str | None = None) -> Path:
     """Write the vocabulary of a checkpoint's tokenizer beside it."""
     metadata: dict[str, MetadataValue] = {"general.architecture": Value("string", "llama")}
-    metadata.update(describe_tokenizer(folder, vocab_size, pre))
+    metadata.update(read_tokenizer(folder, vocab_size, pre).values)
     write_gguf(folder, "vocabulary", metadata, [], [], 1 << 30)
     return folder / "vocabulary.gguf"
 
