@@ -21,6 +21,7 @@ from quantkit.describe import (
 from quantkit.durable import write_text
 from quantkit.formats.inspect import find_evidence
 from quantkit.formats.inspected import Inspection
+from quantkit.ggml_types import GGUF
 from quantkit.job import Job, describe_compute
 from quantkit.recipe import GateSpec
 from quantkit.records import (
@@ -34,9 +35,6 @@ from quantkit.records import (
     TokenWindows,
     Verdict,
 )
-
-GGUF = "gguf"
-"""Format of the artifacts that llama.cpp alone loads."""
 
 _WORST_FIRST: tuple[Verdict, ...] = ("FAIL", "INCONCLUSIVE", "UNJUDGED", "PASS")
 

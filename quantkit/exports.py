@@ -22,6 +22,7 @@ from quantkit.formats.gguf.model import (
     plan_file,
     write_model,
 )
+from quantkit.ggml_types import GGUF
 from quantkit.recipe import AUTO, ExportSpec
 from quantkit.records import (
     Artifact,
@@ -59,7 +60,7 @@ def plan_gguf_files(
         RecipeError: an override of types does not fit the checkpoint.
         InputError: a mix of types needs calibration.
     """
-    wanted = [export for export in exports if export.format == "gguf"]
+    wanted = [export for export in exports if export.format == GGUF]
     models = _open_models(checkpoint, [export.pre_tokenizer for export in wanted])
     return tuple(
         plan_file(
@@ -107,7 +108,7 @@ def write_exports(
         tell(Event("write", done, len(exports), title))
         limit = export.max_shard_bytes
         folder = root / export.format
-        if export.format != "gguf":
+        if export.format != GGUF:
             shutil.rmtree(folder, ignore_errors=True)
             artifacts.append(write_compressed_tensors(checkpoint, plan, load, folder, limit))
             continue

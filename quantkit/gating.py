@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from quantkit.errors import InputError, RecipeError, WorkerError
-from quantkit.evidence import GGUF, find_runtime
+from quantkit.evidence import find_runtime
+from quantkit.ggml_types import GGUF
 from quantkit.inputs import RecipeLike, load
 from quantkit.job import Job
 from quantkit.judging.evaluate import LLAMA_CPP, evaluate, find_baseline_runtime

@@ -16,6 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+GGUF = "gguf"
+"""The format of the files, as recipes, artifacts and reports call it."""
+
 
 @dataclass(frozen=True)
 class GgmlType:

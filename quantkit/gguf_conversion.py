@@ -34,8 +34,8 @@ from quantkit.formats.gguf.requantizing import (
     write_requantized,
 )
 from quantkit.formats.readers.stored import open_stored
-from quantkit.ggml_types import FILE_TYPES, GGML_TYPES
-from quantkit.inputs import GGUF, PLAIN, ConvertOptions, check_source
+from quantkit.ggml_types import FILE_TYPES, GGML_TYPES, GGUF
+from quantkit.inputs import PLAIN, ConvertOptions, check_source
 from quantkit.recipe import ExportSpec
 from quantkit.records import Artifact, Event, Progress, Source
 

@@ -14,7 +14,7 @@ from quantkit.calibration.sources import find_kind
 from quantkit.checkpoint.headers import WEIGHT_DTYPES
 from quantkit.checkpoint.source import find_folder
 from quantkit.errors import InputError, NotYetError, RecipeError, nearest
-from quantkit.ggml_types import FILE_TYPES
+from quantkit.ggml_types import FILE_TYPES, GGUF
 from quantkit.recipe import (
     AUTO,
     QuantizeSpec,
@@ -31,9 +31,6 @@ RecipeLike = Recipe | str | os.PathLike[str]
 
 PLAIN = "safetensors"
 """Target of a conversion: a checkpoint with plain weights."""
-
-GGUF = "gguf"
-"""Target of a conversion: a GGUF file, written `gguf:TYPE`."""
 
 _TARGETS = {"compressed-tensors": True, PLAIN: True, GGUF: True, "onnx": False}
 """Target of a conversion -> built."""

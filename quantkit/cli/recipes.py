@@ -11,6 +11,7 @@ from rich.table import Table
 from quantkit.cli.console import Reply, render_json
 from quantkit.cli.options import JsonOption, OverridesOption, QuietOption, given
 from quantkit.errors import RecipeError
+from quantkit.ggml_types import GGUF
 from quantkit.recipe import (
     Recipe,
     find_recipe,
@@ -47,8 +48,8 @@ def list_recipes(json: JsonOption = False, quiet: QuietOption = False) -> Reply:
 def _describe(recipe: Recipe) -> tuple[str, str]:
     """The scheme or the types of GGUF files, and the group size where there is one."""
     quantize = recipe.quantize
-    types = [str(export.type) for export in recipe.export if export.format == "gguf"]
-    if len(types) == len(recipe.export):
+    types = [str(export.type) for export in recipe.export if export.format == GGUF]
+    if recipe.only_gguf:
         return ", ".join(types), ""
     return ", ".join([quantize.scheme, *types]), str(quantize.group_size)
 

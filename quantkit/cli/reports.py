@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from quantkit.cli.console import Reply, make_table
+from quantkit.ggml_types import GGUF
 from quantkit.records import EXIT_CODES, Artifact, Report, Result, Verdict
 from quantkit.report.advice import all_reasons, verdict_sentence
 from quantkit.report.allocation import allocation_line, name_choice
@@ -89,6 +90,6 @@ def _serve_command(artifacts: Sequence[Artifact]) -> str | None:
     for artifact in artifacts:
         if artifact.format == "compressed-tensors":
             return shlex.join(["vllm", "serve", str(artifact.folder)])
-        if artifact.format == "gguf":
+        if artifact.format == GGUF:
             return shlex.join(["llama-server", "-m", str(artifact.path)])
     return None

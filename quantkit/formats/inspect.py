@@ -19,12 +19,13 @@ from quantkit.formats.config_groups import (
     is_ignored,
 )
 from quantkit.formats.decode import CODE_DTYPES, find_layout, open_artifact
-from quantkit.formats.gguf.inspection import GGUF, find_gguf, inspect_gguf
+from quantkit.formats.gguf.inspection import find_gguf, inspect_gguf
 from quantkit.formats.inspected import InspectedLayer, Inspection
 from quantkit.formats.kv_scales import find_cache_problems, name_cache
 from quantkit.formats.layouts import PACKED, SCALE, WEIGHT, name_scheme
 from quantkit.formats.readers.description import is_foreign
 from quantkit.formats.readers.stored import StoredModel, open_stored
+from quantkit.ggml_types import GGUF
 from quantkit.records import TensorInfo, Verdict
 from quantkit.schemes import SCHEMES
 

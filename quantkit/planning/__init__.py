@@ -145,7 +145,7 @@ def _plan_assigned(
     kv_cache, _ = plan_kv_cache(recipe, skeleton, structure)
     blocks = _plan_blocks(structure, assignment)
     scale_dtype = choose_scale_dtype(checkpoint, assignment.linears.values())
-    leads = bool(gguf) and all(export.format == "gguf" for export in recipe.export)
+    leads = bool(gguf) and recipe.only_gguf
     sizes = measure_sizes(recipe, checkpoint, skeleton, blocks, scale_dtype)
     if leads:
         sizes = replace(sizes, artifact_bytes=gguf[0].tensor_bytes)

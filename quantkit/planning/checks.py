@@ -10,6 +10,7 @@ from torch import nn
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.skeleton import summarize_names
 from quantkit.checkpoint.structure import Structure
+from quantkit.ggml_types import GGUF
 from quantkit.planning.assignment import Assignment
 from quantkit.recipe import BEST, Recipe
 from quantkit.records import LinearPlan
@@ -204,7 +205,7 @@ def _lacking_formats(recipe: Recipe, quantized: Iterable[LinearPlan]) -> Iterato
     """Schemes that the readers of an export format do not have."""
     used = sorted({linear.scheme.name for linear in quantized})
     for export in recipe.export:
-        if export.format == "gguf":
+        if export.format == GGUF:
             # Its files have types of their own.
             continue
         known = FORMAT_SCHEMES.get(export.format, frozenset())

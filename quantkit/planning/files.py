@@ -19,7 +19,7 @@ from quantkit.schemes import METHODS
 
 def without_schemes(recipe: Recipe) -> Recipe:
     """Return the recipe with no scheme for any layer where GGUF is its only format."""
-    if any(export.format != "gguf" for export in recipe.export):
+    if not recipe.only_gguf:
         return recipe
     return recipe.model_copy(
         update={"quantize": recipe.quantize.model_copy(update={"scheme": "none"})}

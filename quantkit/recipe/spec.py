@@ -15,7 +15,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from quantkit.errors import nearest
-from quantkit.ggml_types import FILE_TYPES, GGML_TYPES
+from quantkit.ggml_types import FILE_TYPES, GGML_TYPES, GGUF
 from quantkit.recipe.fields import Fraction, Spec, choice_of
 from quantkit.schemes import (
     EFFORTS,
@@ -203,14 +203,14 @@ class ExportSpec(Spec):
     @model_validator(mode="after")
     def _keys_of_the_format(self) -> ExportSpec:
         """A GGUF file needs a type; other formats have none."""
-        if self.format == "gguf" and self.type is None:
+        if self.format == GGUF and self.type is None:
             raise PydanticCustomError(
                 "export",
                 "a gguf export needs a type, for instance Q4_K_M (known: {known})",
                 {"known": ", ".join(FILE_TYPES)},
             )
         for name in ("type", "target_bits", "overrides", "pre_tokenizer"):
-            if self.format != "gguf" and getattr(self, name):
+            if self.format != GGUF and getattr(self, name):
                 raise PydanticCustomError(
                     "export",
                     "{name} belongs to the format gguf, and the format is {format}",
@@ -315,6 +315,11 @@ class Recipe(Spec):
     publish: PublishSpec | None = Field(default=None, description="where a passed artifact goes")
 
     @property
+    def only_gguf(self) -> bool:
+        """Whether no format has a place for schemes."""
+        return all(export.format == GGUF for export in self.export)
+
+    @property
     def chooses_types(self) -> bool:
         """Whether the types of a GGUF file are chosen from measured sensitivity."""
         return any(export.type == AUTO for export in self.export)
@@ -349,7 +354,7 @@ class Recipe(Spec):
             "ignore": quantize.ignore != QuantizeSpec().ignore,
         }
         name = next((name for name, found in asked.items() if found), None)
-        if name is not None and all(export.format == "gguf" for export in self.export):
+        if name is not None and self.only_gguf:
             raise PydanticCustomError(
                 "export",
                 "quantize.{name} is for formats with schemes, and the only format is gguf: write "

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from quantkit.durable import write_text
+from quantkit.ggml_types import GGUF
 from quantkit.recipe import AUTO
 from quantkit.records import ArtifactReport, LayerRecord, Report, Verdict
 from quantkit.report.evidence import recipe_changes, recipe_text
@@ -121,12 +122,12 @@ def _front_matter(report: Report, artifact: ArtifactReport, carried: Mapping[str
     if base is not None:
         keys["base_model"] = base
         keys["base_model_relation"] = "quantized"
-    if artifact.format != "gguf":
+    if artifact.format != GGUF:
         keys["library_name"] = "transformers"
     keys["pipeline_tag"] = "text-generation"
     # A tag is one word to search for; the artifact's own scheme may be a list of several in words.
     schemes = [layer.scheme for layer in _own_layers(report, artifact) if layer.scheme != "none"]
-    if artifact.format == "gguf" and artifact.scheme != AUTO:
+    if artifact.format == GGUF and artifact.scheme != AUTO:
         schemes = [artifact.scheme]
     tags = ["quantkit", artifact.format, *(schemes or [artifact.scheme])]
     keys["tags"] = list(dict.fromkeys(clean_line(tag) for tag in tags if tag))
@@ -144,7 +145,7 @@ def _name_types(report: Report, artifact: ArtifactReport) -> str:
 
 def _own_layers(report: Report, artifact: ArtifactReport) -> list[LayerRecord]:
     """The layers of this artifact; a job may have solved others for other formats."""
-    wanted = artifact.scheme if artifact.format == "gguf" else None
+    wanted = artifact.scheme if artifact.format == GGUF else None
     return [layer for layer in report.layers if layer.file_type == wanted]
 
 
@@ -194,7 +195,7 @@ def _measured(report: Report, artifact: ArtifactReport) -> str:
 
 
 def _serving(report: Report, artifact: ArtifactReport, location: str) -> str:
-    if artifact.format == "gguf":
+    if artifact.format == GGUF:
         return _serving_file(artifact)
     quoted = json.dumps(location)
     where = "" if location != "." else " in this folder"

@@ -10,10 +10,7 @@ from pathlib import Path
 from quantkit.errors import ArtifactError, CheckpointError
 from quantkit.formats.gguf.container import PART_NAME, GgufFile, StoredTensor, open_gguf
 from quantkit.formats.inspected import InspectedLayer, Inspection
-from quantkit.ggml_types import FILE_TYPES
-
-GGUF = "gguf"
-"""Name of the format, and of the folder of its files in an output of quantkit."""
+from quantkit.ggml_types import FILE_TYPES, GGUF
 
 _FILE_TYPE_NAMES = {file_type.number: file_type.name for file_type in FILE_TYPES.values()}
 _SENTENCES = {

@@ -32,11 +32,9 @@ from quantkit.formats.gguf.modelfile import compose_modelfile
 from quantkit.formats.gguf.tensors import GgufTensor, lay_out_tensors, make_values, permute_rows
 from quantkit.formats.gguf.tokenizer import TokenizerMetadata, read_tokenizer
 from quantkit.formats.gguf.writing import plan_parts, write_gguf
-from quantkit.ggml_types import FILE_TYPES, GGML_TYPES
+from quantkit.ggml_types import FILE_TYPES, GGML_TYPES, GGUF
 from quantkit.numerics.ggml.codec import divide_rows, encode_rows
 from quantkit.records import Artifact, GgufPlan
-
-FORMAT = "gguf"
 
 
 @dataclass(frozen=True)
@@ -245,7 +243,7 @@ def write_model(
     files["Modelfile"] = hashlib.sha256(text.encode()).hexdigest()
     return Artifact(
         name=first,
-        format=FORMAT,
+        format=GGUF,
         folder=folder,
         files=dict(sorted(files.items())),
         tensor_bytes=plan.tensor_bytes,

@@ -32,11 +32,9 @@ from quantkit.formats.gguf.header import (
 from quantkit.formats.gguf.mixes import choose_types
 from quantkit.formats.gguf.tensors import ROLES, GgufTensor, name_block_tensors
 from quantkit.formats.gguf.writing import plan_parts, write_gguf
-from quantkit.ggml_types import FILE_TYPES, GGML_TYPES, GgmlType
+from quantkit.ggml_types import FILE_TYPES, GGML_TYPES, GGUF, GgmlType
 from quantkit.numerics.ggml.codec import decode, encode_rows
 from quantkit.records import Artifact
-
-FORMAT = "gguf"
 
 FindImportance = Callable[[str, int], Tensor | None]
 """Name of a tensor and its columns -> how much an error in each counts, float32 [I]."""
@@ -155,7 +153,7 @@ def write_requantized(
     parameters = sum(each.rows * each.shape[-1] for each in specs)
     return Artifact(
         name=name_part(name, 0, len(plan_parts(specs, max_shard_bytes))),
-        format=FORMAT,
+        format=GGUF,
         folder=folder,
         files=dict(sorted(files.items())),
         tensor_bytes=plan.tensor_bytes,
