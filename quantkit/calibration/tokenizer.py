@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             "tokenizer files of the original model there"
         )
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        _check_json_object(folder / name)
+        read_json_object(folder / name)
     from transformers import AutoTokenizer
 
     try:
@@ -63,9 +63,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"cannot load the tokenizer in {folder}: {reason}") from error
 
 
-def _check_json_object(path: Path) -> None:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file beside a tokenizer; an empty one where there is no file.
+
+    Raises:
+        CheckpointError: the file is damaged or holds something else.
+    """
     if not path.is_file():
-        return
+        return {}
     try:
         tree = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -74,6 +79,7 @@ def _check_json_object(path: Path) -> None:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path} holds a JSON {type(tree).__name__} instead of an object")
+    return tree
 
 
 def _first_line(error: Exception) -> str:

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from quantkit.calibration.tokenizer import read_json_object
 from quantkit.formats.gguf.chat_style import ChatStyle, Message, Render, read_chat_style
 from quantkit.formats.gguf.header import Array, MetadataValue, Value
-from quantkit.formats.gguf.tokenizer_files import read_json
 from quantkit.formats.gguf.tokenizer_specials import end_tokens
 
 MAX_CONTEXT = 8192
@@ -157,7 +157,7 @@ def _stop_lines(folder: Path, metadata: Mapping[str, MetadataValue]) -> list[str
 
 
 def _sampling_lines(folder: Path) -> list[str]:
-    config = read_json(folder / "generation_config.json")
+    config = read_json_object(folder / "generation_config.json")
     if config.get("do_sample") is False:
         return ["PARAMETER temperature 0"]
     return [

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.calibration.tokenizer import load_tokenizer
+from quantkit.calibration.tokenizer import load_tokenizer, read_json_object
 from quantkit.errors import CheckpointError, RecipeError
 from quantkit.formats.gguf.header import Array, MetadataValue, Value
 from quantkit.formats.gguf.pre_tokenizer_digests import CHECK_TEXT
 from quantkit.formats.gguf.tokenizer_bpe import is_byte_level, read_byte_level
-from quantkit.formats.gguf.tokenizer_files import read_json, read_templates
+from quantkit.formats.gguf.tokenizer_files import read_templates
 from quantkit.formats.gguf.tokenizer_model_file import read_model_vocabulary, read_piece_model
 from quantkit.formats.gguf.tokenizer_specials import (
     SPECIAL_KEYS,
@@ -69,8 +69,8 @@ def read_tokenizer(folder: Path, vocab_size: int, pre: str | None = None) -> Tok
         _refuse_pre(pre)
         vocabulary = read_model_vocabulary(
             read_piece_model(model_file),
-            read_json(folder / "tokenizer_config.json"),
-            read_json(folder / "added_tokens.json"),
+            read_json_object(folder / "tokenizer_config.json"),
+            read_json_object(folder / "added_tokens.json"),
             vocab_size,
         )
         ids = find_special_ids(folder, vocabulary)

@@ -1,29 +1,11 @@
-"""The small files beside a tokenizer: JSON objects and chat templates."""
+"""The chat templates beside a tokenizer."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
+from quantkit.calibration.tokenizer import read_json_object
 from quantkit.errors import CheckpointError
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; an empty one where there is no file.
-
-    Raises:
-        CheckpointError: the file is damaged or holds something else.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        tree = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON") from error
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(tree).__name__} instead of an object")
-    return tree
 
 
 def read_templates(folder: Path) -> dict[str, str]:
@@ -39,8 +21,8 @@ def read_templates(folder: Path) -> dict[str, str]:
             "default": _read_text(alone),
             **{path.stem: _read_text(path) for path in others},
         }
-    config = read_json(folder / "tokenizer_config.json")
-    named = config.get("chat_template") or read_json(folder / "chat_template.json").get(
+    config = read_json_object(folder / "tokenizer_config.json")
+    named = config.get("chat_template") or read_json_object(folder / "chat_template.json").get(
         "chat_template"
     )
     if isinstance(named, str):

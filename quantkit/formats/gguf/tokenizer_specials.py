@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.formats.gguf.tokenizer_files import read_json
+from quantkit.calibration.tokenizer import read_json_object
 from quantkit.formats.gguf.tokenizer_vocabulary import TokenKind, Vocabulary
 
 if TYPE_CHECKING:
@@ -58,11 +58,11 @@ def find_special_ids(folder: Path, vocabulary: Vocabulary) -> dict[str, int]:
         CheckpointError: a file is damaged.
     """
     rows = {token.text: row for row, token in enumerate(vocabulary.tokens)}
-    texts = [read_json(folder / "tokenizer_config.json")]
-    more_texts = [read_json(folder / "special_tokens_map.json")]
-    config = read_json(folder / "config.json")
+    texts = [read_json_object(folder / "tokenizer_config.json")]
+    more_texts = [read_json_object(folder / "special_tokens_map.json")]
+    config = read_json_object(folder / "config.json")
     numbers = [config, config.get("text_config") or {}]
-    more_numbers = [read_json(folder / "generation_config.json")]
+    more_numbers = [read_json_object(folder / "generation_config.json")]
     ids: dict[str, int] = {}
     for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
         candidates = [
@@ -124,7 +124,7 @@ def find_configured(
     folder: Path, vocabulary: Vocabulary, ids: Mapping[str, int]
 ) -> dict[str, bool]:
     """Whether BOS and EOS are added, by tokenizer_config.json and the kind of the model."""
-    config = read_json(folder / "tokenizer_config.json")
+    config = read_json_object(folder / "tokenizer_config.json")
     unigram = vocabulary.model == "t5"
     return {
         "bos": bool(config.get("add_bos_token", not unigram)) and "bos" in ids,
@@ -150,9 +150,9 @@ def find_stops(
 
 def end_tokens(folder: Path, eos: int | None, vocab_size: int) -> list[int]:
     """Return the ids at which generation ends: the EOS, then those that the configs list."""
-    named = read_json(folder / "generation_config.json").get("eos_token_id")
+    named = read_json_object(folder / "generation_config.json").get("eos_token_id")
     if named is None:
-        named = read_json(folder / "config.json").get("eos_token_id")
+        named = read_json_object(folder / "config.json").get("eos_token_id")
     listed = named if isinstance(named, list) else [named]
     ends = [eos, *(id_ for id_ in listed if isinstance(id_, int) and 0 <= id_ < vocab_size)]
     return list(dict.fromkeys(id_ for id_ in ends if id_ is not None))
