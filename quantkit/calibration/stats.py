@@ -30,11 +30,13 @@ class Sample:
     is below `share`. Such tokens are spread evenly, and over the positions of windows of any
     length as well, which every k-th token is not. The share is halved whenever the sample is full.
 
-    rows: [S, I] in the dtype of the activations; None before the first token. phases: float64 [S].
-    seen: tokens of the stream so far.
+    rows: [S, I] in the dtype of the activations; None before the first token. moved: what the same
+    tokens have in the original model, less what they have here; None where that is not followed.
+    phases: float64 [S]. seen: tokens of the stream so far.
     """
 
     rows: Tensor | None
+    moved: Tensor | None
     phases: Tensor
     share: float
     seen: int
@@ -46,14 +48,13 @@ class Moment:
 
     total: float32 [I, I], the sum of x x^T. first: float32 [I], the sum of x. absmax: float32 [I].
     drift: float32 [I, I], the sum of (y - x) x^T, y being the original model's; None before the
-    first token, and where the original is not followed. moved: y - x of the sampled tokens.
+    first token, and where the original is not followed.
     """
 
     total: Tensor
     first: Tensor
     absmax: Tensor
     sample: Sample
-    moved: Sample
     weight: float
     tokens: int
     drift: Tensor | None = None
@@ -65,15 +66,10 @@ def empty_moment(features: int, device: torch.device) -> Moment:
         total=torch.zeros(features, features, dtype=torch.float32, device=device),
         first=torch.zeros(features, dtype=torch.float32, device=device),
         absmax=torch.zeros(features, dtype=torch.float32, device=device),
-        sample=_empty_sample(),
-        moved=_empty_sample(),
+        sample=Sample(None, None, torch.empty(0, dtype=torch.float64), 1.0, 0),
         weight=0.0,
         tokens=0,
     )
-
-
-def _empty_sample() -> Sample:
-    return Sample(None, torch.empty(0, dtype=torch.float64), 1.0, 0)
 
 
 def accumulate(
@@ -104,15 +100,13 @@ def accumulate(
             moment.drift = torch.zeros_like(moment.total)
         left, right = (_summable(_weighted(part, weights)) for part in (moved, rows))
         _add_product(moment.drift, left.T, right)
-        # Tokens are chosen by their number alone, so these are the sampled inputs' own.
-        _draw(moment.moved, moved)
     if weights is None:
         moment.first += rows.sum(0, dtype=torch.float32)
     else:
         moment.first += weights.to(torch.float32) @ rows.to(torch.float32)
     for extreme in (rows.amax(0), -rows.amin(0)):
         torch.maximum(moment.absmax, extreme.float(), out=moment.absmax)
-    _draw(moment.sample, rows)
+    _draw(moment.sample, rows, moved)
     moment.weight += len(rows) if weights is None else float(weights.sum())
     moment.tokens += len(rows)
 
@@ -158,7 +152,7 @@ def _weighted(rows: Tensor, weights: Tensor | None) -> Tensor:
     return rows * weights.reshape(-1, 1).sqrt().to(rows.dtype)
 
 
-def _draw(sample: Sample, rows: Tensor) -> None:
+def _draw(sample: Sample, rows: Tensor, moved: Tensor | None) -> None:
     """Let the sample have its share of the next tokens [T, I] of the stream."""
     numbers = torch.arange(sample.seen, sample.seen + len(rows), dtype=torch.float64)
     sample.seen += len(rows)
@@ -171,12 +165,21 @@ def _draw(sample: Sample, rows: Tensor) -> None:
         if sample.rows is not None:
             kept = sample.phases < sample.share
             sample.rows = sample.rows[kept.to(rows.device)]
+            if sample.moved is not None:
+                sample.moved = sample.moved[kept.to(rows.device)]
             sample.phases = sample.phases[kept]
             known = len(sample.rows)
-    # Indexed with a mask, they are copies that do not keep the batch alive.
-    added = rows[chosen.to(rows.device)]
-    sample.rows = added if sample.rows is None else torch.cat([sample.rows, added])
+    chosen_here = chosen.to(rows.device)
+    sample.rows = _append(sample.rows, rows, chosen_here)
+    if moved is not None:
+        sample.moved = _append(sample.moved, moved, chosen_here)
     sample.phases = torch.cat([sample.phases, phases[chosen]])
+
+
+def _append(sampled: Tensor | None, rows: Tensor, chosen: Tensor) -> Tensor:
+    """Add some of the rows: copies, by a mask, that do not keep the batch alive."""
+    added = rows[chosen]
+    return added if sampled is None else torch.cat([sampled, added])
 
 
 def finish(moment: Moment) -> LayerStats:
@@ -190,7 +193,7 @@ def finish(moment: Moment) -> LayerStats:
         stop = start + _COLUMNS
         moment.total[stop:, start:stop] = moment.total[start:stop, stop:].T
     none = torch.empty(0, len(moment.total))
-    rows, moved = moment.sample.rows, moment.moved.rows
+    rows, moved = moment.sample.rows, moment.sample.moved
     return LayerStats(
         second_moment=moment.total,
         tokens=moment.tokens,
