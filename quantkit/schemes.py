@@ -163,20 +163,30 @@ KV_CACHES: Mapping[str, bool] = MappingProxyType({"none": True, "fp8": True, "fp
 """KV-cache precision -> built. `fp8`: one scale for K and one for V a layer; `fp8_per_head`: one a
 key/value head."""
 
+ONNX = "onnx"
+
 FORMATS: Mapping[str, bool] = MappingProxyType(
-    {"compressed-tensors": True, "gguf": True, "onnx": False}
+    {"compressed-tensors": True, "gguf": True, ONNX: True}
 )
 """Export format -> built."""
 
 RUNTIMES: Mapping[str, bool] = MappingProxyType(
-    {"auto": True, "transformers": True, "vllm": True, "llama.cpp": True, "onnxruntime": False}
+    {"auto": True, "transformers": True, "vllm": True, "llama.cpp": True, "onnxruntime": True}
 )
 """Runtime of the gate -> built."""
 
 FORMAT_SCHEMES: Mapping[str, frozenset[str]] = MappingProxyType(
-    {"compressed-tensors": frozenset(SCHEMES)}
+    {
+        "compressed-tensors": frozenset(SCHEMES),
+        # Decoders: MatMulNBits has weights in groups and no rounded activations.
+        ONNX: frozenset({"none", "w4a16", "w4a16_asym", "w8a16"}),
+    }
 )
 """Export format -> the schemes that its readers have."""
+
+ENCODER_SCHEMES = frozenset({"none", "w8a8", "w8a8_static"})
+"""The schemes that encoders have, in ONNX: one scale for all inputs of a layer, dynamic or static,
+and one for each row of a weight."""
 
 RUNTIME_NOTES: Mapping[tuple[str, str], str] = MappingProxyType(
     {
@@ -210,6 +220,7 @@ RUNTIME_SCHEMES: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "transformers": frozenset(SCHEMES),
         "vllm": frozenset(SCHEMES),
+        "onnxruntime": frozenset({"none", "w4a16", "w4a16_asym", "w8a16"}),
         # Its files have types of their own (quantkit/ggml_types.py).
         "llama.cpp": frozenset({"none"}),
     }

@@ -298,7 +298,6 @@ def not_built() -> list[tuple[str, dict[str, Any]]]:
         rows += [(name, {"gate": {"data": "x", "runtime": name}})] * (not built)
     rows.append(("lm-eval", {"gate": {"data": "x", "tasks": ["arc_easy"]}}))
     rows.append(("Hub", {"publish": {"repo": "a/b"}}))
-    rows.append(("precision", {"export": [{"precision": "int4"}]}))
     return rows
 
 
@@ -562,7 +561,7 @@ def key_tables() -> str:
         for key, field in spec.model_fields.items():
             words = properties["properties"][key].get("enum", ())
             choices = f": {', '.join(choice(word) for word in words)}" if words else ""
-            later = " (not yet)" if key in {"precision", "tasks", "publish"} else ""
+            later = " (not yet)" if key in {"tasks", "publish"} else ""
             meaning = f"{field.description}{choices}{later}".replace("|", "\\|")
             rows.append(f"| `{key}` | {default_of(field)} | {meaning} |")
         rows.append("")

@@ -10,6 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from quantkit.errors import NotYetError, RecipeError
+from quantkit.recipe.exporting import AUTO, ExportSpec, TypeOverride
+from quantkit.recipe.judging import GateSpec, TaskSpec
 from quantkit.recipe.reading import (
     MAX_RECIPE_BYTES,
     KeyPath,
@@ -22,17 +24,12 @@ from quantkit.recipe.reading import (
 )
 from quantkit.recipe.refusals import explain, find_unbuilt, locate
 from quantkit.recipe.spec import (
-    AUTO,
     BEST,
     CalibrationSpec,
-    ExportSpec,
-    GateSpec,
     Override,
     PublishSpec,
     QuantizeSpec,
     Recipe,
-    TaskSpec,
-    TypeOverride,
     json_schema,
 )
 

@@ -8,17 +8,15 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from quantkit.errors import nearest
+from quantkit.recipe.exporting import ExportSpec, TypeOverride
+from quantkit.recipe.judging import GateSpec, TaskSpec
 from quantkit.recipe.reading import KeyPath
 from quantkit.recipe.spec import (
     CalibrationSpec,
-    ExportSpec,
-    GateSpec,
     Override,
     PublishSpec,
     QuantizeSpec,
     Recipe,
-    TaskSpec,
-    TypeOverride,
 )
 from quantkit.schemes import FORMATS, KV_CACHES, METHODS, RUNTIMES, SCHEMES
 
@@ -67,9 +65,18 @@ _PLAIN_WORDS = {
 """pydantic's error types in the words of a recipe."""
 
 
+_UNION_TAGS = {"TaskSpec", "str", "int", "literal['channel']", "literal['auto']"}
+
+
 def _is_union_tag(part: str | int) -> bool:
     """pydantic adds the tried member of a union to the path, for instance `TaskSpec`."""
-    return isinstance(part, str) and part in {"TaskSpec", "str", "int", "literal['channel']"}
+    return isinstance(part, str) and part in {
+        "TaskSpec",
+        "str",
+        "int",
+        "literal['channel']",
+        "literal['auto']",
+    }
 
 
 def _keyslocate(key: KeyPath) -> list[str]:
@@ -112,8 +119,6 @@ def find_unbuilt(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     for index, export in enumerate(recipe.export):
         if not FORMATS[export.format]:
             yield ("export", index, "format"), f"export format {export.format!r}"
-        if export.precision is not None:
-            yield ("export", index, "precision"), "'precision' of an export"
     if recipe.gate is not None:
         if not RUNTIMES[recipe.gate.runtime]:
             yield ("gate", "runtime"), f"gate runtime {recipe.gate.runtime!r}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,16 +13,15 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from quantkit.errors import nearest
-from quantkit.ggml_types import FILE_TYPES, GGML_TYPES, GGUF
-from quantkit.recipe.fields import Fraction, Spec, choice_of
+from quantkit.ggml_types import GGUF
+from quantkit.recipe.exporting import AUTO, ExportSpec
+from quantkit.recipe.fields import Spec, choice_of
+from quantkit.recipe.judging import GateSpec
 from quantkit.schemes import (
     EFFORTS,
-    FORMATS,
     GROUP_SIZES,
     KV_CACHES,
     METHODS,
-    RUNTIMES,
     SCHEMES,
 )
 
@@ -38,9 +36,6 @@ def _group_size(value: object) -> object:
     )
 
 
-AUTO = "auto"
-"""The scheme, or the type of a GGUF file, that stands for: chosen per layer, from measured
-sensitivity."""
 BEST = "best"
 """The method that stands for: what measured best for the layer's scheme."""
 
@@ -62,6 +57,16 @@ class CalibrationSpec(Spec):
     samples: int = Field(default=256, ge=1, description="number of token windows")
     sequence_length: int = Field(default=2048, ge=8, description="tokens of a window")
     seed: int = Field(default=0, ge=0, description="which windows are drawn, and in which order")
+    text_pair_column: str | None = Field(
+        default=None, description="for encoders: column of the second text of a pair"
+    )
+    range: Literal["minmax", "percentile", "mse", "entropy"] = Field(
+        default="mse",
+        description="for static INT8 encoders: which part of the inputs' range is kept",
+    )
+    percentile: float = Field(
+        default=99.99, gt=50, le=100, description="for range percentile: share that is kept"
+    )
     assistant_only: bool = Field(
         default=False, description="count only the assistant's tokens of chat rows (needs messages)"
     )
@@ -143,150 +148,6 @@ class QuantizeSpec(Spec):
         return self
 
 
-def _upper(value: object) -> object:
-    """llama.cpp's names of types are in capitals, and people write them as they like."""
-    if not isinstance(value, str):
-        return value
-    return AUTO if value.lower() == AUTO else value.upper()
-
-
-FileTypeName: Any = Annotated[
-    choice_of("GGUF type", dict.fromkeys([*FILE_TYPES, AUTO])), BeforeValidator(_upper)
-]
-TensorTypeName: Any = Annotated[choice_of("GGUF tensor type", GGML_TYPES), BeforeValidator(_upper)]
-
-
-class TypeOverride(Spec):
-    """Another type in a GGUF file for the tensors whose full name in the checkpoint matches a shell
-    pattern; the first match wins."""
-
-    match: str = Field(min_length=1, description="shell pattern, for instance *.down_proj.weight")
-    type: TensorTypeName = Field(description="type of the tensors, for instance Q6_K")
-
-
-class ExportSpec(Spec):
-    """One format to write."""
-
-    format: choice_of("format", FORMATS) = Field(  # type: ignore[valid-type]
-        default="compressed-tensors", description="what the files are for"
-    )
-    type: FileTypeName | None = Field(
-        default=None,
-        description="for gguf: mix of types, for instance Q4_K_M; auto: chosen per tensor by "
-        "target_bits",
-    )
-    target_bits: float | None = Field(
-        default=None,
-        gt=0,
-        le=32,
-        description="for type auto: bits per weight of the whole file, at the most",
-    )
-    candidates: tuple[TensorTypeName, ...] = Field(
-        default=("Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0"),
-        min_length=2,
-        description="for type auto: the types to choose from",
-    )
-    overrides: tuple[TypeOverride, ...] = Field(
-        default=(),
-        description="for gguf: other types for some tensors, as {match: '*.down_proj.weight', "
-        "type: Q6_K}; the first match wins",
-    )
-    pre_tokenizer: str | None = Field(
-        default=None,
-        description="for gguf: llama.cpp's name of the pre-tokenizer, where it is not recognised",
-    )
-    precision: str | None = Field(default=None, description="ONNX precision, for instance int4")
-    max_shard_bytes: int = Field(
-        default=5_000_000_000, ge=1_000_000, description="bytes of one shard, at the most"
-    )
-
-    @model_validator(mode="after")
-    def _keys_of_the_format(self) -> ExportSpec:
-        """A GGUF file needs a type; other formats have none."""
-        if self.format == GGUF and self.type is None:
-            raise PydanticCustomError(
-                "export",
-                "a gguf export needs a type, for instance Q4_K_M (known: {known})",
-                {"known": ", ".join(FILE_TYPES)},
-            )
-        for name in ("type", "target_bits", "overrides", "pre_tokenizer"):
-            if self.format != GGUF and getattr(self, name):
-                raise PydanticCustomError(
-                    "export",
-                    "{name} belongs to the format gguf, and the format is {format}",
-                    {"name": name, "format": self.format},
-                )
-        if self.type == AUTO and self.target_bits is None:
-            raise PydanticCustomError("export", "type auto needs target_bits")
-        default = type(self).model_fields["candidates"].default
-        given = {
-            "target_bits": self.target_bits is not None,
-            "candidates": self.candidates != default,
-        }
-        for name in (name for name, found in given.items() if found and self.type != AUTO):
-            raise PydanticCustomError(
-                "export",
-                "{name} belongs to type auto, and the type is {type}",
-                {"name": name, "type": str(self.type)},
-            )
-        return self
-
-
-class TaskSpec(Spec):
-    """One lm-eval task with its limit."""
-
-    name: str = Field(description="name of the task")
-    limit: Fraction | None = Field(default=None, description="lowest recovery that passes")
-
-
-class GateSpec(Spec):
-    """On what, and how strictly, the artifact is judged."""
-
-    data: str = Field(description="text, jsonl or parquet file, or a datasets id")
-    split: str = Field(default="test", description="split, for a datasets id")
-    text_column: str = Field(default="text", description="column that holds the text")
-    samples: int = Field(default=128, ge=1, description="number of evaluation windows, at the most")
-    sequence_length: int = Field(default=512, ge=8, description="tokens of a window")
-    seed: int = Field(default=0, ge=0, description="seed of the bootstrap")
-    max_perplexity_increase: Fraction | None = Field(
-        default=0.03,
-        ge=0,
-        description="over the baseline's perplexity; a fraction or 3%; null: no limit",
-    )
-    max_kl: float | None = Field(
-        default=0.05, gt=0, description="mean KL divergence, nats per token; null: no limit"
-    )
-    min_top1_agreement: Fraction | None = Field(
-        default=0.9,
-        ge=0,
-        le=1,
-        description="share of positions with the same top token; null: no limit",
-    )
-    confidence: float = Field(
-        default=0.95, gt=0.5, lt=1, description="of the intervals that decide between PASS and FAIL"
-    )
-    tasks: tuple[TaskSpec | str, ...] = Field(default=(), description="lm-eval tasks")
-    runtime: choice_of("runtime", RUNTIMES) = Field(  # type: ignore[valid-type]
-        default="auto", description="what loads the artifact; auto: the runtime its format is for"
-    )
-    python: Mapping[str, str] = Field(default={}, description="runtime -> interpreter that has it")
-    timeout_seconds: float = Field(default=3600, gt=0, description="longest silence of a worker")
-
-    @field_validator("python")
-    @classmethod
-    def _known_runtimes(cls, value: Mapping[str, str]) -> Mapping[str, str]:
-        for name in value:
-            if name not in RUNTIMES or name == "auto":
-                known = [runtime for runtime in RUNTIMES if runtime != "auto"]
-                message = f"runtime {name!r} is unknown{nearest(name, known)}"
-                raise PydanticCustomError(
-                    "runtime",
-                    "{message} (known: {known})",
-                    {"message": message, "known": ", ".join(known)},
-                )
-        return value
-
-
 class PublishSpec(Spec):
     """Where a passed artifact goes."""
 
@@ -334,7 +195,7 @@ class Recipe(Spec):
     def _each_format_once(cls, value: tuple[ExportSpec, ...]) -> tuple[ExportSpec, ...]:
         if not value:
             raise PydanticCustomError("export", "export is empty: name at least one format")
-        formats = [(export.format, export.type) for export in value]
+        formats = [(export.format, export.type, export.precision) for export in value]
         if len(set(formats)) < len(formats):
             raise PydanticCustomError("export", "export names a format twice")
         if len(value) > 1 and any(export.type == AUTO for export in value):

@@ -86,6 +86,61 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """A measured quantity by name, for what not every kind of model has."""
+
+    name: str
+    """`cosine`, `retrieval_overlap`, `label_agreement`, `accuracy`, `f1`, `spearman`."""
+    metric: Metric
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Baseline and artifact in the same runtime, alternately in the same run.
+
+    baseline, artifact: `unit` per second, the medians of the repetitions.
+    """
+
+    unit: Literal["tokens", "sentences"]
+    what: str
+    """What was timed, for instance `prefill of 4 x 512 tokens`."""
+    baseline: float
+    artifact: float
+    runtime: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class EncoderResult:
+    """An encoder and its baseline on the same texts. One number a text, unrounded.
+
+    cosine: of the embeddings of baseline and artifact. overlap: share of the nearest `top_k`
+    texts that both have in common. agreement: 1 where the labels agree (a share of the tokens for
+    token classification). baseline_score, candidate_score: correctness against the given labels,
+    1 or 0 a text, or the similarity of a pair. What a task does not have is empty.
+    """
+
+    runtime: str
+    task: str
+    texts: int
+    cosine: tuple[float, ...] = ()
+    overlap: tuple[float, ...] = ()
+    agreement: tuple[float, ...] = ()
+    baseline_score: tuple[float, ...] = ()
+    candidate_score: tuple[float, ...] = ()
+    baseline_labels: tuple[int, ...] = ()
+    candidate_labels: tuple[int, ...] = ()
+    labels: tuple[float, ...] = ()
+    """As the data gives them: the index of a class, or the similarity of a pair."""
+    finite: bool = True
+    identical: bool = False
+    """Whether all outputs are equal in every bit."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    suspicions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Judgement:
     """The gate's answer on one artifact."""
 
@@ -99,3 +154,6 @@ class Judgement:
     windows: int
     measured_with: Mapping[str, str] = field(default_factory=dict)
     """Packages, dtype and device of the runtime, as `EvalResult.versions` has them."""
+    measures: tuple[Measure, ...] = ()
+    """What encoders are judged by, in the order of the report."""
+    speed: Speed | None = None

@@ -253,6 +253,24 @@ class GgufPlan:
 
 
 @dataclass(frozen=True)
+class OnnxPlan:
+    """One ONNX graph of a decoder."""
+
+    precision: str
+    """int4, int8, fp16 or fp32."""
+    quantized: bool
+    """Whether the codes of the schemes go in; otherwise all weights stay in float."""
+    activations: str
+    """fp32 or fp16."""
+    accuracy_level: int
+    embeddings: str
+    """float, int8 or int4."""
+    lm_head: str
+    tensor_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a job will do, known from the config and the headers alone."""
 
@@ -289,6 +307,8 @@ class Plan:
 
     gguf: tuple[GgufPlan, ...] = ()
     """The GGUF files to be written, in the order of the recipe."""
+    onnx: tuple[OnnxPlan, ...] = ()
+    """The ONNX graphs to be written, in the order of the recipe."""
     gguf_leads: bool = False
     """Whether the walk goes on with the weights of the first GGUF file; otherwise with those of the
     schemes, and GGUF files are solved from the same statistics."""

@@ -77,7 +77,7 @@ def test_init_names_every_key_that_works() -> None:
     }
     assert {"quantize.overrides", "gate.max_kl", "calibration.assistant_only"} <= keys
     assert {"quantize.kv_cache", "quantize.effort", "quantize.target_bits", "export.type"} <= keys
-    assert not keys & {"gate.tasks", "export.precision"}
+    assert not keys & {"gate.tasks"}
 
 
 def test_init_leaves_an_existing_file_alone(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""On what an artifact is judged: the records below `gate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from quantkit.errors import nearest
+from quantkit.recipe.fields import Fraction, Spec, choice_of
+from quantkit.schemes import RUNTIMES
+
+
+class TaskSpec(Spec):
+    """One lm-eval task with its limit."""
+
+    name: str = Field(description="name of the task")
+    limit: Fraction | None = Field(default=None, description="lowest recovery that passes")
+
+
+class GateSpec(Spec):
+    """On what, and how strictly, the artifact is judged."""
+
+    data: str = Field(description="text, jsonl or parquet file, or a datasets id")
+    split: str = Field(default="test", description="split, for a datasets id")
+    text_column: str = Field(default="text", description="column that holds the text")
+    samples: int = Field(default=128, ge=1, description="number of evaluation windows, at the most")
+    sequence_length: int = Field(default=512, ge=8, description="tokens of a window")
+    seed: int = Field(default=0, ge=0, description="seed of the bootstrap")
+    max_perplexity_increase: Fraction | None = Field(
+        default=0.03,
+        ge=0,
+        description="over the baseline's perplexity; a fraction or 3%; null: no limit",
+    )
+    max_kl: float | None = Field(
+        default=0.05, gt=0, description="mean KL divergence, nats per token; null: no limit"
+    )
+    min_top1_agreement: Fraction | None = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        description="share of positions with the same top token; null: no limit",
+    )
+    text_pair_column: str | None = Field(
+        default=None, description="for encoders: column of the second text of a pair"
+    )
+    label_column: str | None = Field(
+        default=None,
+        description="for encoders: column of the label of a row, or of the similarity of a pair",
+    )
+    min_cosine: float | None = Field(
+        default=0.99,
+        ge=-1,
+        le=1,
+        description="for embeddings: mean cosine of artifact and baseline; null: no limit",
+    )
+    min_cosine_p1: float | None = Field(
+        default=None, ge=-1, le=1, description="for embeddings: 1st percentile of the cosine"
+    )
+    min_retrieval_overlap: Fraction | None = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        description="for embeddings: share of the top_k nearest texts that stay; null: no limit",
+    )
+    top_k: int = Field(default=10, ge=1, description="for embeddings: neighbours that are compared")
+    min_label_agreement: Fraction | None = Field(
+        default=0.97,
+        ge=0,
+        le=1,
+        description="for classifiers: share of rows or tokens with the same label; null: no limit",
+    )
+    max_metric_drop: Fraction | None = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="for encoders with label_column: loss of accuracy, F1 or Spearman correlation, "
+        "absolute; null: no limit",
+    )
+    confidence: float = Field(
+        default=0.95, gt=0.5, lt=1, description="of the intervals that decide between PASS and FAIL"
+    )
+    tasks: tuple[TaskSpec | str, ...] = Field(default=(), description="lm-eval tasks")
+    runtime: choice_of("runtime", RUNTIMES) = Field(  # type: ignore[valid-type]
+        default="auto", description="what loads the artifact; auto: the runtime its format is for"
+    )
+    python: Mapping[str, str] = Field(default={}, description="runtime -> interpreter that has it")
+    timeout_seconds: float = Field(default=3600, gt=0, description="longest silence of a worker")
+
+    @field_validator("python")
+    @classmethod
+    def _known_runtimes(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for name in value:
+            if name not in RUNTIMES or name == "auto":
+                known = [runtime for runtime in RUNTIMES if runtime != "auto"]
+                message = f"runtime {name!r} is unknown{nearest(name, known)}"
+                raise PydanticCustomError(
+                    "runtime",
+                    "{message} (known: {known})",
+                    {"message": message, "known": ", ".join(known)},
+                )
+        return value
