@@ -29,6 +29,7 @@ from quantkit.formats.gguf.tokenizer_specials import (
     find_stops,
 )
 from quantkit.formats.gguf.tokenizer_spm import read_pieces
+from quantkit.formats.gguf.tokenizer_unigram import read_unigram
 from quantkit.formats.gguf.tokenizer_vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -110,9 +111,11 @@ def _read_loaded(
     _refuse_pre(pre)
     if tree["model"]["type"] == "BPE":
         return read_pieces(tree, check_ids, vocab_size)
+    if tree["model"]["type"] == "Unigram":
+        return read_unigram(tree, vocab_size)
     raise CheckpointError(
         f"tokenizer.json: a tokenizer of the kind {tree['model']['type']} cannot be written to "
-        "GGUF; byte-level BPE and SentencePiece's BPE can"
+        "GGUF; byte-level BPE and SentencePiece's BPE and Unigram can"
     )
 
 
