@@ -39,6 +39,7 @@ def load_windows(
     assistant_only: bool = False,
     order: Order = "random",
     in_features: int | None = None,
+    at_most: int | None = None,
 ) -> TokenWindows:
     """Read `data` and cut it into at most `samples` windows of `sequence_length` tokens.
 
@@ -64,6 +65,7 @@ def load_windows(
         assistant_only: weigh 0 what the assistant of a chat did not write.
         order: `random` for calibration; `sequential` takes the first windows, for evaluation.
         in_features: widest input of the model's linear layers, for a note on too few tokens.
+        at_most: windows that are given where the data holds more than `samples`; None: `samples`.
 
     Raises:
         CalibrationError: the data is missing, unreadable, or shorter than one window.
@@ -76,7 +78,7 @@ def load_windows(
         )
     name = os.fspath(data)
     kind = find_kind(name)
-    wanted = _Wanted(samples, sequence_length, seed if order == "random" else None)
+    wanted = _Wanted(at_most or samples, sequence_length, seed if order == "random" else None)
     if kind == "text":
         if assistant_only:
             raise CalibrationError(

@@ -9,7 +9,6 @@ from typing import Any
 
 from quantkit.calibration.sources import (
     KINDS,
-    MESSAGES,
     Columns,
     Kind,
     Row,
@@ -87,7 +86,7 @@ def _open_parquet(data: str, split: str, columns: Columns) -> Rows:
     try:
         names = parquet.read_schema(data).names
         check_columns(names, columns, data)
-        wanted = [name for name in dict.fromkeys((columns.text, MESSAGES)) if name in names]
+        wanted = [name for name in columns.names if name in names]
         table = parquet.read_table(data, columns=wanted)
     except (pyarrow.ArrowException, OSError) as error:
         raise CalibrationError(f"cannot read {data}: {_reason(error)}") from error
@@ -121,7 +120,7 @@ def _open_dataset(data: str, split: str, columns: Columns) -> Rows:
             datasets.enable_progress_bars()
     names = dataset.column_names
     check_columns(names, columns, name)
-    wanted = [column for column in dict.fromkeys((columns.text, MESSAGES)) if column in names]
+    wanted = [column for column in columns.names if column in names]
     dataset = dataset.select_columns(wanted)
     return Rows(
         name,

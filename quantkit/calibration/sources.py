@@ -30,6 +30,8 @@ class Row:
     text: str | None
     messages: tuple[Mapping[str, Any], ...] | None
     has_both: bool = False
+    others: tuple[Any, ...] = ()
+    """What it has in `Columns.others`, in their order."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,13 @@ class Columns:
 
     text: str
     messages_only: bool
+    others: tuple[str, ...] = ()
+    """More columns that every row must have; they may hold null."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns that are looked at."""
+        return tuple(dict.fromkeys((self.text, MESSAGES, *self.others)))
 
 
 def find_kind(data: str) -> Kind:
@@ -122,10 +131,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def check_columns(names: Iterable[str], columns: Columns, where: str) -> None:
-    """Refuse data with neither the text column nor `messages`, naming what there is.
+    """Refuse data with neither the text column nor `messages`, or without one of the others.
 
     Raises:
-        CalibrationError: neither is among `names`.
+        CalibrationError: it is not among `names`, which are listed.
     """
     names = list(names)
     wanted = [columns.text, MESSAGES]
@@ -135,6 +144,10 @@ def check_columns(names: Iterable[str], columns: Columns, where: str) -> None:
             f"{where}: neither {columns.text!r} nor {MESSAGES!r} among the columns ({known})"
             f"{nearest(columns.text, names)}; set text_column"
         )
+    for other in columns.others:
+        if other not in names:
+            known = ", ".join(map(repr, names))
+            raise CalibrationError(f"{where}: no column {other!r} ({known}){nearest(other, names)}")
 
 
 def make_row(tree: Mapping[str, Any], columns: Columns, where: str) -> Row:
@@ -153,8 +166,9 @@ def make_row(tree: Mapping[str, Any], columns: Columns, where: str) -> Row:
     name = (filled or names)[0]
     value = tree[name]
     has_both = len(filled) > 1
+    others = tuple(tree[other] for other in columns.others)
     if isinstance(value, str) and not columns.messages_only:
-        return Row(where, value, None, has_both)
+        return Row(where, value, None, has_both, others)
     if isinstance(value, str):
         raise CalibrationError(
             f"{where}: assistant_only needs rows with {MESSAGES!r}, and {name!r} is a plain text"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -70,11 +70,27 @@ def build_unchecked(checkpoint: Checkpoint, *, experts: str | None = None) -> nn
         CheckpointError: transformers cannot build it, or the checkpoint is quantized already.
     """
     config = read_config(checkpoint)
+    return build_on_meta(
+        checkpoint,
+        lambda: AutoModelForCausalLM.from_config(
+            config, trust_remote_code=False, experts_implementation=experts
+        ),
+    )
+
+
+def build_on_meta(checkpoint: Checkpoint, make: Callable[[], Any]) -> nn.Module:
+    """Make a model of transformers with parameters on the meta device and real buffers.
+
+    Args:
+        checkpoint: named in errors.
+        make: calls the model's constructor with the config of the checkpoint.
+
+    Raises:
+        CheckpointError: the constructor fails.
+    """
     try:
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=False, experts_implementation=experts
-            )
+            model = make()
     except _CONFIG_FAULTS as error:
         raise CheckpointError(
             f"{_config_path(checkpoint)}: transformers cannot build the model that it describes: "
@@ -103,6 +119,21 @@ def summarize_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_config(checkpoint: Checkpoint) -> Any:
+    """Make transformers' config of a causal language model; see `parse_config`.
+
+    Raises:
+        CheckpointError: as `parse_config`; or it is another kind of model.
+    """
+    parsed = parse_config(checkpoint)
+    if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise CheckpointError(
+            f"{_config_path(checkpoint)}: model_type {parsed.model_type!r} is not a causal "
+            f"language model in transformers"
+        )
+    return parsed
+
+
+def parse_config(checkpoint: Checkpoint) -> Any:
     """Make transformers' config from the checkpoint's, without anything that names code.
 
     Raises:
@@ -133,14 +164,9 @@ def read_config(checkpoint: Checkpoint) -> Any:
             f"{len(checkpoint.tensors)} tensors"
         )
     try:
-        parsed = CONFIG_MAPPING[model_type].from_dict(_without_code(config))
+        return CONFIG_MAPPING[model_type].from_dict(_without_code(config))
     except _CONFIG_FAULTS as error:
         raise CheckpointError(f"{path} does not validate: {_first_line(error)}") from error
-    if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise CheckpointError(
-            f"{path}: model_type {model_type!r} is not a causal language model in transformers"
-        )
-    return parsed
 
 
 def _is_quantized(config: Mapping[str, Any]) -> bool:

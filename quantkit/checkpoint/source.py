@@ -11,6 +11,14 @@ from pathlib import Path
 from quantkit.errors import CheckpointError, MissingPackageError, ResourceError
 from quantkit.records import Source
 
+TRANSFORMER_FILES = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_xlm-roberta_config.json",
+)
+"""What sentence-transformers says of the encoder itself, one of these; the first counts."""
+
 SIDE_FILES = (
     "generation_config.json",
     "tokenizer.json",
@@ -27,6 +35,10 @@ SIDE_FILES = (
     "tekken.json",
     "chat_template.jinja",
     "chat_template.json",
+    "modules.json",
+    "1_Pooling/config.json",
+    *TRANSFORMER_FILES,
+    "config_sentence_transformers.json",
     "LICENSE",
     "LICENSE.md",
     "LICENSE.txt",
@@ -34,7 +46,8 @@ SIDE_FILES = (
     "NOTICE.txt",
     "USE_POLICY.md",
 )
-"""Files beside the config and the weights that a checkpoint may have: tokenizers and terms."""
+"""Files beside the config and the weights that a checkpoint may have: tokenizers, what
+sentence-transformers does with the vectors of an encoder, and terms."""
 
 CHAT_TEMPLATES = "additional_chat_templates"
 """Folder of named chat templates, one `.jinja` file each."""

@@ -6,7 +6,7 @@ of multiplying, so that a trace costs neither time nor memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ _TRACED_TOKENS = 4
 # A router picks experts by small differences; 4 bits would reroute tokens, to save nothing.
 _ROUTERS = frozenset({"gate", "router"})
 
-_Key = tuple[int, int, tuple[int, ...], int]
+InputKey = tuple[int, int, tuple[int, ...], int]
 """Where an input lies in memory, its shape, and how often it was written: equal for one input."""
 
 
@@ -55,12 +55,18 @@ def trace_blocks(checkpoint: Checkpoint) -> tuple[BlockStructure, ...]:
         CheckpointError: there is no list of decoder blocks, or the forward fails.
     """
     model = build_unchecked(checkpoint, experts="eager")
-    calls = _record_calls(model, checkpoint)
+    tokens = torch.zeros((1, _TRACED_TOKENS), dtype=torch.int64)
+    try:
+        calls = record_calls(model, {"input_ids": tokens, "use_cache": False})
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{checkpoint.source.name}: {error}; a family file can describe it"
+        ) from error.__cause__
     prefix, count = _find_blocks(model, calls, checkpoint)
     blocks = []
     for index in range(count):
         inside = f"{prefix}.{index}."
-        groups: dict[_Key, list[str]] = {}
+        groups: dict[InputKey, list[str]] = {}
         for name, key in calls.items():
             if key is not None and name.startswith(inside) and not _is_router(name):
                 groups.setdefault(key, []).append(name)
@@ -98,22 +104,28 @@ def _find_blocks(model: nn.Module, calls: Iterable[str], checkpoint: Checkpoint)
     return max(outermost.items(), key=lambda item: item[1])
 
 
-def _record_calls(model: nn.Module, checkpoint: Checkpoint) -> dict[str, _Key | None]:
-    """Run a few tokens through a model of zeros; linear layers only note what they are given.
+def record_calls(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, InputKey | None]:
+    """Run a model of zeros on a few tokens; linear layers only note what they are given.
+
+    Args:
+        model: built for this alone; it is of no other use afterwards.
+        inputs: arguments of its forward.
 
     Returns:
         Linear layer -> its input, in the order of the calls; None where calls differ.
+
+    Raises:
+        CheckpointError: the forward fails.
     """
-    calls: dict[str, _Key | None] = {}
+    calls: dict[str, InputKey | None] = {}
     kept: list[Tensor] = []  # As long as an input lives, no other can lie in its place.
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             _listen(name, module, calls, kept)
     _fill_with_zeros(model)
-    tokens = torch.zeros((1, _TRACED_TOKENS), dtype=torch.int64)
     try:
         with torch.no_grad():
-            model(input_ids=tokens, use_cache=False)
+            model(**inputs)
     except (
         AttributeError,
         ImportError,
@@ -125,15 +137,12 @@ def _record_calls(model: nn.Module, checkpoint: Checkpoint) -> dict[str, _Key | 
         ValueError,
     ) as error:
         reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(
-            f"{checkpoint.source.name}: {type(model).__name__} cannot be traced ({reason}); "
-            f"a family file can describe it"
-        ) from error
+        raise CheckpointError(f"{type(model).__name__} cannot be traced ({reason})") from error
     return calls
 
 
 def _listen(
-    name: str, module: nn.Linear, calls: dict[str, _Key | None], kept: list[Tensor]
+    name: str, module: nn.Linear, calls: dict[str, InputKey | None], kept: list[Tensor]
 ) -> None:
     """Let a layer note its inputs in `calls`."""
 

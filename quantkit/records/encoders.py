@@ -5,7 +5,6 @@ Shapes: O output features, I input features, V rows of a table, B bins, S sample
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -34,8 +33,6 @@ class EncoderInfo:
 
     architecture: str
     """Class in transformers, for instance `BertForSequenceClassification`."""
-    model_type: str
-    """transformers' name of the family, for instance `bert`."""
     task: Task
     pooling: Pooling | None
     """None for classifiers."""
@@ -46,6 +43,10 @@ class EncoderInfo:
     inputs: tuple[str, ...]
     """What the forward takes, in its order: input_ids, attention_mask, token_type_ids."""
     notes: tuple[str, ...] = ()
+    pad_id: int = 0
+    """Token that fills up the shorter texts of a batch."""
+    multi_label: bool = False
+    """Whether a text can have several labels, each with a probability of its own."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,7 @@ class EncoderPlan:
     groups: tuple[GroupPlan, ...]
     """Linear layers that read the same input, in the order of the forward."""
     tables: tuple[str, ...]
-    """Full names of the embedding modules whose rows are looked up."""
-    table_precision: str
-    """float or int8."""
+    """Full names of the embedding modules whose rows are stored in int8."""
     precision: str
     """int8, fp16 or fp32."""
     notes: tuple[str, ...]
@@ -106,6 +105,9 @@ class InputStats:
     counts: np.ndarray
     sample: Tensor
     tokens: int
+    lowest: Tensor | None = None
+    """float32 [I], the smallest value of each channel; highest: the largest."""
+    highest: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,9 @@ class EncoderLayer:
     """For static schemes: a rounded input q stands for `input_scale * (q - input_zero_point)`."""
     input_zero_point: int | None
     """In [0, 255]."""
+    clip: tuple[float, float] | None = None
+    """For dynamic schemes: what the divided input is bounded to before it is rounded, so that a
+    token unlike all others, or padding, does not take the precision of the rest; None: nothing."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +151,6 @@ class SolvedEncoder:
     layers: tuple[EncoderLayer, ...]
     """Those that are quantized; others stay in float."""
     tables: tuple[EncoderTable, ...]
-    dense: Mapping[str, Tensor]
-    """Full tensor name -> tensor that changed without being quantized, for instance by folding."""
     records: tuple[LayerRecord, ...]
     float_layers: tuple[str, ...]
     """Layers that the scheme would round and that measured too sensitive."""

@@ -53,10 +53,16 @@ class EvalResult:
     kl_max: float
     finite: bool
     """False where either model gave a NaN or an infinity."""
+    looks: tuple[int, ...] = ()
+    """Numbers of windows at which to judge, settled beforehand; empty: only at these windows."""
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    tokenizer_findings: tuple[str, ...] = ()
+    """Where the runtime's own tokenizer gives other ids than the model's."""
     suspicions: tuple[str, ...] = ()
     """What the runtime showed besides numbers and fails on its own; one sentence each."""
+    notes: tuple[str, ...] = ()
+    """What was not looked at, and why; one sentence each."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +96,19 @@ class Measure:
     """A measured quantity by name, for what not every kind of model has."""
 
     name: str
-    """`cosine`, `retrieval_overlap`, `label_agreement`, `accuracy`, `f1`, `spearman`."""
+    """`cosine`, `cosine_p1`, `retrieval_overlap`, `label_agreement`, `accuracy`, `f1`,
+    `spearman`."""
     metric: Metric
+    """Where it has a baseline, the interval is the artifact's, given the baseline's value on the
+    same texts: the paired interval of the difference, added to it."""
 
 
 @dataclass(frozen=True)
 class Speed:
     """Baseline and artifact in the same runtime, alternately in the same run.
 
-    baseline, artifact: `unit` per second, the medians of the repetitions.
+    baseline, artifact: `unit` per second, the medians of the repetitions. The baseline is the same
+    model in the same runtime with its weights in float.
     """
 
     unit: Literal["tokens", "sentences"]
@@ -108,6 +118,7 @@ class Speed:
     artifact: float
     runtime: str
     threads: int
+    repetitions: int = 1
 
 
 @dataclass(frozen=True)
@@ -115,9 +126,10 @@ class EncoderResult:
     """An encoder and its baseline on the same texts. One number a text, unrounded.
 
     cosine: of the embeddings of baseline and artifact. overlap: share of the nearest `top_k`
-    texts that both have in common. agreement: 1 where the labels agree (a share of the tokens for
-    token classification). baseline_score, candidate_score: correctness against the given labels,
-    1 or 0 a text, or the similarity of a pair. What a task does not have is empty.
+    texts that both have in common, one number a text that none before equals. agreement: 1 where
+    the labels agree (a share of the tokens for token classification). baseline_score,
+    candidate_score: correctness against the given labels, 1 or 0 a text; or the similarity of a
+    pair, and then there are no baseline_labels. What a task does not have is empty.
     """
 
     runtime: str
@@ -135,9 +147,13 @@ class EncoderResult:
     finite: bool = True
     identical: bool = False
     """Whether all outputs are equal in every bit."""
+    difference: float | None = None
+    """Root mean square of the difference of all outputs, relative to that of the baseline's."""
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     suspicions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was not measured, and why; one sentence each."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +167,15 @@ class Judgement:
     kl: Metric | None
     top1_agreement: Metric | None
     confidence: float
+    """Of the intervals; above the recipe's where several `looks` share the error."""
     windows: int
     measured_with: Mapping[str, str] = field(default_factory=dict)
     """Packages, dtype and device of the runtime, as `EvalResult.versions` has them."""
     measures: tuple[Measure, ...] = ()
     """What encoders are judged by, in the order of the report."""
-    speed: Speed | None = None
+    speed: tuple[Speed, ...] = ()
+    """What was timed, in the order of the report; decides nothing."""
+    looks: tuple[int, ...] = ()
+    """Numbers of windows at which a decoder might be judged; `windows` is the one that decided."""
+    notes: tuple[str, ...] = ()
+    """What the gate did not do, and why; one sentence each."""

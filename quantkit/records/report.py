@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantkit.records.encoders import EncoderPlan
 from quantkit.records.judging import EXIT_CODES, Artifact, Judgement, Verdict
 from quantkit.records.plan import Allocation, Plan
 from quantkit.records.solving import KvRecord, LayerRecord
@@ -25,6 +26,8 @@ class ArtifactReport:
     bits_per_weight: float
     runtime: str
     judgement: Judgement
+    task: str | None = None
+    """What an encoder is for, as `EncoderInfo.task`; None for decoders."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Result:
 
     output: Path
     verdict: Verdict
-    plan: Plan
+    plan: Plan | EncoderPlan
     artifacts: tuple[Artifact, ...]
     report: Report
 
