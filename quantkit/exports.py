@@ -22,17 +22,20 @@ from quantkit.formats.gguf.model import (
     plan_file,
     write_model,
 )
+from quantkit.formats.onnx.decoder import plan_decoder, write_decoder
 from quantkit.ggml_types import GGUF
 from quantkit.recipe import AUTO, ExportSpec
 from quantkit.records import (
     Artifact,
     Event,
     GgufPlan,
+    OnnxPlan,
     Plan,
     Progress,
     SolvedBlock,
     TokenWindows,
 )
+from quantkit.schemes import ONNX
 
 IMATRIX = "imatrix.gguf"
 """File of the importance matrix."""
@@ -75,6 +78,16 @@ def plan_gguf_files(
     )
 
 
+def plan_onnx_graphs(exports: Sequence[ExportSpec], checkpoint: Checkpoint) -> tuple[OnnxPlan, ...]:
+    """Say what the ONNX graphs of a recipe will hold, in its order, with no layer quantized yet.
+
+    Raises:
+        MissingPackageError: a package of the extra `onnx` is absent.
+        PlanError, CheckpointError, ArtifactError: the checkpoint cannot become a graph.
+    """
+    return tuple(plan_decoder(checkpoint, export) for export in exports if export.format == ONNX)
+
+
 def _open_models(
     checkpoint: Checkpoint, pre_tokenizers: Sequence[str | None]
 ) -> dict[str | None, GgufModel]:
@@ -98,16 +111,19 @@ def write_exports(
     Raises:
         ResourceError, OutputError: a file cannot be written.
     """
-    artifacts, files = [], iter(enumerate(plan.gguf))
+    artifacts, files, graphs = [], iter(enumerate(plan.gguf)), iter(plan.onnx)
     models = _open_models(checkpoint, [file.pre_tokenizer for file in plan.gguf])
     matrix = None
     if models and calibration is not None:
         matrix = _collect_importance(next(iter(models.values())), plan, load, calibration)
     for done, export in enumerate(exports):
-        title = f"{export.format} {export.type}" if export.type else export.format
+        title = " ".join(filter(None, (export.format, export.type, export.precision)))
         tell(Event("write", done, len(exports), title))
         limit = export.max_shard_bytes
         folder = root / export.format
+        if export.format == ONNX:
+            artifacts.append(_write_graph(checkpoint, plan, next(graphs), load, folder))
+            continue
         if export.format != GGUF:
             shutil.rmtree(folder, ignore_errors=True)
             artifacts.append(write_compressed_tensors(checkpoint, plan, load, folder, limit))
@@ -120,6 +136,17 @@ def write_exports(
         artifacts.append(_write_file(models[file.pre_tokenizer], file, folder, limit, find, matrix))
     tell(Event("write", len(exports), len(exports)))
     return artifacts
+
+
+def _write_graph(
+    checkpoint: Checkpoint, plan: Plan, graph: OnnxPlan, load: LoadSolved, folder: Path
+) -> Artifact:
+    """Write an ONNX graph; several have folders of their own."""
+    name = f"{name_model(checkpoint)}-{graph.precision}"
+    if len(plan.onnx) > 1:
+        folder /= graph.precision
+    shutil.rmtree(folder, ignore_errors=True)
+    return write_decoder(checkpoint, plan, graph, load, folder, name)
 
 
 def _write_file(

@@ -11,13 +11,12 @@ import torch
 from quantkit.calibration.compute import ComputeProbe, choose_compute_dtype, choose_device
 from quantkit.calibration.data import load_tokenizer, load_windows
 from quantkit.calibration.doctor import check_overlap, check_vocabulary
-from quantkit.checkpoint.reader import Checkpoint, hash_files, open_checkpoint
-from quantkit.checkpoint.source import resolve_source
+from quantkit.checkpoint.reader import Checkpoint, hash_files
 from quantkit.describe import describe_model, describe_plan, describe_windows, package_versions
-from quantkit.exports import plan_gguf_files
-from quantkit.inputs import LoadedRecipe, check_inputs
+from quantkit.exports import plan_gguf_files, plan_onnx_graphs
+from quantkit.inputs import LoadedRecipe
 from quantkit.planning import find_chosen, make_plan
-from quantkit.recipe import CalibrationSpec, GateSpec, Recipe
+from quantkit.recipe import MIN_WINDOWS, CalibrationSpec, GateSpec, Recipe
 from quantkit.records import Allocation, GgufPlan, LinearPlan, Plan, TokenWindows
 
 
@@ -45,16 +44,14 @@ class Job:
         return dtype
 
 
-def prepare(loaded: LoadedRecipe, *, device: str, overwrite: bool, gate: bool) -> Job:
-    """Check the inputs and the output, open the checkpoint, plan, and read all data.
+def prepare(loaded: LoadedRecipe, checkpoint: Checkpoint, *, device: str, gate: bool) -> Job:
+    """Plan, and read all data.
 
     Raises:
         InputError, ResourceError: whatever would stop the job later.
     """
     recipe = loaded.recipe
-    check_inputs(loaded, overwrite=overwrite, gate=gate)
     chosen_device = choose_device(device)
-    checkpoint = open_checkpoint(resolve_source(loaded.model))
     plan = plan_job(recipe, checkpoint, gate=gate)
     calibration = evaluation = None
     calibrated = needs_calibration(plan)
@@ -83,13 +80,14 @@ def prepare(loaded: LoadedRecipe, *, device: str, overwrite: bool, gate: bool) -
 
 
 def plan_job(recipe: Recipe, checkpoint: Checkpoint, *, gate: bool = True) -> Plan:
-    """Say what a job will do, its GGUF files included.
+    """Say what a job will do, its GGUF files and ONNX graphs included.
 
     Raises:
-        InputError, ResourceError: as `make_plan`; or the checkpoint cannot become a GGUF file.
+        InputError, ResourceError: as `make_plan`; or the checkpoint cannot become a GGUF file or
+            an ONNX graph.
     """
-    files = _plan_files(recipe, checkpoint)
-    return make_plan(recipe, checkpoint, gate=gate, gguf=files)
+    files, graphs = _plan_files(recipe, checkpoint), plan_onnx_graphs(recipe.export, checkpoint)
+    return make_plan(recipe, checkpoint, gate=gate, gguf=files, onnx=graphs)
 
 
 def _plan_files(
@@ -108,8 +106,14 @@ def settle(job: Job, allocation: Allocation) -> Job:
     gate = job.evaluation is not None
     recipe = job.loaded.recipe
     chosen = {f"{name}.weight": choice for name, choice in find_chosen(allocation).items()}
-    files = _plan_files(recipe, job.checkpoint, chosen)
-    plan = make_plan(recipe, job.checkpoint, gate=gate, allocation=allocation, gguf=files)
+    plan = make_plan(
+        recipe,
+        job.checkpoint,
+        gate=gate,
+        allocation=allocation,
+        gguf=_plan_files(recipe, job.checkpoint, chosen),
+        onnx=plan_onnx_graphs(recipe.export, job.checkpoint),
+    )
     others = (note for note in job.notes if note not in job.plan.notes)
     return replace(job, plan=plan, notes=(*plan.notes, *others))
 
@@ -149,7 +153,7 @@ def load_calibration(
 
 
 def load_evaluation(spec: GateSpec, tokenizer: Any, checkpoint: Checkpoint) -> TokenWindows:
-    """Return the first windows of the gate's data.
+    """Return the first windows of the gate's data: all that it may measure.
 
     Raises:
         CalibrationError: the data does not suffice or does not fit the model.
@@ -163,9 +167,18 @@ def load_evaluation(spec: GateSpec, tokenizer: Any, checkpoint: Checkpoint) -> T
         sequence_length=spec.sequence_length,
         seed=spec.seed,
         order="sequential",
+        at_most=spec.most_windows,
     )
     _check_vocabulary(windows, checkpoint)
-    return windows
+    count = len(windows.ids)
+    if count >= MIN_WINDOWS:
+        return windows
+    few = (
+        f"{count} evaluation windows decide nothing, and at least {MIN_WINDOWS} are needed: the "
+        "verdict will be INCONCLUSIVE without more text, a shorter gate.sequence_length or more "
+        "gate.samples"
+    )
+    return replace(windows, notes=(*windows.notes, few))
 
 
 def _check_vocabulary(windows: TokenWindows, checkpoint: Checkpoint) -> None:

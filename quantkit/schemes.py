@@ -156,6 +156,16 @@ EFFORTS: Mapping[str, Effort] = _efforts(
 GROUP_SIZES = (32, 64, 128)
 """Columns that share a scale; besides these, `channel` means one scale per output row."""
 
+ONNX_GROUP_SIZES = (16, *GROUP_SIZES)
+"""The same for ONNX graphs."""
+
+ONNX_CHANNEL_BLOCK = 128
+"""Columns of a block in ONNX graphs, where a scale for a whole row is repeated for each block."""
+
+ONNX_TABLE_BLOCK = 32
+"""The same for embeddings and output layers in four or eight bits, which are rounded without data.
+"""
+
 BLOCK_SIZE = 128
 """Rows and columns that share a scale in the granularity `block`."""
 

@@ -15,7 +15,7 @@ from quantkit import pipeline
 from quantkit.calibration import stats, walk
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import NotYetError, OutputError, ResourceError
-from quantkit.recipe import ExportSpec, Recipe
+from quantkit.recipe import PublishSpec, Recipe
 from quantkit.records import BlockPlan, Event
 from tests.helpers import make_pico_model, pico_text
 
@@ -135,7 +135,7 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> Non
 
 def test_a_recipe_made_in_python_is_refused_what_is_not_built(tmp_path: Path) -> None:
     """As one from a file is: nothing that it asks for is ignored."""
-    recipe = make_job(tmp_path).model_copy(update={"export": (ExportSpec(format="onnx"),)})
+    recipe = make_job(tmp_path).model_copy(update={"publish": PublishSpec(repo="owner/name")})
 
     with pytest.raises(NotYetError, match="not yet built"):
         quantkit.quantize(recipe, gate=False, device="cpu")

@@ -9,7 +9,7 @@ of the base are then fitted, and what is told is the error beside that fit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,10 +17,20 @@ from torch import Tensor
 from quantkit.checkpoint.reader import Checkpoint, read_tensor
 from quantkit.checkpoint.skeleton import build_unchecked, tied_names
 from quantkit.errors import ArtifactError
+from quantkit.formats.configs import compare_configs
 from quantkit.formats.decode import list_layers, read_stored_layer
 from quantkit.formats.kv_scales import KV_SCALES
 from quantkit.formats.layouts import PARTS, WEIGHT
 from quantkit.formats.passthrough import is_same
+from quantkit.formats.scale_checks import (
+    LARGEST_BIAS,
+    FittedScales,
+    Spread,
+    find_lonely_rows,
+    measure_bias,
+    measure_spread,
+)
+from quantkit.formats.table_rows import find_wrong_rows, measure_rows
 from quantkit.numerics.affine import dequantize_layer
 
 _LIMITS = {4: 0.5, 8: 0.1}
@@ -31,6 +41,8 @@ _LEAST_COSINE = 0.5
 NEAR = _LIMITS[8] / 2
 """Relative error up to which nothing needs to have been folded."""
 _SWEEPS = 3
+ROWS_AND_COLUMNS = "rows and columns"
+"""What was folded, where it is no norm's scale."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,12 @@ class ComparedLayer:
     """The norm that gave its scale, or `rows and columns`."""
     cosine: float = 1.0
     """Of the angle between W' and W."""
+    spread: Spread = field(default_factory=Spread)
+    """How the best factor on a short piece of a row varies."""
+    bias: float = 0.0
+    """Mean of the errors, relative to their root mean square."""
+    fitted: FittedScales | None = field(default=None, compare=False, repr=False)
+    """What fits best, where a fit was tried; it may explain little."""
 
     def find_problem(self, bits: int, limit: float) -> str | None:
         """Say that the layer cannot be a rounding of the base's, if that is so.
@@ -51,6 +69,18 @@ class ComparedLayer:
         A rounding under a second moment may be far from the weight where inputs never go, but
         not in its direction.
         """
+        if self.spread.is_wrong:
+            return (
+                f"layer {self.name} has scales that are not those of its codes: short pieces of "
+                f"its rows are too large or too small by {100 * self.spread.found:.0f} %, and by "
+                f"{100 * self.spread.usual:.1f} % is usual for such errors"
+            )
+        if self.bias > LARGEST_BIAS:
+            return (
+                f"layer {self.name} is off to one side: the mean of its errors is "
+                f"{100 * self.bias:.0f} % of their size, and rounding to {bits} bits leaves almost "
+                f"none; are its zero points right?"
+            )
         if self.relative_error <= limit or self.cosine >= _LEAST_COSINE:
             return None
         return (
@@ -100,6 +130,7 @@ def compare_artifact(artifact: Checkpoint, base: Checkpoint) -> Comparison:
             equal += 1
         else:
             changed.append(name)
+            problems += _check_table(artifact, base, name)
     ratios = _find_ratios(artifact, base, changed)
     layers = []
     for name in coded:
@@ -112,9 +143,30 @@ def compare_artifact(artifact: Checkpoint, base: Checkpoint) -> Comparison:
             continue
         layers.append(layer)
         problem = layer.find_problem(bits, _LIMITS[8 if bits == 8 else 4])
+        if problem is None and not has_block(name):
+            problem = _check_coded_table(artifact, base, name)
         if problem is not None:
             problems.append(problem)
+    problems += find_lonely_layers(layers, changed)
+    problems += filter(None, [compare_configs(artifact, base)])
     return Comparison(base.source.name, tuple(layers), tuple(changed), equal, tuple(problems))
+
+
+def find_lonely_layers(layers: Sequence[ComparedLayer], changed: Sequence[str]) -> Iterator[str]:
+    """Yield a problem of each layer whose rows are scaled, and nothing takes that back.
+
+    Args:
+        layers: those of the whole model.
+        changed: tensors that are not quantized and differ, which might: their blocks are left out.
+    """
+    unclear = {_block_of(name) for name in changed if ".weight" in name and "norm" not in name}
+    blocks: dict[str, dict[str, FittedScales]] = {}
+    for layer in layers:
+        if layer.fitted is not None and _block_of(layer.name) not in unclear:
+            blocks.setdefault(_block_of(layer.name), {})[layer.name] = layer.fitted
+    scaled = {layer.name for layer in layers if layer.folded == ROWS_AND_COLUMNS}
+    for fitted in blocks.values():
+        yield from find_lonely_rows(fitted, [name for name in fitted if name in scaled])
 
 
 def _compare_names(
@@ -131,6 +183,27 @@ def _compare_names(
     added = sorted(mine - base.tensors.keys() - ties.keys())
     if added:
         yield f"{len(added)} tensors are not in the base, for instance {added[0]}"
+
+
+def _check_table(artifact: Checkpoint, base: Checkpoint, name: str) -> Iterator[str]:
+    """Look at the rows of a changed matrix that belongs to no block."""
+    if len(base.tensors[name].shape) != 2 or has_block(name):
+        return
+    rows = measure_rows(read_tensor(artifact, name), read_tensor(base, name))
+    problem = find_wrong_rows(name, rows)
+    if problem is not None:
+        yield problem
+
+
+def _check_coded_table(artifact: Checkpoint, base: Checkpoint, name: str) -> str | None:
+    found = dequantize_layer(read_stored_layer(artifact, name))
+    rows = measure_rows(found, read_tensor(base, f"{name}.{WEIGHT}"))
+    return find_wrong_rows(f"{name}.{WEIGHT}", rows)
+
+
+def has_block(name: str) -> bool:
+    """Whether a tensor belongs to a block; embeddings and output layers do not."""
+    return any(part.isdigit() for part in name.split("."))
 
 
 def _find_ratios(
@@ -182,20 +255,31 @@ def explain_layer(
             that may stand in front.
     """
     error, folded, base = _relative_error(found, weight), None, weight
+    scales: FittedScales | None = None
     for norm, ratio in ratios.items():
         # The norm's output shrank by the ratio, so the weight grew by it.
         scaled = weight * ratio
         candidate = _relative_error(found, scaled)
         if candidate < error:
             error, folded, base = candidate, norm.removesuffix(f".{WEIGHT}"), scaled
+    spread = measure_spread(found, base)
     if error > NEAR:
-        fitted = _fit_rows_and_columns(found, weight)
+        fitted, scales = _fit_rows_and_columns(found, weight)
         candidate = _relative_error(found, fitted)
+        spread = min(spread, measure_spread(found, fitted), key=lambda each: each.found)
         # A fit always gains a little: only what explains much was folded.
         if candidate <= 0.8 * error:
-            error, folded, base = candidate, "rows and columns", fitted
+            error, folded, base = candidate, ROWS_AND_COLUMNS, fitted
     cosine = torch.nn.functional.cosine_similarity(found.flatten(), base.flatten(), dim=0)
-    return ComparedLayer(name, error, folded, float(cosine))
+    return ComparedLayer(
+        name,
+        error,
+        folded,
+        float(cosine),
+        spread,
+        measure_bias(found, base),
+        scales,
+    )
 
 
 def _block_of(name: str) -> str:
@@ -211,20 +295,18 @@ def _relative_error(found: Tensor, weight: Tensor) -> float:
     return difference / norm if norm else float(difference > 0)
 
 
-def _fit_rows_and_columns(found: Tensor, weight: Tensor) -> Tensor:
+def _fit_rows_and_columns(found: Tensor, weight: Tensor) -> tuple[Tensor, FittedScales]:
     """The base with each row and each column scaled as it comes nearest to `found`.
 
     Alternating least squares from scales of 1.
     """
     rows = torch.ones(len(weight), 1)
-    fitted = weight
     for _ in range(_SWEEPS):
         scaled = weight * rows
         columns = _fit(found, scaled, 0)
         scaled = weight * columns
         rows = _fit(found, scaled, 1)
-        fitted = scaled * rows
-    return fitted
+    return scaled * rows, FittedScales(rows.flatten(), columns.flatten())
 
 
 def _fit(found: Tensor, weight: Tensor, dim: int) -> Tensor:

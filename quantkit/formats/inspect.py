@@ -23,11 +23,12 @@ from quantkit.formats.gguf.inspection import find_gguf, inspect_gguf
 from quantkit.formats.inspected import InspectedLayer, Inspection
 from quantkit.formats.kv_scales import find_cache_problems, name_cache
 from quantkit.formats.layouts import PACKED, SCALE, WEIGHT, name_scheme
+from quantkit.formats.onnx.inspection import find_onnx, inspect_onnx
 from quantkit.formats.readers.description import is_foreign
 from quantkit.formats.readers.stored import StoredModel, open_stored
 from quantkit.ggml_types import GGUF
 from quantkit.records import TensorInfo, Verdict
-from quantkit.schemes import SCHEMES
+from quantkit.schemes import ONNX, SCHEMES
 
 COMPRESSED_TENSORS = "compressed-tensors"
 PLAIN = "safetensors"
@@ -50,7 +51,6 @@ _QUANTIZATION_PARAMETERS = (
 )
 """Last parts of the names of tensors that are not weights of the model."""
 
-_OTHER_FILES = {".onnx": "ONNX"}
 _OTHER_CONFIGS = {"hf_quant_config.json": "ModelOpt"}
 _OTHER_METHODS = {"modelopt": "ModelOpt"}
 _FORMATS = (
@@ -68,7 +68,7 @@ def inspect_artifact(path: Path) -> Inspection:
 
     Args:
         path: an output folder of quantkit, a compressed-tensors, GPTQ, AWQ or FP8 folder, a
-            checkpoint, a GGUF file or a folder with one.
+            checkpoint, a GGUF or ONNX file or a folder with one.
 
     Raises:
         ArtifactError: nothing is there, it is of a format that is not read yet, or its files are
@@ -76,10 +76,10 @@ def inspect_artifact(path: Path) -> Inspection:
     """
     file = find_gguf(path)
     if file is not None:
-        found = inspect_gguf(file)
-        recorded: list[str] = []
-        verdict = _find_verdict(found.folder, recorded)
-        return replace(found, verdict=verdict, problems=(*found.problems, *recorded))
+        return _add_verdict(inspect_gguf(file))
+    graph = find_onnx(path)
+    if graph is not None:
+        return _add_verdict(inspect_onnx(graph))
     folder = _find_folder(path)
     artifact = open_artifact(folder)
     description = artifact.config.get("quantization_config")
@@ -117,6 +117,12 @@ def inspect_artifact(path: Path) -> Inspection:
     )
 
 
+def _add_verdict(found: Inspection) -> Inspection:
+    recorded: list[str] = []
+    verdict = _find_verdict(found.folder, recorded)
+    return replace(found, verdict=verdict, problems=(*found.problems, *recorded))
+
+
 def _name_format(foreign: StoredModel | None, description: object) -> str:
     if foreign is not None:
         return foreign.quantization.method
@@ -131,23 +137,18 @@ def _find_folder(path: Path) -> Path:
     """
     if not path.exists():
         raise ArtifactError(f"there is no artifact at {path}")
-    if path.suffix in _OTHER_FILES:
-        raise ArtifactError(_not_yet(path, _OTHER_FILES[path.suffix]))
     if not path.is_dir():
         raise ArtifactError(f"{path} is a file: name the folder that holds config.json")
     if (path / "quantkit.json").is_file() and (path / COMPRESSED_TENSORS).is_dir():
         return path / COMPRESSED_TENSORS
-    if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
-        for suffix, name in _OTHER_FILES.items():
-            if any(path.glob(f"*{suffix}")):
-                raise ArtifactError(_not_yet(path, name))
     return path
 
 
 def _not_yet(path: Path, name: str) -> str:
     return (
         f"{path} holds {name}, which cannot be read yet "
-        f"(known: compressed-tensors, GPTQ, AWQ, FP8, GGUF, checkpoints that are not quantized)"
+        f"(known: compressed-tensors, GPTQ, AWQ, FP8, GGUF, ONNX, checkpoints that are not "
+        f"quantized)"
     )
 
 
@@ -294,10 +295,10 @@ def find_evidence(folder: Path) -> Path | None:
         folder: where the weights are, as in `Inspection.folder`.
     """
     places, whole = [folder], folder.absolute()
-    if whole.name in (COMPRESSED_TENSORS, GGUF):
+    if whole.name in (COMPRESSED_TENSORS, GGUF, ONNX):
         places.append(whole.parent)
-    elif whole.parent.name == GGUF:
-        # Several GGUF files of an output have a folder each.
+    elif whole.parent.name in (GGUF, ONNX):
+        # Several GGUF files or graphs of an output have a folder each.
         places.append(whole.parent.parent)
     files = (place / "quantkit.json" for place in places)
     return next((file for file in files if file.is_file()), None)

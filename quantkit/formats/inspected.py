@@ -55,6 +55,6 @@ class Inspection:
     problems: tuple[str, ...]
     """What is wrong with the artifact, one line each."""
     file: Path | None = None
-    """The GGUF file, or its first part; None for the formats that are folders."""
+    """The ONNX file, or the GGUF file or its first part; None for the formats that are folders."""
     details: Mapping[str, str] = field(default_factory=dict)
     """What else people ask of the format: what -> in words."""

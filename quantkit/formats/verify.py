@@ -18,9 +18,13 @@ from quantkit.formats.gguf.inspection import open_gguf_artifact
 from quantkit.formats.gguf.verification import check_gguf, find_gguf_support
 from quantkit.formats.inspect import COMPRESSED_TENSORS, PLAIN, inspect_artifact
 from quantkit.formats.inspected import Inspection
+from quantkit.formats.onnx.comparison import compare_onnx
+from quantkit.formats.onnx.container import open_graph
+from quantkit.formats.onnx.verification import check_onnx
 from quantkit.formats.reader_rules import ClaimedLayer, check_fused, check_layers, claim_layers
 from quantkit.formats.runtimes import RuntimeSupport, find_support
 from quantkit.formats.stored_values import check_cache_scales, check_codes, check_values
+from quantkit.schemes import ONNX
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "vocab.txt")
 
@@ -45,15 +49,15 @@ class Verification:
     comparison: Comparison | None
     """None: no base was given."""
     file: Path | None = None
-    """The GGUF file, or its first part; None for the formats that are folders."""
+    """The ONNX file, or the GGUF file or its first part; None for the formats that are folders."""
 
 
 def verify_artifact(path: Path, against: str | None = None) -> Verification:
     """Check every tensor of an artifact, or of a checkpoint, against what its readers expect.
 
     Args:
-        path: an output folder of quantkit, a compressed-tensors folder, a checkpoint, a GGUF file
-            or a folder with one.
+        path: an output folder of quantkit, a compressed-tensors folder, a checkpoint, a GGUF or
+            ONNX file or a folder with one.
         against: folder, Hub id or id@revision of the checkpoint that it was made from.
 
     Raises:
@@ -62,11 +66,13 @@ def verify_artifact(path: Path, against: str | None = None) -> Verification:
         CheckpointError: `against` cannot be read, or is quantized itself.
     """
     found = inspect_artifact(path)
+    if found.format == ONNX and found.file is not None:
+        return _verify_onnx(found, found.file, against)
     if found.file is not None:
         return _verify_gguf(found, found.file, against)
     if found.format not in (COMPRESSED_TENSORS, PLAIN):
         raise ArtifactError(
-            f"{path} is {found.format}: what is verified is {COMPRESSED_TENSORS}, GGUF and "
+            f"{path} is {found.format}: what is verified is {COMPRESSED_TENSORS}, GGUF, ONNX and "
             f"checkpoints that are not quantized"
         )
     base = None if against is None else open_checkpoint(resolve_source(against))
@@ -118,6 +124,29 @@ def _verify_gguf(found: Inspection, file: Path, against: str | None) -> Verifica
         runtimes=(find_gguf_support(artifact),),
         comparison=comparison,
         file=file,
+    )
+
+
+def _verify_onnx(found: Inspection, path: Path, against: str | None) -> Verification:
+    """Check a graph for ONNX Runtime."""
+    base = None if against is None else open_checkpoint(resolve_source(against))
+    file = open_graph(path)
+    checked = check_onnx(file)
+    comparison = None if base is None else compare_onnx(file, base)
+    problems = [*found.problems, *checked.problems]
+    problems += () if comparison is None else comparison.problems
+    return Verification(
+        folder=found.folder,
+        format=found.format,
+        scheme=found.scheme,
+        kv_cache=found.kv_cache,
+        tensors=len(file.tensors),
+        layers=sum(layer.scheme != "none" for layer in found.layers),
+        problems=tuple(dict.fromkeys(problems)),
+        notes=checked.notes,
+        runtimes=checked.runtimes,
+        comparison=comparison,
+        file=path,
     )
 
 

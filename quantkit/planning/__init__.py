@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -16,6 +16,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.skeleton import build_skeleton, summarize_names, unknown_tensors
 from quantkit.checkpoint.structure import Structure, find_groups
 from quantkit.errors import PlanError, ResourceError
+from quantkit.ggml_types import GGUF
 from quantkit.planning.assignment import Assignment, assign
 from quantkit.planning.auto import (
     bound_plan,
@@ -28,11 +29,34 @@ from quantkit.planning.auto import (
 from quantkit.planning.checks import find_notes, find_problems
 from quantkit.planning.files import assign_types, find_open_types, without_schemes
 from quantkit.planning.kv import note_kv_runtimes, plan_kv_cache, scale_bytes
+from quantkit.planning.onnx import (
+    find_onnx_notes,
+    find_onnx_problems,
+    finish_graph,
+    has_schemes,
+)
 from quantkit.planning.sizes import Sizes, choose_scale_dtype, measure_sizes
 from quantkit.recipe import Recipe
-from quantkit.records import Allocation, BlockPlan, GgufPlan, GroupPlan, KvCachePlan, Plan
+from quantkit.records import (
+    Allocation,
+    BlockPlan,
+    GgufPlan,
+    GroupPlan,
+    KvCachePlan,
+    OnnxPlan,
+    Plan,
+)
+from quantkit.schemes import ONNX
 
-__all__ = ["find_chosen", "make_plan"]
+__all__ = ["check_disk", "find_chosen", "make_plan"]
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files with formats of their own that a recipe writes."""
+
+    gguf: tuple[GgufPlan, ...]
+    onnx: tuple[OnnxPlan, ...]
 
 
 def make_plan(
@@ -42,6 +66,7 @@ def make_plan(
     gate: bool = True,
     allocation: Allocation | None = None,
     gguf: Sequence[GgufPlan] = (),
+    onnx: Sequence[OnnxPlan] = (),
 ) -> Plan:
     """Say what a job will do, what it will take, and everything that stands in its way.
 
@@ -52,6 +77,7 @@ def make_plan(
         allocation: the schemes chosen for the layers that `scheme: auto` leaves open, or the types
             of `type: auto`. Without it, the plan of such a recipe says what there is to choose.
         gguf: the GGUF files of the recipe, in its order.
+        onnx: the ONNX graphs of the recipe, in its order, with no layer quantized yet.
 
     Raises:
         PlanError: the recipe does not fit the checkpoint; every problem is listed.
@@ -61,16 +87,17 @@ def make_plan(
     skeleton = build_skeleton(checkpoint)
     structure = find_groups(checkpoint, skeleton)
     recipe = without_schemes(recipe)
+    files = _Files(tuple(gguf), tuple(onnx))
     if recipe.measures and allocation is None:
-        plan = _plan_open(recipe, checkpoint, skeleton, structure, gguf, gate=gate)
+        plan = _plan_open(recipe, checkpoint, skeleton, structure, files, gate=gate)
     else:
         chosen = {} if allocation is None else find_chosen(allocation)
         assignment = assign(recipe.quantize, skeleton, structure, chosen)
         assignment = assign_types(recipe.quantize, assignment, gguf)
-        _refuse(_problems_of(recipe, checkpoint, skeleton, structure, assignment, gate=gate))
-        plan = _plan_assigned(recipe, checkpoint, skeleton, structure, assignment, gguf)
+        _refuse(_problems_of(recipe, checkpoint, skeleton, structure, assignment, files, gate=gate))
+        plan = _plan_assigned(recipe, checkpoint, skeleton, structure, assignment, files)
     if recipe.output is not None:
-        _check_disk(Path(recipe.output), plan.disk_bytes)
+        check_disk(Path(recipe.output), plan.disk_bytes)
     return replace(plan, allocation=allocation)
 
 
@@ -79,22 +106,24 @@ def _plan_open(
     checkpoint: Checkpoint,
     skeleton: nn.Module,
     structure: Structure,
-    gguf: Sequence[GgufPlan],
+    files: _Files,
     *,
     gate: bool,
 ) -> Plan:
     """The plan of a recipe with `scheme: auto` or `type: auto` before anything is measured."""
     if recipe.chooses_types:
-        opened = find_open_types(recipe, skeleton, structure, gguf[0])
+        opened = find_open_types(recipe, skeleton, structure, files.gguf[0])
     else:
         opened = find_open_units(recipe, checkpoint, skeleton, structure)
     problems = list(opened.problems)
-    typed = [assign_types(recipe.quantize, each, gguf) for each in opened.assignments]
+    typed = [assign_types(recipe.quantize, each, files.gguf) for each in opened.assignments]
     for assignment in typed:
-        problems += _problems_of(recipe, checkpoint, skeleton, structure, assignment, gate=gate)
+        problems += _problems_of(
+            recipe, checkpoint, skeleton, structure, assignment, files, gate=gate
+        )
     _refuse(problems)
     plans = [
-        _plan_assigned(recipe, checkpoint, skeleton, structure, assignment, gguf)
+        _plan_assigned(recipe, checkpoint, skeleton, structure, assignment, files)
         for assignment in typed
     ]
     choice = plan_choice(recipe, skeleton, opened.units, plans)
@@ -115,6 +144,7 @@ def _problems_of(
     skeleton: nn.Module,
     structure: Structure,
     assignment: Assignment,
+    files: _Files,
     *,
     gate: bool,
 ) -> list[str]:
@@ -123,6 +153,7 @@ def _problems_of(
         *assignment.problems,
         *kv_problems,
         *find_problems(recipe, checkpoint, skeleton, structure, assignment, gate=gate),
+        *find_onnx_problems(recipe, tuple(assignment.linears.values()), files.onnx),
     ]
 
 
@@ -139,19 +170,24 @@ def _plan_assigned(
     skeleton: nn.Module,
     structure: Structure,
     assignment: Assignment,
-    gguf: Sequence[GgufPlan],
+    files: _Files,
 ) -> Plan:
     """The plan of an assignment without problems."""
     kv_cache, _ = plan_kv_cache(recipe, skeleton, structure)
     blocks = _plan_blocks(structure, assignment)
     scale_dtype = choose_scale_dtype(checkpoint, assignment.linears.values())
-    leads = bool(gguf) and recipe.only_gguf
+    leads = bool(files.gguf) and not any(has_schemes(export) for export in recipe.export)
+    linears = tuple(assignment.linears.values())
+    graphs = tuple(finish_graph(graph, linears, checkpoint) for graph in files.onnx)
     sizes = measure_sizes(recipe, checkpoint, skeleton, blocks, scale_dtype)
     if leads:
-        sizes = replace(sizes, artifact_bytes=gguf[0].tensor_bytes)
+        sizes = replace(sizes, artifact_bytes=files.gguf[0].tensor_bytes)
+    elif graphs and all(export.format in {GGUF, ONNX} for export in recipe.export):
+        sizes = replace(sizes, artifact_bytes=graphs[0].tensor_bytes)
     added = scale_bytes(kv_cache, scale_dtype)
     # Encoded tensors lie in the workspace and in the file.
-    encoded = 2 * sum(file.tensor_bytes for file in gguf)
+    encoded = 2 * sum(file.tensor_bytes for file in files.gguf)
+    encoded += sum(graph.tensor_bytes for graph in graphs)
     sizes = replace(
         sizes,
         artifact_bytes=sizes.artifact_bytes + added,
@@ -159,13 +195,15 @@ def _plan_assigned(
     )
     notes = [
         *assignment.notes,
-        *(f"{file.type}: {note}" for file in gguf for note in file.notes),
+        *(f"{file.type}: {note}" for file in files.gguf for note in file.notes),
+        *(f"onnx: {note}" for graph in graphs for note in graph.notes),
+        *find_onnx_notes(recipe),
         *find_notes(recipe, assignment),
         *note_kv_runtimes(kv_cache),
         *_note_unplanned(checkpoint, skeleton, structure, assignment, kv_cache),
     ]
     plan = _build(checkpoint, structure, blocks, notes, scale_dtype, sizes, kv_cache)
-    return replace(plan, gguf=tuple(gguf), gguf_leads=leads)
+    return replace(plan, gguf=files.gguf, onnx=graphs, gguf_leads=leads)
 
 
 def _plan_blocks(structure: Structure, assignment: Assignment) -> tuple[BlockPlan, ...]:
@@ -202,7 +240,7 @@ def _note_unplanned(
         yield f"{rest} will be quantized: every layer is ignored or has the scheme none"
 
 
-def _check_disk(output: Path, needed: int) -> None:
+def check_disk(output: Path, needed: int) -> None:
     """Compare the free space with what the job needs.
 
     Raises:

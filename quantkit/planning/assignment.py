@@ -46,11 +46,11 @@ def assign(
     }
     others = _other_layers(skeleton, planned)
     problems = [
-        *_unmatched(spec, [*planned, *others]),
+        *find_unmatched(spec, [*planned, *others]),
         *_overrides_of_others(spec, planned, others),
         *_unbuilt_head(spec, output_embedding_name(skeleton)),
     ]
-    notes = _overrides_without_effect(spec, [*planned, *others])
+    notes = find_idle_overrides(spec, [*planned, *others])
     return Assignment(MappingProxyType(linears), tuple(problems), tuple(notes))
 
 
@@ -72,7 +72,7 @@ def _plan_linear(
     scalable: bool,
     chosen: Mapping[str, str],
 ) -> LinearPlan:
-    override = _first_override(spec, name)
+    override = first_override(spec, name)
     scheme_name = _scheme_name(spec, name)
     scheme = SCHEMES[chosen[name] if scheme_name == AUTO else scheme_name]
     group_size = spec.group_size if override.group_size is None else override.group_size
@@ -101,17 +101,19 @@ def _choose_method(name: str, scheme: Scheme, scalable: bool) -> Method:
 
 
 def _scheme_name(spec: QuantizeSpec, name: str) -> str:
-    if _is_ignored(spec, name):
+    if is_ignored(spec, name):
         return "none"
-    return _first_override(spec, name).scheme or spec.scheme
+    return first_override(spec, name).scheme or spec.scheme
 
 
-def _first_override(spec: QuantizeSpec, name: str) -> Override:
+def first_override(spec: QuantizeSpec, name: str) -> Override:
+    """Return the override that a layer has: the first that matches, else one that says nothing."""
     matching = (override for override in spec.overrides if fnmatchcase(name, override.match))
     return next(matching, Override(match="*"))
 
 
-def _is_ignored(spec: QuantizeSpec, name: str) -> bool:
+def is_ignored(spec: QuantizeSpec, name: str) -> bool:
+    """Whether an ignore pattern matches a layer."""
     return any(fnmatchcase(name, pattern) for pattern in spec.ignore)
 
 
@@ -125,8 +127,8 @@ def _other_layers(skeleton: nn.Module, planned: Collection[str]) -> list[str]:
     ]
 
 
-def _unmatched(spec: QuantizeSpec, names: list[str]) -> Iterator[str]:
-    """Patterns that match no layer: silently doing nothing would be a trap."""
+def find_unmatched(spec: QuantizeSpec, names: list[str]) -> Iterator[str]:
+    """Yield patterns that match none of `names`: silently doing nothing would be a trap."""
     rows = [(f"quantize.ignore[{index}]", pattern) for index, pattern in enumerate(spec.ignore)]
     rows += [
         (f"quantize.overrides[{index}].match", override.match)
@@ -170,12 +172,12 @@ def _unbuilt_head(spec: QuantizeSpec, head: str | None) -> Iterator[str]:
         yield f"quantizing {head} is not built yet: add {head} to quantize.ignore"
 
 
-def _overrides_without_effect(spec: QuantizeSpec, names: list[str]) -> Iterator[str]:
+def find_idle_overrides(spec: QuantizeSpec, names: list[str]) -> Iterator[str]:
+    """Yield overrides that are the first match of no layer that is not ignored."""
     for index, override in enumerate(spec.overrides):
         matched = [name for name in names if fnmatchcase(name, override.match)]
         if matched and all(
-            _is_ignored(spec, name) or _first_override(spec, name) is not override
-            for name in matched
+            is_ignored(spec, name) or first_override(spec, name) is not override for name in matched
         ):
             yield (
                 f"quantize.overrides[{index}].match {override.match!r} has no effect: all of its "

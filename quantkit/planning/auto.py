@@ -12,8 +12,10 @@ from torch import nn
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.skeleton import summarize_names
 from quantkit.checkpoint.structure import Structure
+from quantkit.ggml_types import GGUF
 from quantkit.planning.assignment import Assignment, assign, open_layers
 from quantkit.planning.checks import find_misfits, join_layers
+from quantkit.planning.onnx import GRAPH_SCALE_BYTES, graph_layer_bytes, only_onnx
 from quantkit.planning.sizes import choose_scale_dtype, layer_bytes
 from quantkit.recipe import CalibrationSpec, Recipe
 from quantkit.records import (
@@ -25,6 +27,7 @@ from quantkit.records import (
     OpenUnit,
     Plan,
 )
+from quantkit.schemes import ONNX
 
 _WINDOW_TOKENS = 512
 _TOKENS = 4096
@@ -68,7 +71,9 @@ def find_open_units(
     trials = {scheme: all_with(scheme) for scheme in dict.fromkeys(spec.candidates)}
     # What no candidate fits stays as it is while all other problems are looked for.
     rest = all_with("none")
-    scale_dtype = choose_scale_dtype(checkpoint, rest.linears.values())
+    stored_in = choose_scale_dtype(checkpoint, rest.linears.values())
+    if only_onnx(recipe) and all(export.format in {GGUF, ONNX} for export in recipe.export):
+        stored_in = next(each.activations for each in recipe.export if each.format == ONNX)
     units: list[OpenUnit] = []
     misfits: list[tuple[str, str]] = []
     problems: list[tuple[str, str]] = []
@@ -78,7 +83,7 @@ def find_open_units(
             linears = tuple(trial.linears[name] for name in members)
             reason = _why_not(linears, [trial.linears[name] for name in fused])
             if reason is None:
-                size = sum(_weight_bytes(linear, checkpoint, scale_dtype) for linear in linears)
+                size = sum(_weight_bytes(linear, checkpoint, stored_in) for linear in linears)
                 fitting.append(Candidate(linears, size))
             else:
                 misfits += [(name, f"not {scheme}: {reason}") for name in members]
@@ -120,9 +125,12 @@ def _why_not(linears: Sequence[LinearPlan], fused: Sequence[LinearPlan]) -> str 
     return None
 
 
-def _weight_bytes(linear: LinearPlan, checkpoint: Checkpoint, scale_dtype: str) -> int:
+def _weight_bytes(linear: LinearPlan, checkpoint: Checkpoint, stored_in: str) -> int:
+    """stored_in: the dtype of scales in compressed-tensors, or what a graph computes in."""
+    if linear.quantized and stored_in in GRAPH_SCALE_BYTES:
+        return graph_layer_bytes(linear, stored_in)
     if linear.quantized:
-        return layer_bytes(linear, scale_dtype)
+        return layer_bytes(linear, stored_in)
     return checkpoint.tensors[f"{linear.name}.weight"].size
 
 
@@ -326,5 +334,9 @@ def bound_plan(choice: OpenChoice, plans: Sequence[Plan], notes: Iterable[str]) 
         gguf=tuple(
             replace(file, tensor_bytes=artifact) if file.candidates else file
             for file in smallest.gguf
+        ),
+        onnx=tuple(
+            max((plan.onnx[number] for plan in plans), key=lambda graph: graph.tensor_bytes)
+            for number in range(len(smallest.onnx))
         ),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from torch import nn
@@ -12,7 +12,9 @@ from quantkit.checkpoint.skeleton import summarize_names
 from quantkit.checkpoint.structure import Structure
 from quantkit.ggml_types import GGUF
 from quantkit.planning.assignment import Assignment
+from quantkit.planning.onnx import only_onnx
 from quantkit.recipe import BEST, Recipe
+from quantkit.recipe.scopes import find_idle_keys
 from quantkit.records import LinearPlan
 from quantkit.schemes import (
     BEST_METHODS,
@@ -44,22 +46,21 @@ def find_problems(
     yield from join_layers(find_misfits(quantized))
     yield from join_layers(_odd_dtypes(solved, checkpoint))
     yield from join_layers(_unscalable(quantized, structure))
-    yield from _split_fusions(structure, assignment)
+    if not only_onnx(recipe):
+        yield from _split_fusions(structure, assignment)
     yield from _lacking_formats(recipe, quantized)
     if gate:
         yield from _lacking_runtime(recipe, quantized)
     yield from _missing_data(recipe, solved, gate=gate)
     yield from _too_long(recipe, skeleton, solved, gate=gate)
+    yield from find_idle_keys(recipe, "decoder")
 
 
 def find_notes(recipe: Recipe, assignment: Assignment) -> Iterator[str]:
     """Yield what works, but not everywhere or not as one might think."""
     quantized = quantized_linears(assignment)
-    yield from join_layers(_without_cpu_kernel(quantized))
-    used = {linear.scheme.name for linear in quantized}
-    for (scheme, _), text in RUNTIME_NOTES.items():
-        if scheme in used:
-            yield text
+    if not only_onnx(recipe):
+        yield from _note_servers(quantized)
     yield from join_layers(_without_transform(recipe, quantized))
     calibrated = [each for each in assignment.linears.values() if each.needs_statistics]
     spec = recipe.calibration
@@ -76,6 +77,15 @@ def find_notes(recipe: Recipe, assignment: Assignment) -> Iterator[str]:
             f"{tokens} calibration tokens are fewer than the {widest} inputs of the widest layer: "
             f"its second moment is singular; raise samples or sequence_length"
         )
+
+
+def _note_servers(quantized: Sequence[LinearPlan]) -> Iterator[str]:
+    """What vLLM and transformers do not have everywhere."""
+    yield from join_layers(_without_cpu_kernel(quantized))
+    used = {linear.scheme.name for linear in quantized}
+    for (scheme, _), text in RUNTIME_NOTES.items():
+        if scheme in used:
+            yield text
 
 
 def quantized_linears(assignment: Assignment) -> list[LinearPlan]:

@@ -1,4 +1,4 @@
-"""What GGUF files mean for a plan: types of the layers, and a recipe that has no other format."""
+"""What GGUF files mean for a plan: types of layers, and a recipe that has no place for codes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from quantkit.checkpoint.structure import Structure
 from quantkit.ggml_types import GGML_TYPES
 from quantkit.planning.assignment import Assignment, assign
 from quantkit.planning.auto import OpenAssignment
+from quantkit.planning.onnx import has_schemes
 from quantkit.recipe import QuantizeSpec, Recipe
 from quantkit.records import Candidate, GgufPlan, LinearPlan, OpenUnit
 from quantkit.schemes import METHODS
 
 
 def without_schemes(recipe: Recipe) -> Recipe:
-    """Return the recipe with no scheme for any layer where GGUF is its only format."""
-    if not recipe.only_gguf:
+    """Return the recipe with no scheme for any layer where no format has a place for codes."""
+    if any(has_schemes(export) for export in recipe.export):
         return recipe
     return recipe.model_copy(
         update={"quantize": recipe.quantize.model_copy(update={"scheme": "none"})}

@@ -132,13 +132,12 @@ def test_doctor_names_the_machine_and_what_is_missing() -> None:
     assert document["machine"]["cores"] >= 1
     assert document["machine"]["memory_bytes"] > 1e8
     assert document["packages"]["torch"]
-    assert (
-        document["runtimes"]["transformers"] | {"found": True, "used": True}
-        == document["runtimes"]["transformers"]
-    )
-    assert document["runtimes"]["vllm"]["used"]
-    assert not document["runtimes"]["onnxruntime"]["used"]
-    assert document["runtimes"]["llama.cpp"]["used"]
+    assert document["runtimes"]["transformers"]["found"]
+    assert document["runtimes"]["onnxruntime"]["found"]
+    abilities = document["runtimes"]["onnxruntime"]["abilities"]
+    assert abilities[0] == f"version {document['packages']['onnxruntime']}"
+    assert "CPU" in abilities[1]
+    assert abilities[2].startswith("generation by onnxruntime-genai 0.18")
     assert list(document["runtimes"]["llama.cpp"]["packages"]) == ["xllamacpp"]
     if document["device"]["device"] == "cpu":
         assert document["device"]["float32_gflops"] > 0

@@ -212,21 +212,6 @@ def test_a_target_that_is_not_quantized_is_a_problem(artifact: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "name"),
-    [
-        (lambda folder: (folder / "model.onnx").write_bytes(b""), "ONNX"),
-    ],
-)
-def test_onnx_is_named_and_not_read_yet(tmp_path: Path, make: Any, name: str) -> None:
-    """A folder or a file of a format that is not built yet says so."""
-    make(tmp_path)
-    (file,) = tmp_path.iterdir()
-    for path in (tmp_path, file):
-        with pytest.raises(ArtifactError, match=f"holds {name}, which cannot be read yet"):
-            inspect_artifact(path)
-
-
-@pytest.mark.parametrize(
     ("method", "name"),
     [("modelopt", "ModelOpt"), ("bitsandbytes", "bitsandbytes")],
 )

@@ -13,10 +13,17 @@ import torch
 from torch import Tensor
 
 from quantkit.checkpoint.reader import Checkpoint, read_tensor
-from quantkit.formats.comparison import NEAR, ComparedLayer, Comparison, explain_layer
+from quantkit.formats.comparison import (
+    NEAR,
+    ComparedLayer,
+    Comparison,
+    explain_layer,
+    find_lonely_layers,
+)
 from quantkit.formats.gguf.container import GgufFile
 from quantkit.formats.gguf.dequantizing import decode_tensor, plan_dequantizing
 from quantkit.formats.gguf.tensors import GgufTensor
+from quantkit.formats.table_rows import find_wrong_rows, measure_rows
 
 _LIMITS = {8: 0.1, 2: 0.7}
 _USUAL_LIMIT = 0.5
@@ -34,11 +41,14 @@ def compare_gguf(file: GgufFile, base: Checkpoint) -> Comparison:
     plan = plan_dequantizing(file, base)
     layers: list[ComparedLayer] = []
     changed: list[str] = []
+    tables: list[str] = []
     ratios: dict[str, Tensor] = {}
     # Norms first, since they tell what the layers behind them were multiplied by.
     for tensor in sorted(plan.tensors, key=lambda each: len(each.shape)):
         error = _measure(file, base, tensor)
         source = str(tensor.source)
+        if error and tensor.block is None and len(tensor.shape) == 2:
+            tables += _check_table(file, base, tensor)
         if not file.tensors[tensor.name].kind.quantized:
             if error:
                 changed.append(source)
@@ -55,7 +65,7 @@ def compare_gguf(file: GgufFile, base: Checkpoint) -> Comparison:
         str(tensor.source).removesuffix(".weight"): _count_bits(file, tensor)
         for tensor in plan.tensors
     }
-    problems = tuple(_find_far(layers, bits))
+    problems = (*_find_far(layers, bits), *tables, *find_lonely_layers(layers, changed))
     return Comparison(base.source.name, tuple(layers), tuple(changed), equal, problems)
 
 
@@ -72,6 +82,18 @@ def _measure(file: GgufFile, base: Checkpoint, tensor: GgufTensor) -> float:
     if not distance:
         return 0.0
     return math.sqrt(distance / squares) if squares else math.inf
+
+
+def _check_table(file: GgufFile, base: Checkpoint, tensor: GgufTensor) -> Iterator[str]:
+    """Look at the rows of an embedding or an output layer, a piece at a time."""
+    weight, place = read_tensor(base, str(tensor.source)), 0
+    rows = []
+    for values in decode_tensor(file, tensor):
+        rows.append(measure_rows(values, weight[place : place + len(values)]))
+        place += len(values)
+    problem = find_wrong_rows(str(tensor.source), torch.cat(rows))
+    if problem is not None:
+        yield problem
 
 
 def _find_ratio(file: GgufFile, base: Checkpoint, tensor: GgufTensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""ONNX graphs: what decoders and encoders become in them, and files that others wrote."""

@@ -1,0 +1,128 @@
+"""Are the scales of a layer those of its codes?
+
+A layer under another's scales, or under its own in another order, is near enough to the base's to
+pass for a coarse rounding. But the errors of a rounding are of either sign within a few weights;
+those of a wrong scale are of one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+PIECE = 32
+"""Weights of a row, side by side, that have one factor here."""
+_LEAST_SPREAD = 0.06
+"""Clipped groups are a few percent too small."""
+_TIMES_USUAL = 3.0
+LARGEST_BIAS = 0.5
+"""Mean of a layer's errors, relative to their root mean square: rounding to the nearest code has
+almost none, cutting off or a zero point that is off by one has 0.87 to 1."""
+_LEAST_ROWS = 0.1
+"""Standard deviation of the logarithms of rows' factors from which on they are no noise."""
+_ALIKE = 0.25
+"""Mean distance of logarithms, relative to their own deviation, of what undoes another."""
+
+
+@dataclass(frozen=True, eq=False)
+class FittedScales:
+    """What brings a base's weight [O, I] nearest to a layer: float32 rows [O], columns [I]."""
+
+    rows: Tensor
+    columns: Tensor
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How the factor on a short piece of a row varies, as `measure_spread` has it."""
+
+    found: float = 0.0
+    usual: float = 0.0
+    """What errors of either sign, of the size that these pieces have, give."""
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether no rounding gives it."""
+        return self.found > max(_LEAST_SPREAD, _TIMES_USUAL * self.usual)
+
+
+def measure_spread(found: Tensor, weight: Tensor) -> Spread:
+    """Measure how the factor that brings a piece of a row of `found` nearest to `weight` varies.
+
+    Both numbers are deviations of logarithms by medians, so that a few odd pieces do not count.
+    What is usual follows from the angle between the two: errors of either sign turn a piece by as
+    much as they lengthen or shorten all such pieces, over the square root of its length.
+
+    Args:
+        found, weight: float32 [O, I]. Columns behind the last whole piece are left out.
+    """
+    whole = found.shape[1] // PIECE * PIECE
+    pieces, expected = (each[:, :whole].reshape(-1, PIECE) for each in (found, weight))
+    power, length = (pieces * pieces).sum(1), (expected * expected).sum(1)
+    product = (pieces * expected).sum(1)
+    sound = (power > 0) & (product > 0)
+    if not bool(sound.any()):
+        return Spread()
+    power, length, product = power[sound], length[sound], product[sound]
+    logarithms = (product / power).log()
+    tangent = (length * power / product.square() - 1).clamp(min=0).sqrt()
+    deviation = 1.4826 * float((logarithms - logarithms.median()).abs().median())
+    return Spread(deviation, float(tangent.median()) / math.sqrt(PIECE))
+
+
+def measure_bias(found: Tensor, weight: Tensor) -> float:
+    """Return the mean of the errors of a layer, relative to their root mean square; 0 for none.
+
+    Args:
+        found, weight: float32 [O, I].
+    """
+    errors = found - weight
+    size = float(errors.square().mean().sqrt())
+    return abs(float(errors.mean())) / size if size else 0.0
+
+
+def find_lonely_rows(layers: Mapping[str, FittedScales], scaled: Collection[str]) -> Iterator[str]:
+    """Yield a problem of each layer whose rows are scaled where no other layer takes that back.
+
+    What is folded between two layers is in the rows of the one and, inverted, in the columns of
+    the other, maybe several times over (heads that share keys); between queries and keys it is in
+    the rows of both.
+
+    Args:
+        layers: of one block, those that were fitted.
+        scaled: those of them that the fit explains.
+    """
+    for name in scaled:
+        rows = _take_logarithms(layers[name].rows)
+        spread = float(rows.std()) if len(rows) > 1 else 0.0
+        if spread <= _LEAST_ROWS:
+            continue
+        others = [each for other, each in layers.items() if other != name]
+        inverse = [-_take_logarithms(part) for each in others for part in (each.columns, each.rows)]
+        if not any(_is_alike(rows, other, spread) for other in inverse):
+            yield (
+                f"the rows of layer {name} have other scales than the base's (they vary by "
+                f"{100 * spread:.0f} %), and no layer of its block takes that back"
+            )
+
+
+def _take_logarithms(factors: Tensor) -> Tensor:
+    logarithms = factors.double().abs().clamp(min=1e-12).log()
+    return logarithms - logarithms.mean()
+
+
+def _is_alike(rows: Tensor, other: Tensor, spread: float) -> bool:
+    """Whether two are the same, the shorter one maybe with each head several times."""
+    short, long = sorted((rows, other), key=len)
+    if len(long) % len(short):
+        return False
+    times = len(long) // len(short)
+    sizes = [size for size in range(1, len(short) + 1) if len(short) % size == 0]
+    return any(
+        float((short.reshape(-1, size).repeat_interleave(times, 0).flatten() - long).abs().mean())
+        <= _ALIKE * spread
+        for size in (sizes if times > 1 else sizes[:1])
+    )
