@@ -2,6 +2,7 @@
 # make demo    quantize the bundled model, judge it, print the table and where the report is
 # make test    the tests, on JOBS processes
 # make check   style, formatting and types
+# make minilm  quantize and judge a real sentence encoder, which it downloads once
 # make vllm    generate with artifacts and judge them in vLLM's CPU build, in its own environment
 # make bench   the benchmarks of benchmarks/, one after the other
 # make clean   everything that can be made again
@@ -12,7 +13,7 @@ JOBS ?= 2
 # One thread a process: the tests' tensors are too small to share out.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: setup demo test check format vllm bench clean
+.PHONY: setup demo test check format minilm vllm bench clean
 
 setup:
 	@scripts/setup.sh
@@ -32,6 +33,10 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+minilm: setup
+	$(TEST_ENVIRONMENT) QUANTKIT_MINILM=$$(scripts/setup_minilm.sh) \
+	  $(BIN)/python -m pytest -q -m minilm tests/e2e/test_minilm.py
+
 vllm: setup
 	scripts/check_vllm.sh artifacts/demo/compressed-tensors
 	$(TEST_ENVIRONMENT) QUANTKIT_VLLM_PYTHON=$${VLLM_ENV:-.venv-vllm}/bin/python \
@@ -41,12 +46,18 @@ bench: setup
 	scripts/setup_rival.sh llm-compressor
 	scripts/setup_rival.sh auto-round
 	scripts/setup_rival.sh llama-cpp-python
+	scripts/setup_minilm.sh
 	$(BIN)/python benchmarks/llm_compressor.py
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/gguf_encoding.py
 	$(BIN)/python benchmarks/gguf_quality.py
+	$(BIN)/python benchmarks/onnx_encoder.py
+	$(BIN)/python benchmarks/onnx_decoder.py
+	$(BIN)/python benchmarks/gate_statistics.py
+	$(BIN)/python benchmarks/broken_artifacts.py
 	$(BIN)/python benchmarks/synthetic_2gb.py
+	$(BIN)/python benchmarks/onnx_2gb.py
 
 clean:
-	rm -rf .venv .venv-vllm .venv-rival .venv-auto-round .venv-llama-cpp-python artifacts build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-rival .venv-auto-round .venv-llama-cpp-python .venv-minilm artifacts build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find quantkit tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

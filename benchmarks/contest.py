@@ -125,7 +125,13 @@ def artifact_of(tool: str, output: Path) -> Path:
     return output / "compressed-tensors" if tool == "quantkit" else output
 
 
-def judge(model: Path, artifact: Path, evaluation: Path, windows: int | None = None) -> Judged:
+def judge(
+    model: Path,
+    artifact: Path,
+    evaluation: Path,
+    windows: int | None = None,
+    runtime: str = "transformers",
+) -> Judged:
     """Measure an artifact with the judge of quantkit's gate.
 
     Args:
@@ -133,6 +139,7 @@ def judge(model: Path, artifact: Path, evaluation: Path, windows: int | None = N
         artifact: folder of the artifact.
         evaluation: .npy, int64 [N, T].
         windows: only so many of the first windows.
+        runtime: what the artifact runs in.
     """
     import numpy as np
 
@@ -141,7 +148,7 @@ def judge(model: Path, artifact: Path, evaluation: Path, windows: int | None = N
 
     ids = np.load(evaluation)[:windows]
     weights = np.ones(ids.shape, dtype=np.float32)
-    result = evaluate(model, artifact, TokenWindows(ids, weights, "benchmark", ""))
+    result = evaluate(model, artifact, TokenWindows(ids, weights, "benchmark", ""), runtime=runtime)
     return Judged(
         kl=statistics.fmean(result.kl),
         perplexity=math.exp(statistics.fmean(result.candidate_nll)),

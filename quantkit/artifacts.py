@@ -15,6 +15,10 @@ from quantkit.checkpoint.reader import Checkpoint, open_checkpoint
 from quantkit.checkpoint.source import resolve_source
 from quantkit.conversion import dequantized_folder, note_dequantized
 from quantkit.describe import Stopwatch
+from quantkit.encoder_pipeline.gate import judge_graph, time_encoder
+from quantkit.encoder_pipeline.job import load_evaluation_rows
+from quantkit.encoders.architectures import is_encoder
+from quantkit.encoders.model import describe_encoder
 from quantkit.errors import InputError
 from quantkit.evidence import (
     JudgedArtifact,
@@ -26,8 +30,10 @@ from quantkit.formats.inspect import inspect_artifact
 from quantkit.formats.inspected import Inspection
 from quantkit.formats.verify import Verification, verify_artifact
 from quantkit.gating import (
+    add_decoder_speed,
     check_interpreter,
     check_recorded_files,
+    check_side_files,
     find_gate_spec,
     judge_files,
     recorded_gate,
@@ -36,9 +42,18 @@ from quantkit.inputs import RecipeLike, check_gate_inputs
 from quantkit.job import load_evaluation
 from quantkit.judging.evaluate import find_baseline_runtime
 from quantkit.recipe import GateSpec
-from quantkit.records import Event, Progress, Report, TokenWindows
+from quantkit.records import (
+    EncoderInfo,
+    Event,
+    Judgement,
+    Progress,
+    Report,
+    TextRows,
+    TokenWindows,
+)
 from quantkit.report import write_reports
 from quantkit.running import memory_errors, silent, staged
+from quantkit.schemes import ONNX
 from quantkit.staging import commit, gate_output
 
 
@@ -70,7 +85,11 @@ def verify(
     found = verify_artifact(Path(artifact), None if against is None else os.fspath(against))
     file = None if found.file is None else found.file.name
     changed = check_recorded_files(read_evidence(found.folder), found.folder, file)
-    return replace(found, problems=(*found.problems, *changed))
+    sides: tuple[str, ...] = ()
+    if against is not None:
+        base = resolve_source(os.fspath(against)).folder
+        sides = check_side_files(base, inspect_artifact(Path(artifact)))
+    return replace(found, problems=(*found.problems, *changed, *sides))
 
 
 def gate(
@@ -88,7 +107,8 @@ def gate(
     """Judge an artifact that exists, ours or anybody's, against its 16-bit baseline.
 
     Args:
-        artifact: an output of `quantize`, a folder that transformers can load, or a GGUF file.
+        artifact: an output of `quantize`, a folder that transformers can load, a GGUF or an ONNX
+            file.
         baseline: folder, Hub id or id@revision of the original.
         recipe: where the limits and the data come from; by default the recipe in the artifact's
             own evidence, else the default limits.
@@ -109,7 +129,7 @@ def gate(
     candidate = _open(artifact, _own_name(artifact))
     spec = find_gate_spec(recipe, candidate.recorded, data, overrides)
     bench = _prepare(os.fspath(baseline), spec, [candidate], device)
-    notes = [*candidate.found.problems, *bench.windows.notes]
+    notes = [*candidate.found.problems, *bench.notes]
     notes += _note_loading(bench.folder, "the baseline", bench.runtime)
     notes += _note_loading(candidate.location, "the artifact", candidate.runtime(spec))
     if recipe is None and recorded_gate(candidate.recorded):
@@ -117,7 +137,10 @@ def gate(
     with staged(target, overwrite=overwrite) as partial, memory_errors():
         with watch.time("gate"), _loadable(bench.folder, bench.runtime, partial) as baseline_folder:
             judged = _judge(candidate, bench, baseline_folder, partial, tell)
-        report = build_gate_report([judged], bench.checkpoint, bench.windows, spec, watch, notes)
+            judged = _add_speed(judged, candidate, bench, partial, tell)
+        report = build_gate_report(
+            [judged], bench.checkpoint, bench.evaluation, spec, watch, notes, task=bench.task
+        )
         write_reports(report, partial)
         commit(partial, target)
     return report
@@ -163,7 +186,7 @@ def compare(
     candidates = [_open(path, name) for path, name in zip(artifacts, names, strict=True)]
     spec = find_gate_spec(recipe, {}, data, overrides)
     bench = _prepare(os.fspath(baseline), spec, candidates, device)
-    notes = [*bench.windows.notes, *_note_loading(bench.folder, "the baseline", bench.runtime)]
+    notes = [*bench.notes, *_note_loading(bench.folder, "the baseline", bench.runtime)]
     for candidate in candidates:
         notes += [f"{candidate.name}: {problem}" for problem in candidate.found.problems]
         notes += _note_loading(candidate.location, candidate.name, candidate.runtime(spec))
@@ -176,7 +199,14 @@ def compare(
                     judged.append(_judge(candidate, bench, baseline_folder, partial, tell))
         tell(Event("compare", len(candidates), len(candidates)))
         report = build_gate_report(
-            judged, bench.checkpoint, bench.windows, spec, watch, notes, comparison=True
+            judged,
+            bench.checkpoint,
+            bench.evaluation,
+            spec,
+            watch,
+            notes,
+            task=bench.task,
+            comparison=True,
         )
         write_reports(report, partial)
         commit(partial, target)
@@ -194,7 +224,7 @@ class _Candidate:
 
     @property
     def location(self) -> Path:
-        """What its runtime loads: a GGUF file, else a folder."""
+        """What its runtime loads: a GGUF or ONNX file, else a folder."""
         return self.found.file or self.found.folder
 
     def runtime(self, spec: GateSpec) -> str:
@@ -207,16 +237,28 @@ class _Bench:
     """What every candidate is measured against."""
 
     checkpoint: Checkpoint
-    windows: TokenWindows
+    evaluation: TokenWindows | TextRows
     spec: GateSpec
     runtime: str
     """What the baseline runs in."""
     device: str
+    info: EncoderInfo | None = None
+    """What the model is, if it is an encoder."""
 
     @property
     def folder(self) -> Path:
         """Of the baseline."""
         return self.checkpoint.source.folder
+
+    @property
+    def task(self) -> str | None:
+        """Of an encoder."""
+        return None if self.info is None else self.info.task
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """On the data and the model."""
+        return (*self.evaluation.notes, *(() if self.info is None else self.info.notes))
 
 
 def _open(artifact: str | os.PathLike[str], name: str) -> _Candidate:
@@ -227,33 +269,96 @@ def _open(artifact: str | os.PathLike[str], name: str) -> _Candidate:
 def _prepare(
     baseline: str, spec: GateSpec, candidates: Sequence[_Candidate], device: str
 ) -> _Bench:
-    """Open the baseline and read the evaluation data with its tokenizer."""
+    """Open the baseline and read the evaluation data with its tokenizer.
+
+    Raises:
+        InputError: what is given does not fit together, or cannot be used.
+    """
     for candidate in candidates:
         check_interpreter(spec, candidate.found.format)
     runtime = find_baseline_runtime(candidates[0].runtime(spec))
     checkpoint = open_checkpoint(resolve_source(baseline))
     tokenizer = load_tokenizer(checkpoint.source.folder)
-    windows = load_evaluation(spec, tokenizer, checkpoint)
-    return _Bench(checkpoint, windows, spec, runtime, choose_device(device).type)
+    chosen = choose_device(device).type
+    if not is_encoder(checkpoint.config):
+        windows = load_evaluation(spec, tokenizer, checkpoint)
+        return _Bench(checkpoint, windows, spec, runtime, chosen)
+    for candidate in candidates:
+        if candidate.found.format != ONNX:
+            raise InputError(
+                f"{baseline} is an encoder, and {candidate.path} is {candidate.found.format}: "
+                "encoders are judged as ONNX files"
+            )
+    info = describe_encoder(checkpoint)
+    rows = load_evaluation_rows(spec, tokenizer, checkpoint, info)
+    return _Bench(checkpoint, rows, spec, runtime, chosen, info)
 
 
 def _judge(
     candidate: _Candidate, bench: _Bench, baseline: Path, scratch: Path, tell: Progress
 ) -> JudgedArtifact:
     """Judge a candidate; what transformers does not load is dequantized in `scratch` first."""
-    file = None if candidate.found.file is None else candidate.found.file.name
+    found = candidate.found
+    file = None if found.file is None else found.file.name
+    suspicions = check_recorded_files(candidate.recorded, found.folder, file)
+    sides = check_side_files(bench.folder, found)
+    if bench.spec.tokenizer == "fail":
+        suspicions, sides = (*suspicions, *sides), ()
+    if isinstance(bench.evaluation, TextRows):
+        assert bench.info is not None
+        judgement = judge_graph(
+            baseline,
+            candidate.location,
+            bench.evaluation,
+            bench.info,
+            bench.spec,
+            quantized=found.scheme != "none",
+            suspicions=suspicions,
+            device=bench.device,
+            tell=tell,
+        )
+        return _describe(candidate, judgement, sides)
     with _loadable(candidate.location, candidate.runtime(bench.spec), scratch) as loaded:
         judgement = judge_files(
             baseline,
             loaded,
-            bench.windows,
+            bench.evaluation,
             bench.spec,
-            written=candidate.found.format,
+            written=found.format,
             device=bench.device,
-            suspicions=check_recorded_files(candidate.recorded, candidate.found.folder, file),
+            suspicions=suspicions,
             progress=tell,
         )
+    return _describe(candidate, judgement, sides)
+
+
+def _describe(candidate: _Candidate, judgement: Judgement, notes: Sequence[str]) -> JudgedArtifact:
+    judgement = replace(judgement, notes=(*judgement.notes, *notes))
     return JudgedArtifact(candidate.name, candidate.path, candidate.found, judgement)
+
+
+def _add_speed(
+    judged: JudgedArtifact, candidate: _Candidate, bench: _Bench, scratch: Path, tell: Progress
+) -> JudgedArtifact:
+    """Time what runs in ONNX Runtime beside its float graph, which is written to `scratch`."""
+    if candidate.found.format != ONNX:
+        return judged
+    judgement, path = judged.judgement, candidate.location
+    if isinstance(bench.evaluation, TextRows):
+        assert bench.info is not None
+        judgement = time_encoder(
+            judgement,
+            bench.checkpoint,
+            path,
+            bench.evaluation,
+            bench.info,
+            bench.spec,
+            scratch,
+            tell,
+        )
+    else:
+        judgement = add_decoder_speed(judgement, bench.checkpoint, path, bench.spec, tell)
+    return replace(judged, judgement=judgement)
 
 
 def _loadable(location: Path, runtime: str, scratch: Path) -> AbstractContextManager[Path]:

@@ -12,9 +12,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from quantkit.records import Artifact, OpenChoice, Plan, Source, TokenWindows
+from quantkit.records import Artifact, OpenChoice, Plan, Source, TextRows, TokenWindows
 
-_PACKAGES = ("torch", "transformers", "compressed-tensors", "safetensors", "tokenizers", "numpy")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "compressed-tensors",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-genai",
+)
 
 
 @dataclass
@@ -61,6 +72,22 @@ def describe_windows(windows: TokenWindows | None) -> dict[str, Any] | None:
         "windows": count,
         "sequence_length": length,
         "notes": list(windows.notes),
+    }
+
+
+def describe_texts(rows: TextRows | None) -> dict[str, Any] | None:
+    """Where the texts of an encoder came from, how many there are, and their hash."""
+    if rows is None:
+        return None
+    return {
+        "source": rows.source,
+        "sha256": rows.sha256,
+        "texts": len(rows.ids),
+        "pairs": len(rows.pairs),
+        "labels": len(rows.labels),
+        "tokens": sum(map(len, rows.ids)),
+        "longest": max(map(len, rows.ids)),
+        "notes": list(rows.notes),
     }
 
 

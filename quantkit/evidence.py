@@ -14,6 +14,7 @@ from quantkit.describe import (
     Stopwatch,
     describe_artifact,
     describe_model,
+    describe_texts,
     describe_windows,
     package_versions,
     peak_memory_bytes,
@@ -30,11 +31,14 @@ from quantkit.records import (
     Judgement,
     KvRecord,
     LayerRecord,
+    OnnxPlan,
     Plan,
     Report,
+    TextRows,
     TokenWindows,
     Verdict,
 )
+from quantkit.schemes import ONNX
 
 _WORST_FIRST: tuple[Verdict, ...] = ("FAIL", "INCONCLUSIVE", "UNJUDGED", "PASS")
 
@@ -54,7 +58,7 @@ def build_report(
             name=artifact.name,
             path=artifact.folder.relative_to(root).as_posix(),
             format=artifact.format,
-            scheme=artifact.file_type or describe_scheme(job.plan),
+            scheme=_name_scheme(job.plan, artifact),
             size_bytes=artifact.tensor_bytes,
             bits_per_weight=artifact.bits_per_weight,
             runtime=find_runtime(job.loaded.recipe.gate, artifact.format),
@@ -62,23 +66,40 @@ def build_report(
         )
         for artifact, judgement in zip(artifacts, judgements, strict=True)
     )
-    verdict = _decide(judgements)
+    verdict = decide_verdict(judgements)
     return Report(
         model=job.checkpoint.source.name,
         baseline_bytes=job.plan.baseline_bytes,
         artifacts=rows,
         verdict=verdict,
         layers=tuple(layers),
-        notes=job.notes,
+        notes=(*job.notes, *collect_gate_notes(rows)),
         evidence={
             **_collect_evidence(job, artifacts, verdict, layers, watch, root),
             "kv_cache": [asdict(record) for record in kv_cache],
             "allocation": job.plan.allocation and asdict(job.plan.allocation),
-            "measured_with": _describe_runtimes(rows),
+            "measured_with": describe_runtimes(rows),
         },
         kv_cache=tuple(kv_cache),
         allocation=job.plan.allocation,
     )
+
+
+def find_graph_plan(plan: Plan, artifact: Artifact) -> OnnxPlan | None:
+    """Return the plan of an ONNX artifact of a decoder; None for other formats."""
+    if artifact.format != ONNX:
+        return None
+    # Several graphs lie in folders by the names of their precisions.
+    named = [graph for graph in plan.onnx if graph.precision == artifact.folder.name]
+    return next(iter(named or plan.onnx), None)
+
+
+def _name_scheme(plan: Plan, artifact: Artifact) -> str:
+    """What the layers of an artifact have: the type of a file, the precision of a float graph."""
+    graph = find_graph_plan(plan, artifact)
+    if graph is not None and not graph.quantized:
+        return graph.precision
+    return artifact.file_type or describe_scheme(plan)
 
 
 @dataclass(frozen=True)
@@ -94,17 +115,26 @@ class JudgedArtifact:
 def build_gate_report(
     judged: Sequence[JudgedArtifact],
     baseline: Checkpoint,
-    windows: TokenWindows,
+    evaluation: TokenWindows | TextRows,
     spec: GateSpec,
     watch: Stopwatch,
     notes: Sequence[str],
     *,
+    task: str | None = None,
     comparison: bool = False,
 ) -> Report:
     """Put together what a gate found on artifacts that were there before.
 
-    With `comparison` the artifacts compete, and the report's verdict is the best of theirs.
+    Args:
+        evaluation: what they were judged on.
+        task: of encoders.
+        comparison: the artifacts compete, and the report's verdict is the best of theirs.
     """
+    described = (
+        describe_texts(evaluation)
+        if isinstance(evaluation, TextRows)
+        else describe_windows(evaluation)
+    )
     rows = tuple(
         ArtifactReport(
             name=each.name,
@@ -115,6 +145,7 @@ def build_gate_report(
             bits_per_weight=each.found.bits_per_weight,
             runtime=find_runtime(spec, each.found.format),
             judgement=each.judgement,
+            task=task,
         )
         for each in judged
     )
@@ -122,23 +153,23 @@ def build_gate_report(
         model=baseline.source.name,
         baseline_bytes=sum(tensor.size for tensor in baseline.tensors.values()),
         artifacts=rows,
-        verdict=_decide([each.judgement for each in judged], comparison=comparison),
+        verdict=decide_verdict([each.judgement for each in judged], comparison=comparison),
         layers=(),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys([*notes, *collect_gate_notes(rows)])),
         evidence={
             "model": describe_model(baseline.source, {}),
             "gate": spec.model_dump(mode="json"),
-            "evaluation": describe_windows(windows),
+            "evaluation": described,
             "versions": package_versions(),
-            "measured_with": _describe_runtimes(rows),
+            "measured_with": describe_runtimes(rows),
             "timings": {"seconds": dict(watch.seconds)},
         },
         comparison=comparison,
     )
 
 
-def _decide(judgements: Sequence[Judgement], *, comparison: bool = False) -> Verdict:
-    """The worst verdict, or the best one of artifacts that compete."""
+def decide_verdict(judgements: Sequence[Judgement], *, comparison: bool = False) -> Verdict:
+    """Return the worst verdict, or the best one of artifacts that compete."""
     found = {judgement.verdict for judgement in judgements}
     order = reversed(_WORST_FIRST) if comparison else _WORST_FIRST
     return next(candidate for candidate in order if candidate in found)
@@ -147,15 +178,21 @@ def _decide(judgements: Sequence[Judgement], *, comparison: bool = False) -> Ver
 def find_runtime(spec: GateSpec | None, written: str) -> str:
     """Return the runtime that judges an artifact of the format `written`.
 
-    `auto` is llama.cpp for GGUF files, and transformers, which loads every scheme, for the rest.
+    `auto` is llama.cpp for GGUF files, onnxruntime for ONNX files, and transformers, which loads
+    every scheme, for the rest.
     """
     if spec is not None and spec.runtime != "auto":
         return spec.runtime
-    return "llama.cpp" if written == GGUF else "transformers"
+    return {GGUF: "llama.cpp", ONNX: "onnxruntime"}.get(written, "transformers")
 
 
-def _describe_runtimes(rows: Sequence[ArtifactReport]) -> dict[str, dict[str, str]]:
-    """Artifact -> what its runtime computed with; it may be another interpreter than ours."""
+def collect_gate_notes(rows: Sequence[ArtifactReport]) -> list[str]:
+    """Return what the gate did not do, of each artifact by its name."""
+    return [f"{row.name}: {note}" for row in rows for note in row.judgement.notes]
+
+
+def describe_runtimes(rows: Sequence[ArtifactReport]) -> dict[str, dict[str, str]]:
+    """Return artifact -> what its runtime computed with, maybe in another interpreter than ours."""
     return {row.name: dict(row.judgement.measured_with) for row in rows}
 
 

@@ -5,21 +5,38 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from quantkit.errors import InputError, RecipeError, WorkerError
-from quantkit.evidence import find_runtime
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.errors import InputError, RecipeError, ResourceError, WorkerError
+from quantkit.evidence import find_graph_plan, find_runtime
+from quantkit.formats.gguf.container import open_gguf
+from quantkit.formats.inspected import Inspection
+from quantkit.formats.onnx.inspection import list_folders
 from quantkit.ggml_types import GGUF
 from quantkit.inputs import RecipeLike, load
 from quantkit.job import Job
-from quantkit.judging.evaluate import LLAMA_CPP, evaluate, find_baseline_runtime
+from quantkit.judging.decoder_speed import measure_decoder_speed
+from quantkit.judging.evaluate import (
+    LLAMA_CPP,
+    ONNX_RUNTIME,
+    evaluate,
+    find_baseline_runtime,
+)
+from quantkit.judging.sampling import shuffle_windows
+from quantkit.judging.side_files import compare_gguf_sides, compare_side_files
 from quantkit.judging.suspicions import compare_bits_per_weight, compare_hashes
 from quantkit.judging.verdict import judge
 from quantkit.judging.worker import find_interpreter
 from quantkit.recipe import GateSpec, apply_override, validate
-from quantkit.records import Artifact, Judgement, Progress, TokenWindows
+from quantkit.records import Artifact, EvalResult, Judgement, Progress, TokenWindows
+from quantkit.schemes import ONNX
+
+_FORMATS: Mapping[str, str] = MappingProxyType({LLAMA_CPP: GGUF, ONNX_RUNTIME: ONNX})
+"""Runtime -> the only format that it loads, which no other runtime does."""
 
 _PACKAGES: Mapping[str, str] = MappingProxyType({LLAMA_CPP: "xllamacpp"})
 """Runtime -> the package that has it, where that is called otherwise."""
@@ -31,6 +48,8 @@ _INSTALL: Mapping[str, str] = MappingProxyType(
         "its interpreter with --set gate.python.vllm=/path/to/python",
         LLAMA_CPP: 'pip install "quantkit[llama-cpp]", or name an interpreter that has it with '
         "--set gate.python.llama.cpp=/path/to/python",
+        ONNX_RUNTIME: 'pip install "quantkit[onnx]", or name an interpreter that has it with '
+        "--set gate.python.onnxruntime=/path/to/python",
     }
 )
 """Runtime -> how to get it."""
@@ -56,7 +75,8 @@ def check_interpreter(spec: GateSpec, written: str) -> None:
             runtime that this environment lacks.
     """
     runtime = find_runtime(spec, written)
-    if (runtime == LLAMA_CPP) != (written == GGUF):
+    only = _FORMATS.get(runtime)
+    if only != written and (only is not None or written in _FORMATS.values()):
         raise InputError(
             f"gate.runtime {runtime} does not load {written}: set gate.runtime to auto, which is "
             f"{find_runtime(None, written)} for {written}"
@@ -73,7 +93,7 @@ def judge_artifact(job: Job, artifact: Artifact, tell: Progress) -> Judgement:
     spec = job.loaded.recipe.gate
     if spec is None or job.evaluation is None:
         return Judgement("UNJUDGED", (), ("the gate was not run",), None, None, None, 0.0, 0)
-    return judge_files(
+    judgement = judge_files(
         job.checkpoint.source.folder,
         artifact.path,
         job.evaluation,
@@ -86,6 +106,34 @@ def judge_artifact(job: Job, artifact: Artifact, tell: Progress) -> Judgement:
         ),
         progress=tell,
     )
+    if artifact.format != ONNX:
+        return judgement
+    return add_decoder_speed(judgement, job.checkpoint, artifact.path, spec, tell)
+
+
+def add_decoder_speed(
+    judgement: Judgement, checkpoint: Checkpoint, artifact: Path, spec: GateSpec, tell: Progress
+) -> Judgement:
+    """Time an ONNX artifact of a decoder; where that cannot be done, a note says why.
+
+    Args:
+        checkpoint: its original.
+        artifact: its folder or file.
+    """
+    if judgement.kl is None:
+        return judgement
+    try:
+        speed = measure_decoder_speed(
+            checkpoint,
+            artifact,
+            python=spec.python.get(ONNX_RUNTIME),
+            timeout_seconds=spec.timeout_seconds,
+            progress=tell,
+        )
+    except (InputError, ResourceError, WorkerError) as error:
+        note = f"its speed was not measured: {' '.join(str(error).split())}"
+        return replace(judgement, notes=(*judgement.notes, note))
+    return replace(judgement, speed=speed)
 
 
 def _planned_bits(job: Job, artifact: Artifact) -> float:
@@ -93,6 +141,9 @@ def _planned_bits(job: Job, artifact: Artifact) -> float:
     for file in job.plan.gguf:
         if file.type == artifact.file_type:
             return artifact.bits_per_weight * file.tensor_bytes / artifact.tensor_bytes
+    graph = find_graph_plan(job.plan, artifact)
+    if graph is not None:
+        return 8 * graph.tensor_bytes / job.plan.parameters
     return job.plan.bits_per_weight
 
 
@@ -109,15 +160,26 @@ def judge_files(
 ) -> Judgement:
     """Run both models in worker processes and judge; a worker that fails is a FAIL.
 
+    Windows are taken in a random order, and more than `spec.samples` of them while the verdict is
+    INCONCLUSIVE.
+
     Args:
+        windows: all that may be measured.
         written: format of the candidate, a folder or a file.
     """
     runtime = find_runtime(spec, written)
+
+    def is_undecided(result: EvalResult) -> bool:
+        judgement = judge(result, spec, suspicions=suspicions)
+        return judgement.verdict == "INCONCLUSIVE" and bool(judgement.checks)
+
     try:
         result = evaluate(
             baseline,
             candidate,
-            windows,
+            shuffle_windows(windows, spec.seed),
+            samples=spec.samples,
+            is_undecided=is_undecided,
             python=spec.python.get(runtime),
             baseline_python=spec.python.get(find_baseline_runtime(runtime)),
             runtime=runtime,
@@ -175,6 +237,33 @@ def check_recorded_files(
         if isinstance(files, dict) and (file is None or file in files):
             return compare_hashes(folder, {name: str(digest) for name, digest in files.items()})
     return ()
+
+
+def check_side_files(baseline: Path, found: Inspection) -> tuple[str, ...]:
+    """Compare what lies beside the weights of an artifact, or in them, with the original's files.
+
+    Args:
+        baseline: folder of the original.
+        found: the artifact.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    if found.format != GGUF or found.file is None:
+        return compare_side_files(
+            baseline, [found.folder] if found.file is None else list_folders(found.file)
+        )
+    metadata = open_gguf(found.file)
+    if metadata.find("general.type") not in (None, "model"):
+        return ()
+    template, end = (
+        metadata.find(f"tokenizer.{key}") for key in ("chat_template", "ggml.eos_token_id")
+    )
+    return compare_gguf_sides(
+        baseline,
+        template if isinstance(template, str) else None,
+        end if type(end) is int else None,
+    )
 
 
 def _last_part(path: object) -> str:

@@ -29,6 +29,8 @@ from quantkit.checkpoint.skeleton import build_skeleton
 from quantkit.checkpoint.source import resolve_source
 from quantkit.checkpoint.structure import output_embedding_name
 from quantkit.describe import Stopwatch
+from quantkit.encoder_pipeline import plan_encoder, quantize_encoder
+from quantkit.encoders.architectures import is_encoder
 from quantkit.errors import RecipeError
 from quantkit.evidence import build_report, write_evidence
 from quantkit.exports import write_exports
@@ -42,6 +44,7 @@ from quantkit.job import Job, depends_on, needs_calibration, plan_job, prepare, 
 from quantkit.records import (
     Artifact,
     BlockPlan,
+    EncoderPlan,
     Event,
     GroupPlan,
     KvRecord,
@@ -77,10 +80,11 @@ def plan(
     output: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
     overwrite: bool = False,
-) -> Plan:
+) -> Plan | EncoderPlan:
     """Say what a job would do, from the recipe, the config and the headers alone.
 
-    Data is looked for and not read.
+    Data is looked for and not read. The architecture of the model decides whether it is a decoder
+    or an encoder.
 
     Args:
         recipe: a `Recipe`, the path of one, or the name of a shipped one.
@@ -97,6 +101,8 @@ def plan(
     loaded = load(recipe, model, output, overrides)
     check_inputs(loaded, overwrite=overwrite, output_needed=False)
     checkpoint = open_checkpoint(resolve_source(loaded.model))
+    if is_encoder(checkpoint.config):
+        return plan_encoder(loaded, checkpoint)
     return plan_job(loaded.recipe, checkpoint)
 
 
@@ -114,7 +120,8 @@ def quantize(
     """Do the whole job: plan, calibrate, solve, write, gate, report.
 
     The output folder appears when all of it is done, whatever the verdict. An interrupted job
-    leaves its solved blocks in `<output>.partial`; the same call goes on from there.
+    leaves its solved blocks in `<output>.partial`; the same call goes on from there. (The job of an
+    encoder takes minutes, and begins anew.)
 
     Args:
         recipe: a `Recipe`, the path of one, or the name of a shipped one.
@@ -136,7 +143,20 @@ def quantize(
     with watch.time("prepare"):
         tell(Event("prepare", 0, 1, "reading the recipe, the checkpoint's headers and the data"))
         loaded = load(recipe, model, output, overrides)
-        job = prepare(loaded, device=device, overwrite=overwrite, gate=gate)
+        check_inputs(loaded, overwrite=overwrite, gate=gate)
+        checkpoint = open_checkpoint(resolve_source(loaded.model))
+    if is_encoder(checkpoint.config):
+        return quantize_encoder(
+            loaded,
+            checkpoint,
+            device=device,
+            overwrite=overwrite,
+            gate=gate,
+            watch=watch,
+            tell=tell,
+        )
+    with watch.time("prepare"):
+        job = prepare(loaded, checkpoint, device=device, gate=gate)
         check_runtime(job)
         tell(Event("prepare", 1, 1))
     with staged(loaded.output, overwrite=overwrite) as partial, memory_errors():

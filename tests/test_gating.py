@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,21 @@ def test_gguf_files_are_for_llama_cpp_alone(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'pip install "quantkit\[llama-cpp\]"'):
         check_interpreter(GateSpec(data="x"), "gguf")
+
+
+def test_onnx_files_are_for_onnx_runtime_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` finds it; no other runtime loads them, and it loads nothing else."""
+    assert find_runtime(GateSpec(data="x"), "onnx") == "onnxruntime"
+    check_interpreter(GateSpec(data="x"), "onnx")
+    for runtime, written, words in (
+        ("transformers", "onnx", r"transformers does not load onnx: set .* onnxruntime for onnx"),
+        ("llama.cpp", "onnx", r"llama\.cpp does not load onnx: set .* onnxruntime for onnx"),
+        ("onnxruntime", "gguf", r"onnxruntime does not load gguf: set .* llama\.cpp for gguf"),
+        ("onnxruntime", "compressed-tensors", r"onnxruntime does not load .* is transformers for"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_interpreter(GateSpec(data="x", runtime=runtime), written)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'pip install "quantkit\[onnx\]"'):
+        check_interpreter(GateSpec(data="x"), "onnx")
+    check_interpreter(GateSpec(data="x", python={"onnxruntime": sys.executable}), "onnx")

@@ -149,7 +149,7 @@ def test_yaml_none_is_the_scheme_none() -> None:
         (
             "version: 1\nquantize: {group_size: 100}\n",
             2,
-            "group_size 100 is unknown (known: 32, 64",
+            "group_size 100 is unknown (known: 16, 32, 64",
         ),
         ("version: 1\nexport:\n  - format: guf\n", 3, "did you mean 'gguf'?"),
         ("version: 1\ngate:\n  data: x\n  tasks:\n    - {nane: arc}\n", 5, "unknown key 'nane'"),

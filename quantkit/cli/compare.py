@@ -31,7 +31,9 @@ def compare(
     ],
     artifacts: Annotated[
         list[str],
-        typer.Argument(metavar="ARTIFACT...", help="Folders of quantized models, or GGUF files."),
+        typer.Argument(
+            metavar="ARTIFACT...", help="Folders of quantized models, GGUF or ONNX files."
+        ),
     ],
     recipe: GateRecipeOption = None,
     data: DataOption = None,

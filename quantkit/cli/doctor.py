@@ -27,6 +27,7 @@ _REQUIRED = (
     "pyarrow",
     "pydantic",
     "pyyaml",
+    "regex",
     "rich",
     "safetensors",
     "tokenizers",
@@ -37,11 +38,19 @@ _REQUIRED = (
 _OPTIONAL = {
     "datasets": "calibration data by datasets id",
     "numba": "encoding GGUF types as fast as llama.cpp",
+    "onnx": "writing and reading ONNX files",
+    "onnxruntime": "the gate of ONNX files, in ONNX Runtime",
+    "onnxruntime-genai": "decoders as ONNX files, and their gate",
+    "onnxscript": "encoders as ONNX files",
     "xllamacpp": "the gate of GGUF files, in llama.cpp",
 }
 _OPTIONAL_INSTALL = {
     "datasets": 'pip install "quantkit[datasets]"',
     "numba": 'pip install "quantkit[fast]"',
+    "onnx": 'pip install "quantkit[onnx]"',
+    "onnxruntime": 'pip install "quantkit[onnx]"',
+    "onnxruntime-genai": 'pip install "quantkit[onnx]"',
+    "onnxscript": 'pip install "quantkit[onnx]"',
     "xllamacpp": 'pip install "quantkit[llama-cpp]"',
 }
 _RUNTIMES = {
@@ -51,7 +60,6 @@ _RUNTIMES = {
     "onnxruntime": ("onnxruntime",),
 }
 """Runtime -> the packages that make it up."""
-_USED_RUNTIMES = ("transformers", "vllm", "llama.cpp")
 
 
 @dataclass(frozen=True)
@@ -111,13 +119,35 @@ def _examine_machine() -> dict[str, Any]:
 
 
 def _examine_runtime(name: str) -> dict[str, Any]:
-    """Whether a runtime is there, and whether the gate can use it."""
+    """Whether a runtime is there, and what it can do."""
     versions = {package: _version(package) for package in _RUNTIMES[name]}
+    found = all(versions.values())
     return {
-        "found": all(versions.values()),
-        "used": name in _USED_RUNTIMES,
+        "found": found,
         "packages": versions,
+        "abilities": _examine_onnxruntime() if found and name == "onnxruntime" else [],
     }
+
+
+def _examine_onnxruntime() -> list[str]:
+    """What ONNX Runtime computes on, and whether it generates."""
+    # It collects usage data unless this is set before it is imported.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return [f"it cannot be imported: {error}"]
+    providers = [
+        name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
+    ]
+    generator = _version("onnxruntime-genai")
+    return [
+        f"version {onnxruntime.__version__}",
+        f"providers {', '.join(providers)}; the gate uses CPU",
+        f"generation by onnxruntime-genai {generator}"
+        if generator
+        else f"no onnxruntime-genai, which decoders need: {_OPTIONAL_INSTALL['onnxruntime-genai']}",
+    ]
 
 
 def _examine_device() -> dict[str, Any]:
@@ -175,4 +205,4 @@ def _device_rows(device: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 def _say(runtime: dict[str, Any]) -> str:
     found = "found" if runtime["found"] else "not found"
-    return found if runtime["used"] else f"{found}, not used yet"
+    return "; ".join([found, *runtime["abilities"]])

@@ -29,7 +29,8 @@ def gate(
     artifact: Annotated[
         str,
         typer.Argument(
-            metavar="ARTIFACT", help="Folder of a quantized model, its output, or a GGUF file."
+            metavar="ARTIFACT",
+            help="Folder of a quantized model, its output, or a GGUF or ONNX file.",
         ),
     ],
     baseline: Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +11,23 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from quantkit.checkpoint.headers import read_json
 from quantkit.cli.console import Reply
 from quantkit.cli.options import JsonOption, OverwriteOption, QuietOption
 from quantkit.durable import write_text
-from quantkit.errors import OutputError
+from quantkit.encoders.architectures import is_encoder
+from quantkit.errors import CheckpointError, OutputError
 from quantkit.recipe import AUTO, BEST, CalibrationSpec, ExportSpec, GateSpec, QuantizeSpec, Recipe
-from quantkit.schemes import EFFORTS, FORMATS, GROUP_SIZES, KV_CACHES, METHODS, RUNTIMES, SCHEMES
+from quantkit.schemes import (
+    EFFORTS,
+    FORMATS,
+    GROUP_SIZES,
+    KV_CACHES,
+    METHODS,
+    ONNX,
+    RUNTIMES,
+    SCHEMES,
+)
 
 EXAMPLE = "Example: quantkit init MODEL --output my-recipe.yaml"
 
@@ -34,6 +45,16 @@ _PLACEHOLDERS = {
     "gate.data": "evaluation.txt",
 }
 """Keys without a default that a job needs; the values say what belongs there."""
+_FOR_ENCODERS: dict[str, object] = {
+    "output": "artifacts/my-encoder-onnx",
+    "calibration.sequence_length": 128,
+    "quantize.scheme": "w8a8",
+    "quantize.ignore": [],
+    "export.format": ONNX,
+    "gate.samples": 1000,
+    "gate.sequence_length": 128,
+}
+"""Values of a recipe for an encoder that differ from the defaults, which are for decoders."""
 _CHOICES: dict[str, list[str | int]] = {
     "quantize.scheme": [*(name for name, scheme in SCHEMES.items() if scheme.built), AUTO],
     "quantize.group_size": [*GROUP_SIZES, "channel"],
@@ -63,25 +84,42 @@ def init(
     path = Path(output)
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists: choose another --output, or pass --overwrite")
-    write_text(path, render_recipe(model))
+    write_text(path, render_recipe(model, encoder=_names_encoder(model)))
     return Reply(
         {"recipe": str(path)},
         [f"wrote {path}: name your data in it, then run `quantkit plan --recipe {path}`"],
     )
 
 
-def render_recipe(model: str | None = None) -> str:
-    """Return YAML with every key that works today, its default, and what it means."""
-    return "\n".join(_rows(model)) + "\n"
+def render_recipe(model: str | None = None, *, encoder: bool = False) -> str:
+    """Return YAML with every key that works today, its default, and what it means.
+
+    Args:
+        model: to name in the recipe.
+        encoder: whether it is an encoder, for which other values fit.
+    """
+    values = dict(_FOR_ENCODERS) if encoder else {}
+    if model is not None:
+        values["model"] = model
+    return "\n".join(_rows(values)) + "\n"
 
 
-def _rows(model: str | None) -> Iterator[str]:
+def _names_encoder(model: str | None) -> bool:
+    """Whether a folder holds an encoder; what cannot be read is for the job to complain about."""
+    path = Path(model or "") / "config.json"
+    try:
+        return model is not None and path.is_file() and is_encoder(read_json(path))
+    except (CheckpointError, OSError):
+        return False
+
+
+def _rows(values: Mapping[str, object]) -> Iterator[str]:
     yield "# A recipe for `quantkit quantize`. Keys that show their default may be left out."
     for key, field in Recipe.model_fields.items():
         if key in _NOT_YET:
             continue
         if key not in _GROUPS:
-            yield _row("", key, key, field, model if key == "model" else None)
+            yield _row("", key, key, field, values)
             continue
         yield f"\n# {field.description}\n{key}:"
         names = [name for name in _GROUPS[key].model_fields if f"{key}.{name}" not in _NOT_YET]
@@ -89,13 +127,12 @@ def _rows(model: str | None) -> Iterator[str]:
             indent = "  "
             if key == "export":
                 indent = "  - " if name == names[0] else "    "
-            yield _row(indent, name, f"{key}.{name}", _GROUPS[key].model_fields[name])
+            yield _row(indent, name, f"{key}.{name}", _GROUPS[key].model_fields[name], values)
 
 
-def _row(indent: str, name: str, key: str, field: FieldInfo, value: object = None) -> str:
+def _row(indent: str, name: str, key: str, field: FieldInfo, values: Mapping[str, object]) -> str:
     """`key: value  # what it means`."""
-    if value is None:
-        value = _PLACEHOLDERS.get(key, field.default)
+    value = values.get(key, _PLACEHOLDERS.get(key, field.default))
     plain = list(value) if isinstance(value, tuple) else value
     flow = yaml.safe_dump(plain, default_flow_style=True, width=1000).split("\n")[0]
     choices = f": {' | '.join(map(str, _CHOICES[key]))}" if key in _CHOICES else ""

@@ -23,7 +23,7 @@ def inspect(
     artifact: Annotated[
         str,
         typer.Argument(
-            metavar="ARTIFACT", help="Folder of a quantized model, its output, or a GGUF file."
+            metavar="ARTIFACT", help="Folder of a quantized model, its output, a GGUF or ONNX file."
         ),
     ],
     json: JsonOption = False,
@@ -31,8 +31,8 @@ def inspect(
 ) -> Reply:
     """Show what is in an artifact: schemes, sizes, bits per weight, and what is wrong with it.
 
-    Reads the config and the headers only; works on anybody's compressed-tensors folder or GGUF
-    file.
+    Reads the config and the headers only; works on anybody's compressed-tensors folder, GGUF or
+    ONNX file.
     """
     found = quantkit.inspect(artifact)
     document = {

@@ -148,7 +148,10 @@ def _interrupted(error: BaseException, arguments: Sequence[str]) -> str:
     if arguments[0] != "quantize":
         return "interrupted"
     again = shlex.join([PROGRAM, *arguments])
-    return f"interrupted; the finished blocks are kept, and the same command goes on: {again}"
+    return (
+        f"interrupted; the finished blocks are kept (an encoder has none: its job takes minutes), "
+        f"and the same command goes on: {again}"
+    )
 
 
 def _usage(error: TyperException) -> str:

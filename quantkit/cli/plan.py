@@ -8,6 +8,7 @@ from typing import Any
 
 import quantkit
 from quantkit.cli.console import Reply, make_table
+from quantkit.cli.encoder_plan import encoder_document, encoder_lines
 from quantkit.cli.options import (
     JsonOption,
     ModelArgument,
@@ -21,7 +22,7 @@ from quantkit.cli.options import (
     one_model,
 )
 from quantkit.inputs import check_inputs, load
-from quantkit.records import GgufPlan, LinearPlan, OpenChoice, Plan
+from quantkit.records import EncoderPlan, GgufPlan, LinearPlan, OpenChoice, Plan
 from quantkit.report.rounding import format_bytes, format_ratio
 
 EXAMPLE = "Example: quantkit plan MODEL --recipe awq4"
@@ -47,6 +48,8 @@ def plan(
     check_inputs(loaded, overwrite=bool(overwrite), output_needed=False)
     options = given(model=model, output=output, overrides=overrides, overwrite=overwrite)
     found = quantkit.plan(recipe, **options)
+    if isinstance(found, EncoderPlan):
+        return Reply(encoder_document(found), encoder_lines(found))
     return Reply(_document(found), _lines(found))
 
 

@@ -16,7 +16,9 @@ from quantkit.report.advice import all_reasons, verdict_sentence
 from quantkit.report.allocation import allocation_line, name_choice
 from quantkit.report.document import report_document
 from quantkit.report.rounding import format_bytes, format_ratio
-from quantkit.report.rows import headline_cells, headline_rows
+from quantkit.report.rows import SpeedRow, headline_cells, headline_rows, speed_rows
+from quantkit.report.snippets import decoder_command, encoder_command
+from quantkit.schemes import ONNX
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,6 +29,10 @@ _STYLES: dict[Verdict, str] = {
     "INCONCLUSIVE": "bold yellow",
     "UNJUDGED": "bold yellow",
 }
+
+
+GENAI_CONFIG = "genai_config.json"
+"""File of a decoder's ONNX artifact, which ONNX Runtime GenAI loads it by."""
 
 
 def quantize_reply(result: Result) -> Reply:
@@ -56,7 +62,7 @@ def _document(report: Report, exit_code: int) -> dict[str, Any]:
 
 
 def _lines(report: Report, page: Path, serve: str | None) -> list[RenderableType]:
-    cells = [headline_cells(row) for row in headline_rows(report)]
+    cells = headline_cells(headline_rows(report))
     titles = cells[0] if cells else ()
     table = make_table([title, *(artifact[title] for artifact in cells)] for title in titles)
     verdict = Text.assemble(
@@ -70,10 +76,16 @@ def _lines(report: Report, page: Path, serve: str | None) -> list[RenderableType
         lines.append(f"{name_choice(report.allocation) + 's':<8} {chosen}")
     if not report.comparison:
         lines += [f"size     {_size(report, size)}" for size in _sizes(report)]
+    lines += [f"speed    {_speed(report, row)}" for row in speed_rows(report)]
     lines.append(f"report   {page}")
     if serve is not None:
         lines.append(f"serve    {serve}")
     return lines
+
+
+def _speed(report: Report, row: SpeedRow) -> str:
+    several = f"{row.artifact}: " if len(report.artifacts) > 1 else ""
+    return f"{several}{row.what}: {row.figure} ({row.ratio}); {row.where}"
 
 
 def _sizes(report: Report) -> Sequence[int]:
@@ -92,4 +104,8 @@ def _serve_command(artifacts: Sequence[Artifact]) -> str | None:
             return shlex.join(["vllm", "serve", str(artifact.folder)])
         if artifact.format == GGUF:
             return shlex.join(["llama-server", "-m", str(artifact.path)])
+        if artifact.format == ONNX:
+            is_decoder = GENAI_CONFIG in artifact.files
+            command = decoder_command if is_decoder else encoder_command
+            return command(artifact.folder.as_posix())
     return None

@@ -27,7 +27,7 @@ def verify(
     artifact: Annotated[
         str,
         typer.Argument(
-            metavar="ARTIFACT", help="Folder of a quantized model, its output, or a GGUF file."
+            metavar="ARTIFACT", help="Folder of a quantized model, its output, a GGUF or ONNX file."
         ),
     ],
     against: Annotated[
@@ -41,8 +41,8 @@ def verify(
 ) -> Reply:
     """Check that an artifact is well-formed, complete and finite, and say which runtimes serve it.
 
-    Reads every tensor; works on anybody's compressed-tensors folder or GGUF file and on plain
-    checkpoints.
+    Reads every tensor; works on anybody's compressed-tensors folder, GGUF or ONNX file and on
+    plain checkpoints.
     """
     found = quantkit.verify(artifact, against=against)
     document = {

@@ -9,7 +9,7 @@ of the base are then fitted, and what is told is the error beside that fit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class ComparedLayer:
     bias: float = 0.0
     """Mean of the errors, relative to their root mean square."""
     fitted: FittedScales | None = field(default=None, compare=False, repr=False)
-    """What fits best, where a fit was tried; it may explain little."""
+    """What fits best; it may explain little. Not in a `Comparison`."""
 
     def find_problem(self, bits: int, limit: float) -> str | None:
         """Say that the layer cannot be a rounding of the base's, if that is so.
@@ -149,7 +149,9 @@ def compare_artifact(artifact: Checkpoint, base: Checkpoint) -> Comparison:
             problems.append(problem)
     problems += find_lonely_layers(layers, changed)
     problems += filter(None, [compare_configs(artifact, base)])
-    return Comparison(base.source.name, tuple(layers), tuple(changed), equal, tuple(problems))
+    return Comparison(
+        base.source.name, without_fits(layers), tuple(changed), equal, tuple(problems)
+    )
 
 
 def find_lonely_layers(layers: Sequence[ComparedLayer], changed: Sequence[str]) -> Iterator[str]:
@@ -167,6 +169,11 @@ def find_lonely_layers(layers: Sequence[ComparedLayer], changed: Sequence[str]) 
     scaled = {layer.name for layer in layers if layer.folded == ROWS_AND_COLUMNS}
     for fitted in blocks.values():
         yield from find_lonely_rows(fitted, [name for name in fitted if name in scaled])
+
+
+def without_fits(layers: Sequence[ComparedLayer]) -> tuple[ComparedLayer, ...]:
+    """Return the layers as they are reported: their figures, and no tensors."""
+    return tuple(replace(layer, fitted=None) for layer in layers)
 
 
 def _compare_names(
@@ -255,7 +262,6 @@ def explain_layer(
             that may stand in front.
     """
     error, folded, base = _relative_error(found, weight), None, weight
-    scales: FittedScales | None = None
     for norm, ratio in ratios.items():
         # The norm's output shrank by the ratio, so the weight grew by it.
         scaled = weight * ratio
@@ -263,8 +269,9 @@ def explain_layer(
         if candidate < error:
             error, folded, base = candidate, norm.removesuffix(f".{WEIGHT}"), scaled
     spread = measure_spread(found, base)
+    # Where few columns hold most of a weight, a fold that leaves them alone is a small error.
+    fitted, scales = _fit_rows_and_columns(found, weight)
     if error > NEAR:
-        fitted, scales = _fit_rows_and_columns(found, weight)
         candidate = _relative_error(found, fitted)
         spread = min(spread, measure_spread(found, fitted), key=lambda each: each.found)
         # A fit always gains a little: only what explains much was folded.

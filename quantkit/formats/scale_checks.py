@@ -24,7 +24,7 @@ almost none, cutting off or a zero point that is off by one has 0.87 to 1."""
 _LEAST_ROWS = 0.1
 """Standard deviation of the logarithms of rows' factors from which on they are no noise."""
 _ALIKE = 0.25
-"""Mean distance of logarithms, relative to their own deviation, of what undoes another."""
+"""Median distance of logarithms, relative to their own deviation, of what undoes another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,19 +110,20 @@ def find_lonely_rows(layers: Mapping[str, FittedScales], scaled: Collection[str]
 
 
 def _take_logarithms(factors: Tensor) -> Tensor:
-    logarithms = factors.double().abs().clamp(min=1e-12).log()
-    return logarithms - logarithms.mean()
+    return factors.double().abs().clamp(min=1e-12).log()
 
 
 def _is_alike(rows: Tensor, other: Tensor, spread: float) -> bool:
-    """Whether two are the same, the shorter one maybe with each head several times."""
+    """Whether two are the same but for a common factor, the shorter maybe with heads repeated."""
     short, long = sorted((rows, other), key=len)
     if len(long) % len(short):
         return False
     times = len(long) // len(short)
     sizes = [size for size in range(1, len(short) + 1) if len(short) % size == 0]
-    return any(
-        float((short.reshape(-1, size).repeat_interleave(times, 0).flatten() - long).abs().mean())
-        <= _ALIKE * spread
-        for size in (sizes if times > 1 else sizes[:1])
-    )
+    for size in sizes if times > 1 else sizes[:1]:
+        repeated = short.reshape(-1, size).repeat_interleave(times, 0).flatten()
+        ratio = repeated - long
+        # By medians: columns that were rounded to nothing have no factor.
+        if float((ratio - ratio.median()).abs().median()) <= _ALIKE * spread:
+            return True
+    return False

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,8 +16,9 @@ import torch
 
 from quantkit.calibration.tokenizer import load_tokenizer
 from quantkit.errors import ArtifactError, CalibrationError
+from quantkit.judging.sampling import plan_looks
 from quantkit.judging.suspicions import compare_generations, compare_unexpected
-from quantkit.judging.tokens import collect_texts, compare_tokens
+from quantkit.judging.tokens import READERS, TokenizerFindings, collect_texts, compare_tokens
 from quantkit.judging.worker import Pair, Worker, running_pair, worker_command, worker_threads
 from quantkit.numerics.divergence import compare_logits
 from quantkit.records import EvalResult, Event, Progress, TokenWindows
@@ -29,12 +30,17 @@ WORKERS: Mapping[str, Path] = MappingProxyType(
             ("transformers", "transformers"),
             ("vllm", "vllm"),
             ("llama.cpp", "llamacpp"),
+            ("onnxruntime", "onnxruntime"),
         )
     }
 )
 """Runtime -> the script of its worker."""
 
 LLAMA_CPP = "llama.cpp"
+ONNX_RUNTIME = "onnxruntime"
+
+OTHER_BASELINES = frozenset({LLAMA_CPP, ONNX_RUNTIME})
+"""Runtimes that load no checkpoints: their baselines run in transformers."""
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 4096}
 """Tokens of one request, at the most (at least one window)."""
@@ -59,6 +65,14 @@ class _Setup:
 
 
 @dataclass(frozen=True)
+class _Findings:
+    """What was seen besides logits."""
+
+    doubts: tuple[str, ...]
+    tokenizers: TokenizerFindings
+
+
+@dataclass(frozen=True)
 class _WindowScore:
     """Means over the counted positions of one window, and the divergence at each of them."""
 
@@ -74,6 +88,8 @@ def evaluate(
     candidate: Path,
     windows: TokenWindows,
     *,
+    samples: int | None = None,
+    is_undecided: Callable[[EvalResult], bool] | None = None,
     python: str | None = None,
     baseline_python: str | None = None,
     timeout_seconds: float = 3600.0,
@@ -85,12 +101,16 @@ def evaluate(
     """Measure `candidate` against `baseline` on `windows` (docs/gate.md, "Metrics").
 
     Position t of a window is scored on the token at t+1, where that token's weight is not zero.
-    Windows without any such token are left out.
+    Windows without any such token are left out. With `samples`, that many are measured at first,
+    and more, by `plan_looks`, while `is_undecided`; the workers stay loaded.
 
     Args:
         baseline: folder of the 16-bit checkpoint.
-        candidate: folder of the artifact; for llama.cpp a GGUF file, or a folder with one.
+        candidate: folder of the artifact; for llama.cpp a GGUF file and for onnxruntime an ONNX
+            file, or a folder with one.
         windows: ids int64 [N, T] and weights [N, T].
+        samples: windows of the first look; None: all of them.
+        is_undecided: whether a result of some looks wants more windows; None: never.
         python: interpreter of the candidate's worker; None is this one.
         baseline_python: of the baseline's, where that is another runtime (`find_baseline_runtime`).
         timeout_seconds: how long a worker may be silent about one request.
@@ -110,8 +130,9 @@ def evaluate(
     started = time.perf_counter()
     commands = _worker_commands(runtime, python, baseline_python, worker)
     ids, counted = _scored_windows(windows)
+    looks = plan_looks(samples or len(ids), len(ids))
     tell = progress or (lambda event: None)
-    tell(Event("gate", 0, len(ids), "loading the baseline and the artifact"))
+    tell(Event("gate", 0, looks[0], "loading the baseline and the artifact"))
     with (
         tempfile.TemporaryDirectory(prefix="quantkit-gate-", ignore_cleanup_errors=True) as folder,
         running_pair(*commands, timeout_seconds) as pair,
@@ -120,15 +141,36 @@ def evaluate(
         _check_ids(ids, setup.vocabulary)
         scores: list[_WindowScore] = []
         finite = True
-        batches = _batches(len(ids), ids.shape[1], setup.vocabulary, setup.device)
-        with _leaving_cores_to_workers(setup.device):
-            for scored, batch_finite in _score(pair, ids, counted, batches, setup, Path(folder)):
-                scores += scored
-                finite = finite and batch_finite
-                tell(Event("gate", len(scores), len(ids), f"KL {_mean_kl(scores):.4g}"))
-        doubts = compare_generations(*_continue_prompts(pair, ids))
-        if runtime == LLAMA_CPP:
-            doubts += _compare_tokenizers(pair, baseline, setup.vocabulary)
+        findings: _Findings | None = None
+        for look in looks:
+            batches = _batches(range(len(scores), look), ids.shape[1], setup)
+            with _leaving_cores_to_workers(setup.device):
+                for scored, batch_finite in _score(
+                    pair, ids, counted, batches, setup, Path(folder)
+                ):
+                    scores += scored
+                    finite = finite and batch_finite
+                    tell(Event("gate", len(scores), look, f"KL {_mean_kl(scores):.4g}"))
+            findings = findings or _Findings(
+                setup.suspicions + compare_generations(*_continue_prompts(pair, ids[:look])),
+                _compare_tokenizers(pair, baseline, setup.vocabulary, runtime),
+            )
+            result = _collect(scores, findings, setup, runtime, finite=finite)
+            result = replace(result, looks=() if samples is None else looks)
+            if is_undecided is None or not is_undecided(result):
+                break
+    return replace(result, seconds=time.perf_counter() - started)
+
+
+def _collect(
+    scores: Sequence[_WindowScore],
+    findings: _Findings,
+    setup: _Setup,
+    runtime: str,
+    *,
+    finite: bool,
+) -> EvalResult:
+    """Put together what was measured so far."""
     kl_each = np.concatenate([score.kl_each for score in scores])
     return EvalResult(
         runtime=runtime,
@@ -141,14 +183,15 @@ def evaluate(
         kl_max=float(kl_each.max()),
         finite=finite,
         versions=setup.versions,
-        seconds=time.perf_counter() - started,
-        suspicions=setup.suspicions + doubts,
+        suspicions=findings.doubts,
+        tokenizer_findings=findings.tokenizers.suspicions,
+        notes=findings.tokenizers.notes,
     )
 
 
 def find_baseline_runtime(runtime: str) -> str:
-    """Return what the baseline runs in: llama.cpp has no checkpoints, others run both models."""
-    return "transformers" if runtime == LLAMA_CPP else runtime
+    """Return what the baseline of a candidate in `runtime` runs in: the same, or transformers."""
+    return "transformers" if runtime in OTHER_BASELINES else runtime
 
 
 def _worker_commands(
@@ -221,10 +264,10 @@ def _check_ids(ids: np.ndarray, vocabulary: int) -> None:
         )
 
 
-def _batches(count: int, length: int, vocabulary: int, device: str) -> list[range]:
-    tokens = BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
-    size = max(1, min(tokens // length, BATCH_FLOATS // (length * vocabulary)))
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+def _batches(windows: range, length: int, setup: _Setup) -> list[range]:
+    tokens = BATCH_TOKENS.get(setup.device, BATCH_TOKENS["cpu"])
+    size = max(1, min(tokens // length, BATCH_FLOATS // (length * setup.vocabulary)))
+    return [windows[start : start + size] for start in range(0, len(windows), size)]
 
 
 def _score(
@@ -332,12 +375,18 @@ def _continue_prompts(pair: Pair, ids: np.ndarray) -> tuple[list[list[int]], lis
     return baseline, candidate
 
 
-def _compare_tokenizers(pair: Pair, baseline: Path, vocabulary: int) -> tuple[str, ...]:
-    """Let llama.cpp's own tokenizer read a few texts; return suspicions."""
+def _compare_tokenizers(
+    pair: Pair, baseline: Path, vocabulary: int, runtime: str
+) -> TokenizerFindings:
+    """Let the runtime's own tokenizer, where it has one, read a few texts."""
+    reader = READERS.get(runtime)
+    if reader is None:
+        return TokenizerFindings()
     tokenizer = load_tokenizer(baseline)
     texts = collect_texts(tokenizer, vocabulary)
     answer = pair.ask_candidate({"op": "tokenize", "texts": texts})
+    plain, special = answer.get("plain"), answer.get("special")
     try:
-        return compare_tokens(tokenizer, vocabulary, answer.get("plain"), answer.get("special"))
+        return compare_tokens(reader, tokenizer, vocabulary, plain, special)
     except ValueError as error:
         raise pair.workers[1].error(f"answered wrongly about its tokenizer: {error}") from None

@@ -15,6 +15,9 @@ from quantkit.errors import CheckpointError
 BITS_TOLERANCE = 0.02
 """Relative distance between planned and written bits per weight that metadata can explain."""
 
+WEIGHT_FILES = ("*.safetensors", "*.onnx")
+"""What a runtime may load from a folder that was written for it."""
+
 LOOP_PERIOD = 16
 """Longest repeated passage that counts as a loop, in tokens."""
 LOOP_SPAN = 24
@@ -53,7 +56,11 @@ def compare_hashes(folder: Path, recorded: Mapping[str, str]) -> tuple[str, ...]
         else:
             if actual != digest:
                 found.append(f"the file {name!r} is not the one that was written: sha256 differs")
-    strangers = {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")}
+    strangers = {
+        path.relative_to(folder).as_posix()
+        for pattern in WEIGHT_FILES
+        for path in folder.rglob(pattern)
+    }
     found += [
         f"the file {name!r} was not written by the job"
         for name in sorted(strangers - set(recorded))

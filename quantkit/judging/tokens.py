@@ -1,12 +1,15 @@
-"""Does the tokenizer in a GGUF file read text as the model's own does (docs/gate.md, "Suspicions")?
+"""Does a runtime's tokenizer read text as the model's own does (docs/gate.md, "Suspicions")?
 
 A model is judged on token ids, so a tokenizer that cuts text otherwise is not seen in its numbers;
-its users would see it. llama.cpp has its own tokenizers, which a name in the file chooses.
+its users would see it. llama.cpp has its own tokenizers, which a name in the file chooses;
+onnxruntime-genai has its own reader of tokenizer.json.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +36,53 @@ MAX_SPECIAL = 1000
 """Special tokens that are looked at."""
 
 
+@dataclass(frozen=True)
+class Reader:
+    """A program that has its own tokenizer.
+
+    advice: what to look at where it cuts text otherwise. absent: what to say of an artifact that
+    gives it no tokenizer.
+    """
+
+    name: str
+    advice: str
+    absent: str
+    required: bool
+    """Whether an artifact without a tokenizer is suspicious."""
+    frames: bool
+    """Whether it puts something before and behind a prompt without being asked to."""
+
+
+READERS: Mapping[str, Reader] = MappingProxyType(
+    {
+        "llama.cpp": Reader(
+            name="llama.cpp",
+            advice="is tokenizer.ggml.pre right?",
+            absent="the GGUF file holds no tokenizer: llama.cpp cannot read text with it",
+            required=True,
+            frames=True,
+        ),
+        "onnxruntime": Reader(
+            name="onnxruntime-genai",
+            advice="is tokenizer.json the model's own, and of a kind that onnxruntime-genai reads?",
+            absent="there is no genai_config.json for the graph, so onnxruntime-genai does not run "
+            "it, and its tokenizer was not compared with the model's own",
+            required=False,
+            frames=False,
+        ),
+    }
+)
+"""Runtime -> the program whose tokenizer its users get."""
+
+
+@dataclass(frozen=True)
+class TokenizerFindings:
+    """What a comparison found; one sentence each."""
+
+    suspicions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 def collect_texts(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[str]:
     """Return what both tokenizers should read: `TEXTS`, and each token with a text of its own.
 
@@ -44,29 +94,39 @@ def collect_texts(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[s
 
 
 def compare_tokens(
-    tokenizer: PreTrainedTokenizerBase, vocabulary: int, plain: object, special: object
-) -> tuple[str, ...]:
-    """Check that llama.cpp's tokenizer gives the ids that the model's own tokenizer gives.
+    reader: Reader,
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: int,
+    plain: object,
+    special: object,
+) -> TokenizerFindings:
+    """Check that a program's tokenizer gives the ids that the model's own tokenizer gives.
 
     Args:
+        reader: the program.
         tokenizer, vocabulary: as for `collect_texts`.
-        plain, special: what llama.cpp's worker answered for the texts of `collect_texts`: ids of
-            each text without and with what it adds to a prompt; None without a tokenizer.
+        plain, special: what its worker answered for the texts of `collect_texts`: ids of each text
+            without and with what it adds to a prompt; None without a tokenizer.
 
     Raises:
         ValueError: the answers are no lists of ids, one for each text.
     """
     if plain is None:
-        return ("the GGUF file holds no tokenizer: llama.cpp cannot read text with it",)
+        found = (reader.absent,)
+        return TokenizerFindings(found, ()) if reader.required else TokenizerFindings((), found)
     specials = _special_tokens(tokenizer, vocabulary)
     got, framed = _as_ids(plain), _as_ids(special)
     if not len(got) == len(framed) == len(TEXTS) + len(specials):
         raise ValueError("the ids are not those of the texts")
-    found = [
-        *_compare_texts(tokenizer, got[: len(TEXTS)]),
-        *_compare_specials(specials, got[len(TEXTS) :]),
-    ]
-    return tuple(found or _compare_frame(tokenizer, got[0], framed[0]))
+    wrong = (
+        *_compare_texts(reader, tokenizer, got[: len(TEXTS)]),
+        *_compare_specials(reader, specials, got[len(TEXTS) :]),
+    )
+    if wrong:
+        return TokenizerFindings(wrong)
+    if reader.frames:
+        return TokenizerFindings(_compare_frame(reader, tokenizer, got[0], framed[0]))
+    return TokenizerFindings(notes=_describe_frame(reader, tokenizer, got[0], framed[0]))
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> dict[str, int]:
@@ -83,7 +143,7 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> dict
 
 
 def _compare_texts(
-    tokenizer: PreTrainedTokenizerBase, got: Sequence[Sequence[int]]
+    reader: Reader, tokenizer: PreTrainedTokenizerBase, got: Sequence[Sequence[int]]
 ) -> tuple[str, ...]:
     wrong = []
     for text, ids in zip(TEXTS, got, strict=True):
@@ -98,13 +158,15 @@ def _compare_texts(
         min(len(ids), len(want)),
     )
     return (
-        f"llama.cpp's tokenizer gives other ids than the model's own in {len(wrong)} of "
+        f"{reader.name}'s tokenizer gives other ids than the model's own in {len(wrong)} of "
         f"{len(TEXTS)} texts, for instance for {text!r}: {ids[place : place + 4]} and not "
-        f"{want[place : place + 4]} from token {place} on; is tokenizer.ggml.pre right?",
+        f"{want[place : place + 4]} from token {place} on; {reader.advice}",
     )
 
 
-def _compare_specials(want: dict[str, int], got: Sequence[Sequence[int]]) -> tuple[str, ...]:
+def _compare_specials(
+    reader: Reader, want: dict[str, int], got: Sequence[Sequence[int]]
+) -> tuple[str, ...]:
     wrong = [
         (text, number, list(ids))
         for (text, number), ids in zip(want.items(), got, strict=True)
@@ -114,24 +176,58 @@ def _compare_specials(want: dict[str, int], got: Sequence[Sequence[int]]) -> tup
         return ()
     text, number, ids = wrong[0]
     return (
-        f"llama.cpp's tokenizer does not know {len(wrong)} of the model's {len(want)} special "
+        f"{reader.name}'s tokenizer does not know {len(wrong)} of the model's {len(want)} special "
         f"tokens, for instance {text!r}: {ids[:8]} and not [{number}]",
     )
 
 
 def _compare_frame(
-    tokenizer: PreTrainedTokenizerBase, plain: Sequence[int], framed: Sequence[int]
+    reader: Reader,
+    tokenizer: PreTrainedTokenizerBase,
+    plain: Sequence[int],
+    framed: Sequence[int],
 ) -> tuple[str, ...]:
     """Compare what is put before and behind a text: a BOS, or none."""
-    want = list(tokenizer(TEXTS[0], add_special_tokens=True).input_ids)
+    want = _frame(tokenizer)
     if list(framed) == want:
         return ()
-    got_words, want_words = (" ".join(map(str, [*ids[:2], "..."])) for ids in (list(framed), want))
     return (
-        f"llama.cpp begins or ends a prompt otherwise than the model's own tokenizer: "
-        f"{got_words} and not {want_words}, where the text begins with {plain[0]}; are "
-        f"tokenizer.ggml.add_bos_token and add_eos_token right?",
+        f"{reader.name} begins or ends a prompt otherwise than the model's own tokenizer: "
+        f"{_show_ends(framed)} and not {_show_ends(want)}, where the text begins with {plain[0]}; "
+        f"are tokenizer.ggml.add_bos_token and add_eos_token right?",
     )
+
+
+def _describe_frame(
+    reader: Reader,
+    tokenizer: PreTrainedTokenizerBase,
+    plain: Sequence[int],
+    framed: Sequence[int],
+) -> tuple[str, ...]:
+    """Say what a prompt lacks in a program that adds nothing of its own accord."""
+    want = _frame(tokenizer)
+    if list(plain) == want:
+        return ()
+    advice = (
+        'call tokenizer.update_options(add_special_tokens="true"), or let the prompt hold what is '
+        "missing"
+    )
+    if list(framed) != want:
+        advice = (
+            f"let the prompt hold what is missing; add_special_tokens gives {_show_ends(framed)}"
+        )
+    return (
+        f"{reader.name} puts nothing before or behind a prompt of its own accord, and the model's "
+        f"own tokenizer gives {_show_ends(want)} for a text that is {_show_ends(plain)}: {advice}",
+    )
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return list(tokenizer(TEXTS[0], add_special_tokens=True).input_ids)
+
+
+def _show_ends(ids: Sequence[int]) -> str:
+    return f"{' '.join(map(str, ids[:2]))} ... {ids[-1] if ids else ''}".rstrip()
 
 
 def _as_ids(answer: Any) -> list[list[int]]:

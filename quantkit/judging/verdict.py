@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from quantkit.judging.checks import combine_checks, compare_limit, explain_check
+from quantkit.judging.sampling import (
+    estimate_windows,
+    explain_windows,
+    find_look_confidence,
+)
 from quantkit.judging.statistics import mean_intervals
-from quantkit.judging.words import name_check
-from quantkit.recipe import GateSpec
-from quantkit.records import Check, EvalResult, Judgement, Metric, Verdict
-
-MIN_WINDOWS = 8
-"""Fewer windows decide nothing: below, an interval says more about chance than about the model."""
+from quantkit.recipe import MIN_WINDOWS, GateSpec
+from quantkit.records import Check, EvalResult, Judgement, Metric
 
 _LARGEST_EXPONENT = 700.0
 """exp() of more overflows; no limit is anywhere near, and JSON has no infinity."""
@@ -25,43 +27,97 @@ def judge(result: EvalResult, spec: GateSpec, *, suspicions: Sequence[str] = ())
     Every limit that is set gives a check: PASS when the whole confidence interval is within the
     limit, FAIL when it is wholly outside, else INCONCLUSIVE. The artifact fails if a check fails
     or if anything is suspicious; it passes if every check passes, and there is one. With fewer
-    than `MIN_WINDOWS` windows, or without a limit, nothing can pass.
+    than `MIN_WINDOWS` windows, or without a limit, nothing can pass. Where the result is one of
+    several `looks`, intervals are as wide as all of them together need.
 
     Args:
         result: both models on the same windows.
-        spec: limits, confidence and the seed of the bootstrap.
+        spec: limits and confidence.
         suspicions: what other checks found; each fails the artifact.
     """
     windows = len(result.kl)
     doubts = [*_find_doubts(result), *result.suspicions, *suspicions]
+    confidence = find_look_confidence(spec.confidence, max(1, len(result.looks)))
+    notes = (*result.notes, *_note_look(result, spec, confidence))
+    if spec.tokenizer == "fail":
+        doubts += result.tokenizer_findings
+    else:
+        notes += result.tokenizer_findings
     if not _all_finite(result):
         return Judgement(
-            "FAIL", (), tuple(doubts), None, None, None, spec.confidence, windows, result.versions
+            verdict="FAIL",
+            checks=(),
+            reasons=tuple(doubts),
+            perplexity=None,
+            kl=None,
+            top1_agreement=None,
+            confidence=confidence,
+            windows=windows,
+            measured_with=result.versions,
+            looks=result.looks,
+            notes=notes,
         )
-    perplexity, kl, agreement = _measure(result, spec)
+    perplexity, kl, agreement = _measure(result, confidence)
     checks = _check_limits(spec, perplexity, kl, agreement, windows)
-    reasons = list(doubts)
-    if windows >= MIN_WINDOWS:
-        reasons += [_explain(check, spec) for check in checks if check.verdict != "PASS"]
-    else:
-        reasons.append(
-            f"too few evaluation windows to judge: {windows}, and at least {MIN_WINDOWS} are needed"
-            " (more evaluation data, or a shorter gate.sequence_length)"
-        )
-    if not checks:
-        reasons.append("the recipe sets no limit, so nothing was judged: set one under gate")
-    verdict = _combine(checks)
+    verdict = "FAIL" if doubts else combine_checks(checks)
     return Judgement(
-        verdict="FAIL" if doubts else verdict,
+        verdict=verdict,
         checks=checks,
-        reasons=tuple(reasons),
+        reasons=(
+            *doubts,
+            *_explain(result, spec, checks, confidence),
+            *(_want_windows(result, spec, checks) if verdict == "INCONCLUSIVE" else ()),
+        ),
         perplexity=perplexity,
         kl=kl,
         top1_agreement=agreement,
-        confidence=spec.confidence,
+        confidence=confidence,
         windows=windows,
         measured_with=result.versions,
+        looks=result.looks,
+        notes=notes,
     )
+
+
+def _note_look(result: EvalResult, spec: GateSpec, confidence: float) -> tuple[str, ...]:
+    """Say why the intervals are wider than the recipe's confidence."""
+    if len(result.looks) < 2:
+        return ()
+    *others, last = map(str, result.looks)
+    return (
+        f"judged at the look at {len(result.kl)} windows, of looks planned at {', '.join(others)} "
+        f"and {last}: each has intervals of {100 * confidence:g}%, so that all together keep a "
+        f"confidence of {100 * spec.confidence:g}%",
+    )
+
+
+def _explain(
+    result: EvalResult, spec: GateSpec, checks: Sequence[Check], confidence: float
+) -> list[str]:
+    """Return why the checks do not pass."""
+    windows = len(result.kl)
+    none = "the recipe sets no limit, so nothing was judged: set one under gate"
+    lacking = [] if checks else [none]
+    if windows < MIN_WINDOWS:
+        few = (
+            f"too few evaluation windows to judge: {windows}, and at least {MIN_WINDOWS} are needed"
+            " (more evaluation data, or a shorter gate.sequence_length)"
+        )
+        return [few, *lacking]
+    return [
+        *(explain_check(check, confidence) for check in checks if check.verdict != "PASS"),
+        *lacking,
+    ]
+
+
+def _want_windows(result: EvalResult, spec: GateSpec, checks: Sequence[Check]) -> tuple[str, ...]:
+    """Say how many windows would decide; nothing where that is said already, or none would."""
+    windows = len(result.kl)
+    if not checks or windows < MIN_WINDOWS:
+        return ()
+    needed = estimate_windows(checks, windows)
+    available = max(windows, *result.looks, 0)
+    return (explain_windows(needed, windows, available=available, limit=spec.most_windows),)
 
 
 def _all_finite(result: EvalResult) -> bool:
@@ -92,12 +148,15 @@ def _find_doubts(result: EvalResult) -> list[str]:
     return []
 
 
-def _measure(result: EvalResult, spec: GateSpec) -> tuple[Metric, Metric, Metric]:
-    """Return perplexity, KL and top-1 agreement, with intervals from the same resamples."""
+def _measure(result: EvalResult, confidence: float) -> tuple[Metric, Metric, Metric]:
+    """Return perplexity, KL and top-1 agreement, with their intervals."""
     base = np.array(result.baseline_nll)
     difference = np.array(result.candidate_nll) - base
     columns = np.stack([difference, np.array(result.kl), np.array(result.agreement)], axis=1)
-    bounds = mean_intervals(columns, spec.confidence, spec.seed)
+    bounds = mean_intervals(columns, confidence)
+    # Windows know nothing of what can be: no divergence is negative, no share above 1.
+    bounds[1] = bounds[1].clip(min=0)
+    bounds[2] = bounds[2].clip(0, 1)
     means = columns.mean(axis=0)
     perplexity = Metric(
         value=_exp(float(base.mean() + means[0])),
@@ -134,53 +193,13 @@ def _check_limits(
             value=value,
             low=metric.low,
             high=metric.high,
-            verdict=_compare(name, limit, metric) if windows >= MIN_WINDOWS else "INCONCLUSIVE",
+            verdict=compare_limit(name, limit, metric)
+            if windows >= MIN_WINDOWS
+            else "INCONCLUSIVE",
         )
         for name, limit, value, metric in rows
         if limit is not None
     )
-
-
-def _compare(name: str, limit: float, metric: Metric) -> Verdict:
-    if name.startswith("max_"):
-        within, outside = metric.high <= limit, metric.low > limit
-    else:
-        within, outside = metric.low >= limit, metric.high < limit
-    if within:
-        return "PASS"
-    return "FAIL" if outside else "INCONCLUSIVE"
-
-
-def _combine(checks: Sequence[Check]) -> Verdict:
-    verdicts = {check.verdict for check in checks}
-    if "FAIL" in verdicts:
-        return "FAIL"
-    return "PASS" if verdicts == {"PASS"} else "INCONCLUSIVE"
-
-
-def _explain(check: Check, spec: GateSpec) -> str:
-    """One sentence on a check that did not pass."""
-    words, is_percentage = name_check(check.name)
-    value, low, high, limit = _write_apart(
-        (check.value, check.low, check.high, check.limit), is_percentage
-    )
-    side = "above" if check.name.startswith("max_") else "below"
-    place = f"{side} the limit" if check.verdict == "FAIL" else "not proven to be within the limit"
-    return (
-        f"{words} of {value} ({100 * spec.confidence:g}% interval {low} to {high}) is {place}"
-        f" of {limit}"
-    )
-
-
-def _write_apart(numbers: Sequence[float], is_percentage: bool) -> list[str]:
-    """Write numbers with four digits, or up to eight to tell different ones apart."""
-    factor, sign = (100, "%") if is_percentage else (1, "")
-    texts: list[str] = []
-    for digits in range(4, 9):
-        texts = [f"{factor * number:.{digits}g}{sign}" for number in numbers]
-        if len(set(texts)) == len(set(numbers)):
-            break
-    return texts
 
 
 def _increase(difference: float) -> float:

@@ -207,32 +207,48 @@ class Pair:
 
     def ask_candidate(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Send a request to the candidate's worker alone and wait; raises as `collect`."""
-        self.workers[1].ask(request)
-        return collect(self.workers[1:], self._answers, self._timeout)[0]
+        return self.ask_one(1, request)
+
+    def ask_one(self, which: int, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a request to worker 0 or 1 while the other has nothing to do; as `collect`."""
+        self.workers[which].ask(request)
+        return collect(self.workers[which : which + 1], self._answers, self._timeout)[0]
 
 
 @contextmanager
 def running_pair(
-    baseline: Sequence[str], candidate: Sequence[str], timeout: float
+    baseline: Sequence[str],
+    candidate: Sequence[str],
+    timeout: float,
+    *,
+    threads: int | None = None,
 ) -> Iterator[Pair]:
-    """Start each worker with its command; stop them whatever happens inside."""
+    """Start each worker with its command; stop them whatever happens inside.
+
+    `threads` are those of each worker's arithmetic; None: half of the cores.
+    """
     answers: Answers = queue.Queue()
     workers: list[Worker] = []
     try:
         for role, command in (("baseline", baseline), ("candidate", candidate)):
-            workers.append(Worker(role, command, answers, worker_threads()))
+            workers.append(Worker(role, command, answers, threads or worker_threads()))
         yield Pair(workers, answers, timeout)
     finally:
         for worker in workers:
             worker.stop()
 
 
-def worker_threads() -> int:
-    """Threads of each of the two workers: half of the cores that this process may use."""
+def machine_threads() -> int:
+    """Threads of a worker that computes alone: the cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     wish = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(cores, int(wish) if wish.isdigit() and int(wish) else cores) // 2)
+    return max(1, min(cores, int(wish) if wish.isdigit() and int(wish) else cores))
+
+
+def worker_threads() -> int:
+    """Threads of each of the two workers: half of the cores that this process may use."""
+    return max(1, machine_threads() // 2)
 
 
 def child_environment(
@@ -257,6 +273,7 @@ def child_environment(
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TQDM_DISABLE": "1",

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from quantkit.errors import NotYetError, RecipeError
 from quantkit.recipe.exporting import AUTO, ExportSpec, TypeOverride
-from quantkit.recipe.judging import GateSpec, TaskSpec
+from quantkit.recipe.judging import MIN_WINDOWS, GateSpec, TaskSpec
 from quantkit.recipe.reading import (
     MAX_RECIPE_BYTES,
     KeyPath,
@@ -37,6 +37,7 @@ __all__ = [
     "AUTO",
     "BEST",
     "MAX_RECIPE_BYTES",
+    "MIN_WINDOWS",
     "CalibrationSpec",
     "ExportSpec",
     "GateSpec",

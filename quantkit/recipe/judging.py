@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from quantkit.errors import nearest
@@ -19,15 +20,30 @@ class TaskSpec(Spec):
     limit: Fraction | None = Field(default=None, description="lowest recovery that passes")
 
 
+MIN_WINDOWS = 8
+"""Fewer windows decide nothing: below, an interval says more about chance than about the model."""
+
+_MORE = 4
+"""So many times the windows may be measured before the verdict stays INCONCLUSIVE."""
+
+
 class GateSpec(Spec):
     """On what, and how strictly, the artifact is judged."""
 
     data: str = Field(description="text, jsonl or parquet file, or a datasets id")
     split: str = Field(default="test", description="split, for a datasets id")
     text_column: str = Field(default="text", description="column that holds the text")
-    samples: int = Field(default=128, ge=1, description="number of evaluation windows, at the most")
+    samples: int = Field(default=128, ge=1, description="number of evaluation windows")
+    max_samples: int | None = Field(
+        default=None,
+        ge=1,
+        description="for decoders: windows that are measured at the most while they do not decide; "
+        "null: four times samples",
+    )
     sequence_length: int = Field(default=512, ge=8, description="tokens of a window")
-    seed: int = Field(default=0, ge=0, description="seed of the bootstrap")
+    seed: int = Field(
+        default=0, ge=0, description="seed of the order of windows, and of the bootstrap"
+    )
     max_perplexity_increase: Fraction | None = Field(
         default=0.03,
         ge=0,
@@ -85,8 +101,33 @@ class GateSpec(Spec):
     runtime: choice_of("runtime", RUNTIMES) = Field(  # type: ignore[valid-type]
         default="auto", description="what loads the artifact; auto: the runtime its format is for"
     )
+    tokenizer: Literal["fail", "note"] = Field(
+        default="fail",
+        description="what follows where the runtime's own tokenizer gives other ids than the "
+        "model's; note: for servers that are given token ids",
+    )
     python: Mapping[str, str] = Field(default={}, description="runtime -> interpreter that has it")
     timeout_seconds: float = Field(default=3600, gt=0, description="longest silence of a worker")
+
+    @property
+    def most_windows(self) -> int:
+        """Windows of a decoder that are measured at the most, where the data holds as many."""
+        if self.max_samples is not None:
+            return self.max_samples
+        # Who asks for fewer than can decide wants no verdict.
+        return self.samples if self.samples < MIN_WINDOWS else _MORE * self.samples
+
+    @field_validator("max_samples")
+    @classmethod
+    def _not_fewer(cls, value: int | None, info: ValidationInfo) -> int | None:
+        samples = info.data.get("samples")
+        if value is not None and samples is not None and value < samples:
+            raise PydanticCustomError(
+                "max_samples",
+                "at least gate.samples is expected, which is {samples}, got {value}",
+                {"samples": samples, "value": value},
+            )
+        return value
 
     @field_validator("python")
     @classmethod

@@ -19,20 +19,20 @@ from quantkit.recipe.fields import Spec, choice_of
 from quantkit.recipe.judging import GateSpec
 from quantkit.schemes import (
     EFFORTS,
-    GROUP_SIZES,
     KV_CACHES,
     METHODS,
+    ONNX_GROUP_SIZES,
     SCHEMES,
 )
 
 
 def _group_size(value: object) -> object:
-    if value == "channel" or (type(value) is int and value in GROUP_SIZES):
+    if value == "channel" or (type(value) is int and value in ONNX_GROUP_SIZES):
         return value
     raise PydanticCustomError(
         "group_size",
         "group_size {value} is unknown (known: {known}, channel)",
-        {"value": repr(value), "known": ", ".join(map(str, GROUP_SIZES))},
+        {"value": repr(value), "known": ", ".join(map(str, ONNX_GROUP_SIZES))},
     )
 
 
@@ -44,7 +44,7 @@ MethodName = choice_of("method", dict.fromkeys([BEST, *METHODS]))
 GroupSize = Annotated[
     int | Literal["channel"],
     BeforeValidator(_group_size),
-    WithJsonSchema({"enum": [*GROUP_SIZES, "channel"]}),
+    WithJsonSchema({"enum": [*ONNX_GROUP_SIZES, "channel"]}),
 ]
 
 
@@ -110,7 +110,9 @@ class QuantizeSpec(Spec):
         description="for scheme auto: the schemes to choose from",
     )
     group_size: GroupSize = Field(
-        default=128, description="columns of a weight that share a scale; channel: one scale a row"
+        default=128,
+        description="columns of a weight that share a scale; channel: one scale a row; 16: for "
+        "onnx alone",
     )
     method: MethodName = Field(  # type: ignore[valid-type]
         default=BEST,

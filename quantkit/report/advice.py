@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from quantkit.judging.percentile import LOWEST_COSINE, texts_for_percentile
 from quantkit.records import Check, LayerRecord, Report
+from quantkit.report.closeness import common_distance, find_distance
 from quantkit.report.layers import layer_error, worst_layers
 from quantkit.report.rounding import format_percent
+from quantkit.report.rows import is_encoder
 from quantkit.schemes import GROUP_SIZES
 
 _FUSED = MappingProxyType(
@@ -67,9 +70,14 @@ def _comparison_sentence(report: Report) -> str:
         return f"{count} hold every limit."
     holds = f"{count} {'holds' if len(passed) == 1 else 'hold'} every limit"
     smallest = min(passed, key=lambda each: each.size_bytes)
-    closest = min(passed, key=lambda each: each.judgement.kl.value if each.judgement.kl else 0.0)
     if len(passed) == 1:
         return f"{holds}: {smallest.name}."
+    kind = common_distance(passed)
+    found = [(find_distance(each, kind), each) for each in passed] if kind else []
+    measured = [(metric.value, each) for metric, each in found if metric is not None]
+    if len(measured) < len(passed):
+        return f"{holds}; {smallest.name} is the smallest."
+    _, closest = min(measured, key=lambda pair: pair[0])
     if smallest is closest:
         return f"{holds}; {smallest.name} is the smallest and the closest to the baseline."
     return f"{holds}; {smallest.name} is the smallest, {closest.name} the closest to the baseline."
@@ -99,7 +107,11 @@ def suggestions(report: Report) -> tuple[Suggestion, ...]:
     checks = _checks(report)
     found: list[Suggestion] = []
     if any(check.verdict == "FAIL" for check in checks):
-        found += _better_rounding(report.layers)
+        if any(map(is_encoder, report.artifacts)):
+            kept = report.evidence.get("encoder", {}).get("float_layers", ())
+            found += _better_encoder(report.layers, len(kept))
+        else:
+            found += _better_rounding(report.layers)
     undecided = [check for check in checks if check.verdict == "INCONCLUSIVE"]
     if undecided:
         found += _more_windows(report, undecided)
@@ -152,6 +164,42 @@ def _better_rounding(layers: Sequence[LayerRecord]) -> list[Suggestion]:
     return found
 
 
+def _better_encoder(layers: Sequence[LayerRecord], kept: int) -> list[Suggestion]:
+    """What brings an INT8 encoder closer: better codes, scales of each batch, layers in float.
+
+    Args:
+        layers: those that are quantized.
+        kept: how many more the job left in float because they are sensitive.
+    """
+    quantized = [layer for layer in layers if layer.scheme != "none"]
+    found: list[Suggestion] = []
+    if not all(layer.method.startswith("smoothquant+gptq") for layer in quantized):
+        found.append(
+            Suggestion(
+                "Let the calibration data choose both the smoothing and the rounding.",
+                "quantize:\n  method: smoothquant+gptq",
+            )
+        )
+    if any(layer.scheme == "w8a8_static" for layer in quantized):
+        found.append(
+            Suggestion(
+                "Scales of the inputs that follow each batch are closer than those of calibration, "
+                "and take a little longer.",
+                "quantize:\n  scheme: w8a8",
+            )
+        )
+    worst = worst_layers(quantized)
+    if worst:
+        names = ", ".join(f"{layer.name} ({format_percent(layer_error(layer))})" for layer in worst)
+        found.append(
+            Suggestion(
+                f"Leave more of the most sensitive layers in float. The largest error: {names}.",
+                f"export:\n  - {{format: onnx, float_layers: {kept + len(worst)}}}",
+            )
+        )
+    return found
+
+
 def _smaller_group(layers: Sequence[LayerRecord]) -> tuple[int, float] | None:
     """The next smaller group size than the layers' largest, and its cost in bits per weight."""
     if not layers:
@@ -187,11 +235,13 @@ def _fused_names(name: str) -> list[str]:
 def _more_windows(report: Report, undecided: Sequence[Check]) -> list[Suggestion]:
     """How many windows would bring each interval to its limit, as its width goes with 1/sqrt(N)."""
     windows = max(artifact.judgement.windows for artifact in report.artifacts)
-    needed = max(_windows_factor(check) for check in undecided)
+    what = "texts" if any(map(is_encoder, report.artifacts)) else "windows"
+    confidence = max(artifact.judgement.confidence for artifact in report.artifacts)
+    needed = max(_windows_factor(check, windows, confidence) for check in undecided)
     if not math.isfinite(needed) or needed > HOPELESS_WINDOWS or windows < 1:
         return [
             Suggestion(
-                "The value lies so near its limit that more windows will hardly decide. Take a "
+                f"The value lies so near its limit that more {what} will hardly decide. Take a "
                 "better method or more bits, or set the limit that you can live with.",
                 "",
             )
@@ -199,14 +249,16 @@ def _more_windows(report: Report, undecided: Sequence[Check]) -> list[Suggestion
     samples = math.ceil(windows * max(needed, 1.5) * 1.2 / 16) * 16
     return [
         Suggestion(
-            f"Measure more: the interval narrows with the square root of the windows, of which "
+            f"Measure more: the interval narrows with the square root of the {what}, of which "
             f"there were {windows}. Estimated need; the evaluation data must hold as many.",
             f"gate:\n  samples: {samples}",
         )
     ]
 
 
-def _windows_factor(check: Check) -> float:
+def _windows_factor(check: Check, windows: int, confidence: float) -> float:
+    if check.name == "min_cosine_p1" and check.low == LOWEST_COSINE and windows:
+        return texts_for_percentile(confidence) / windows
     margin = abs(check.value - check.limit)
     reach = check.high - check.value if check.value < check.limit else check.value - check.low
     return (reach / margin) ** 2 if margin > 0 else math.inf

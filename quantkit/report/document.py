@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from quantkit.records import ArtifactReport, Check, Judgement, Metric, Report
+from quantkit.records import ArtifactReport, Check, Judgement, Measure, Metric, Report
 
 SCHEMA = 1
 """Raised when a key changes its meaning or goes; new keys alone do not raise it."""
@@ -56,12 +56,16 @@ def _artifact(artifact: ArtifactReport) -> dict[str, Any]:
         "size_bytes": artifact.size_bytes,
         "bits_per_weight": artifact.bits_per_weight,
         "runtime": artifact.runtime,
+        "task": artifact.task,
         "metrics": _metrics(judgement),
+        "measures": [_measure(measure) for measure in judgement.measures],
+        "speed": [asdict(speed) for speed in judgement.speed],
         "checks": [_check(check) for check in judgement.checks],
         "verdict": judgement.verdict,
         "reasons": judgement.reasons,
         "confidence": judgement.confidence,
         "windows": judgement.windows,
+        "looks": list(judgement.looks),
         "measured_with": judgement.measured_with,
     }
 
@@ -80,6 +84,12 @@ def _metrics(judgement: Judgement) -> dict[str, Any]:
         "kl": kl and {"mean": kl.value, "p99": kl.p99, "max": kl.maximum, **_interval(kl)},
         "top1_agreement": agreement and {"value": agreement.value, **_interval(agreement)},
     }
+
+
+def _measure(measure: Measure) -> dict[str, Any]:
+    metric = measure.metric
+    shown = {"name": measure.name, "baseline": metric.baseline, "value": metric.value}
+    return shown | _interval(metric)
 
 
 def _interval(metric: Metric) -> dict[str, float]:

@@ -25,7 +25,14 @@ from quantkit.report.layers import (
     worst_layers,
 )
 from quantkit.report.rounding import format_bytes
-from quantkit.report.rows import CheckRow, check_rows, headline_rows
+from quantkit.report.rows import (
+    CheckRow,
+    check_rows,
+    headline_figures,
+    headline_rows,
+    name_samples,
+    speed_rows,
+)
 from quantkit.report.text import clean
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -37,6 +44,8 @@ class _ArtifactChecks:
 
     artifact: ArtifactReport
     confidence: str
+    samples: str
+    """What the artifact was judged on, for instance `128 texts`."""
     rows: tuple[tuple[CheckRow, CheckBar | None], ...]
 
 
@@ -47,13 +56,16 @@ def render_html(report: Report) -> str:
     style but the two that are part of it.
     """
     style, script = _read("report.css"), _read("report.js")
+    rows = headline_rows(report)
     context: dict[str, Any] = {
         "report": report,
         "sentence": verdict_sentence(report),
         "reasons": all_reasons(report),
         "suggestions": suggestions(report),
         "baseline_size": format_bytes(report.baseline_bytes),
-        "headline": headline_rows(report),
+        "headline": tuple(zip(rows, headline_figures(rows), strict=True)),
+        "speed": speed_rows(report),
+        "encoders": [row.is_encoder for row in rows],
         "judged": tuple(map(_artifact_checks, report.artifacts)),
         "pareto": pareto.pareto_plot(report),
         "pareto_geometry": pareto,
@@ -103,10 +115,19 @@ def _source_hash(text: str) -> str:
 
 def _artifact_checks(artifact: ArtifactReport) -> _ArtifactChecks:
     rows = tuple(
-        (row, check_bar(row.check, is_upper=row.is_upper, is_share="agreement" in row.check.name))
+        (row, check_bar(row.check, is_upper=row.is_upper, is_share=_is_share(row.check.name)))
         for row in check_rows(artifact.judgement)
     )
-    return _ArtifactChecks(artifact, f"{100 * artifact.judgement.confidence:g}%", rows)
+    return _ArtifactChecks(
+        artifact=artifact,
+        confidence=f"{100 * artifact.judgement.confidence:g}%",
+        samples=f"{artifact.judgement.windows} {name_samples(artifact)}",
+        rows=rows,
+    )
+
+
+def _is_share(name: str) -> bool:
+    return any(word in name for word in ("agreement", "cosine", "overlap"))
 
 
 def _mean_ratio(report: Report) -> str:

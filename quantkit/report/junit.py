@@ -35,12 +35,26 @@ def _add_suite(root: ET.Element, artifact: ArtifactReport) -> None:
     judgement = artifact.judgement
     name = clean_line(artifact.name)
     suite = ET.SubElement(root, "testsuite", name=name)
+    _add_properties(suite, artifact)
     for row in check_rows(judgement):
         words = f"{row.label} {row.value} ({row.interval}), {row.limit}"
         _add_case(suite, name, row.check.name, row.verdict, words, _numbers(row))
     reasons = "\n".join(judgement.reasons)
     message = judgement.reasons[0] if judgement.reasons else judgement.verdict
     _add_case(suite, name, "verdict", judgement.verdict, message, reasons)
+
+
+def _add_properties(suite: ET.Element, artifact: ArtifactReport) -> None:
+    """What was measured besides the checks: the figures of an encoder, and speeds."""
+    judgement = artifact.judgement
+    figures = {each.name: f"{each.metric.value!r}" for each in judgement.measures}
+    for speed in judgement.speed:
+        words = f"{speed.unit} per second, {speed.what}"
+        figures |= {f"baseline: {words}": f"{speed.baseline!r}", words: f"{speed.artifact!r}"}
+    if figures:
+        properties = ET.SubElement(suite, "properties")
+        for name, value in figures.items():
+            ET.SubElement(properties, "property", name=clean_line(name), value=value)
 
 
 def _add_case(

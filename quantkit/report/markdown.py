@@ -11,7 +11,13 @@ from quantkit.report.allocation import allocation_table
 from quantkit.report.evidence import evidence_sections, recipe_changes, recipe_text
 from quantkit.report.kv import KV_TITLES, kv_rows
 from quantkit.report.layers import layer_rows, worst_layers
-from quantkit.report.rows import check_rows, headline_cells, headline_rows
+from quantkit.report.rows import (
+    check_rows,
+    headline_cells,
+    headline_rows,
+    name_samples,
+    speed_rows,
+)
 from quantkit.report.text import code_block, code_span, escape_markdown
 
 _SIGNS: Mapping[Verdict, str] = MappingProxyType(
@@ -31,6 +37,7 @@ def render_markdown(report: Report) -> str:
         *_advice(report),
         headline_table(report),
         *(_checks(artifact, len(report.artifacts) > 1) for artifact in report.artifacts),
+        _speed(report),
         *_layers(report),
         *_allocation(report),
         *_kv_cache(report),
@@ -42,11 +49,11 @@ def render_markdown(report: Report) -> str:
 
 def headline_table(report: Report) -> str:
     """Return the headline table as Markdown; the verdict in bold."""
-    cells = [headline_cells(row) for row in headline_rows(report)]
+    cells = headline_cells(headline_rows(report))
     if not cells:
         return ""
     rows = [[_cell(title, text) for title, text in row.items()] for row in cells]
-    return table(list(cells[0]), rows)
+    return table([escape_markdown(title) for title in cells[0]], rows)
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -85,8 +92,8 @@ def _checks(artifact: ArtifactReport, several: bool) -> str:
     confidence = f"{100 * artifact.judgement.confidence:g}%"
     title = f"### Checks of {code_span(artifact.name)}" if several else "### Checks"
     measured = (
-        f"Measured in {escape_markdown(artifact.runtime)} on {artifact.judgement.windows} windows, "
-        f"{confidence} intervals."
+        f"Measured in {escape_markdown(artifact.runtime)} on {artifact.judgement.windows} "
+        f"{name_samples(artifact)}, {confidence} intervals."
     )
     cells = [
         [
@@ -100,6 +107,18 @@ def _checks(artifact: ArtifactReport, several: bool) -> str:
     ]
     checks = table(["Check", "Limit", "Value", f"{confidence} interval", "Verdict"], cells)
     return f"{title}\n\n{measured}\n\n{checks}"
+
+
+def _speed(report: Report) -> str:
+    rows = [
+        [
+            code_span(row.artifact, in_table=True),
+            *(escape_markdown(text) for text in (row.what, row.figure, row.ratio, row.where)),
+        ]
+        for row in speed_rows(report)
+    ]
+    titles = ["Artifact", "Timed", "In float → artifact", "Ratio", "In"]
+    return f"### Speed\n\n{table(titles, rows)}" if rows else ""
 
 
 def _layers(report: Report) -> list[str]:

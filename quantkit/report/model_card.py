@@ -19,9 +19,17 @@ from quantkit.recipe import AUTO
 from quantkit.records import ArtifactReport, LayerRecord, Report, Verdict
 from quantkit.report.evidence import recipe_changes, recipe_text
 from quantkit.report.markdown import table
-from quantkit.report.rows import check_rows, headline_cells, headline_rows
+from quantkit.report.rows import (
+    check_rows,
+    headline_cells,
+    headline_rows,
+    is_encoder,
+    name_samples,
+    speed_rows,
+)
+from quantkit.report.snippets import decoder_lines, encoder_lines
 from quantkit.report.text import clean_line, code_block, code_span, escape_markdown
-from quantkit.schemes import RUNTIME_NOTES, SCHEMES
+from quantkit.schemes import ONNX, RUNTIME_NOTES, SCHEMES
 
 CARRIED_KEYS = ("license", "license_name", "license_link", "language")
 """Front matter of the original that holds for a quantized copy too."""
@@ -32,13 +40,23 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?(@[\w.-
 
 _VERDICT_WORDS: Mapping[Verdict, str] = MappingProxyType(
     {
-        "PASS": "This artifact was measured against its 16-bit baseline and is within every limit.",
-        "FAIL": "Do not use this artifact: it is not close enough to its 16-bit baseline.",
+        "PASS": "This artifact was measured against {baseline} and is within every limit.",
+        "FAIL": "Do not use this artifact: it is not close enough to {baseline}.",
         "INCONCLUSIVE": "Not proven: the measurement does not decide whether this artifact is "
-        "close enough to its 16-bit baseline.",
-        "UNJUDGED": "Not proven: nobody has measured this artifact against its 16-bit baseline.",
+        "close enough to {baseline}.",
+        "UNJUDGED": "Not proven: nobody has measured this artifact against {baseline}.",
     }
 )
+
+_PIPELINE_TAGS: Mapping[str | None, str] = MappingProxyType(
+    {
+        None: "text-generation",
+        "embedding": "feature-extraction",
+        "sequence-classification": "text-classification",
+        "token-classification": "token-classification",
+    }
+)
+"""Task of an encoder, None for decoders -> the Hub's name of it."""
 
 
 def write_model_card(
@@ -62,7 +80,10 @@ def render_model_card(
     carried: Mapping[str, Any] = MappingProxyType({}),
     location: str = ".",
 ) -> str:
-    """Return the text of the card. It has no timings: the same job gives the same card.
+    """Return the text of the card.
+
+    The only timing in it is the speed of the artifact, where that was measured: but for it, the
+    same job gives the same card.
 
     Args:
         report: the report that `artifact` is a row of.
@@ -122,9 +143,11 @@ def _front_matter(report: Report, artifact: ArtifactReport, carried: Mapping[str
     if base is not None:
         keys["base_model"] = base
         keys["base_model_relation"] = "quantized"
-    if artifact.format != GGUF:
+    if artifact.format == ONNX:
+        keys["library_name"] = "onnx" if is_encoder(artifact) else "onnxruntime-genai"
+    elif artifact.format != GGUF:
         keys["library_name"] = "transformers"
-    keys["pipeline_tag"] = "text-generation"
+    keys["pipeline_tag"] = _PIPELINE_TAGS[_find_task(artifact)]
     # A tag is one word to search for; the artifact's own scheme may be a list of several in words.
     schemes = [layer.scheme for layer in _own_layers(report, artifact) if layer.scheme != "none"]
     if artifact.format == GGUF and artifact.scheme != AUTO:
@@ -134,6 +157,14 @@ def _front_matter(report: Report, artifact: ArtifactReport, carried: Mapping[str
     keys |= _carried(carried)
     text = yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=1000)
     return f"---\n{text}---"
+
+
+def _find_task(artifact: ArtifactReport) -> str | None:
+    """An encoder's task, which an artifact of unknown origin shows by what it was judged by."""
+    if artifact.task is not None or not is_encoder(artifact):
+        return artifact.task
+    names = {measure.name for measure in artifact.judgement.measures}
+    return "embedding" if "cosine" in names else "sequence-classification"
 
 
 def _name_types(report: Report, artifact: ArtifactReport) -> str:
@@ -165,15 +196,17 @@ def _model_name(report: Report) -> str:
 
 def _verdict(artifact: ArtifactReport) -> list[str]:
     judgement = artifact.judgement
-    parts = [f"> **{judgement.verdict}**: {_VERDICT_WORDS[judgement.verdict]}"]
+    baseline = "the original" if is_encoder(artifact) else "its 16-bit baseline"
+    words = _VERDICT_WORDS[judgement.verdict].format(baseline=baseline)
+    parts = [f"> **{judgement.verdict}**: {words}"]
     if judgement.reasons and judgement.verdict != "PASS":
         parts.append("\n".join(f"- {escape_markdown(reason)}" for reason in judgement.reasons))
     return parts
 
 
 def _measured(report: Report, artifact: ArtifactReport) -> str:
-    (row,) = headline_rows(replace(report, artifacts=(artifact,)))
-    cells = {key: text for key, text in headline_cells(row).items() if key != "Artifact"}
+    (found,) = headline_cells(headline_rows(replace(report, artifacts=(artifact,))))
+    cells = {key: text for key, text in found.items() if key != "Artifact"}
     lines = [[escape_markdown(key), escape_markdown(text)] for key, text in cells.items()]
     parts = ["## Measured", table(["", ""], lines)]
     judgement = artifact.judgement
@@ -187,16 +220,22 @@ def _measured(report: Report, artifact: ArtifactReport) -> str:
             for row in check_rows(judgement)
         ]
         parts.append(
-            f"Both models saw the same {judgement.windows} windows of text in "
+            f"Both models saw the same {judgement.windows} {name_samples(artifact)} in "
             f"{escape_markdown(artifact.runtime)}; intervals are at {confidence} confidence."
         )
         parts.append(table(["Check", "Limit", "Value", "Interval", "Verdict"], checks))
+    parts += [
+        escape_markdown(f"Speed in {row.where}: {row.what}, {row.figure} ({row.ratio}).")
+        for row in speed_rows(replace(report, artifacts=(artifact,)))
+    ]
     return "\n\n".join(parts)
 
 
 def _serving(report: Report, artifact: ArtifactReport, location: str) -> str:
     if artifact.format == GGUF:
         return _serving_file(artifact)
+    if artifact.format == ONNX:
+        return _serving_graph(artifact, location)
     quoted = json.dumps(location)
     where = "" if location != "." else " in this folder"
     notes = [f"- {escape_markdown(note)}." for note in _runtime_notes(report, artifact)]
@@ -230,6 +269,20 @@ def _serving_file(artifact: ArtifactReport) -> str:
             "With Ollama in this folder:",
             code_block(f"ollama create {model} -f Modelfile\nollama run {model}", "sh"),
         ]
+    )
+
+
+def _serving_graph(artifact: ArtifactReport, location: str) -> str:
+    """How to run an ONNX artifact."""
+    where = "" if location != "." else " in this folder"
+    if is_encoder(artifact):
+        needs, lines = "onnxruntime transformers", encoder_lines(location)
+        name = "ONNX Runtime"
+    else:
+        needs, lines = "onnxruntime-genai", decoder_lines(location)
+        name = "ONNX Runtime GenAI"
+    return "\n\n".join(
+        ["## Use", f"With {name}{where} (`pip install {needs}`):", code_block(lines, "python")]
     )
 
 

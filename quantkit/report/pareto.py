@@ -1,4 +1,4 @@
-"""Geometry of the picture of a comparison: size to the right, divergence upwards.
+"""Geometry of the picture of a comparison: size to the right, distance upwards.
 
 Everything here is numbers and plain text; the template draws and escapes it.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from quantkit.records import ArtifactReport, Report, Verdict
 from quantkit.report.axes import Tick, round_values
+from quantkit.report.closeness import DISTANCE_WORDS, KL, common_distance, find_distance
 from quantkit.report.layers import is_positive
 from quantkit.report.rounding import format_bytes, format_significant
 
@@ -38,8 +39,12 @@ class ParetoPoint:
 
 @dataclass(frozen=True)
 class ParetoPlot:
-    """Points on a linear axis of bytes and a logarithmic one of KL; the frontier as a path."""
+    """Points on a linear axis of bytes and a logarithmic one of distance; the frontier as a path.
 
+    `y_label` says which distance that is.
+    """
+
+    y_label: str
     points: tuple[ParetoPoint, ...]
     frontier: str
     x_ticks: tuple[Tick, ...]
@@ -47,57 +52,62 @@ class ParetoPlot:
 
 
 def pareto_plot(report: Report) -> ParetoPlot | None:
-    """Lay out the artifacts whose divergence was measured; None for fewer than two of them."""
-    measured = [artifact for artifact in report.artifacts if is_positive(_divergence(artifact))]
+    """Lay out the artifacts whose distance was measured; None for fewer than two of them."""
+    kind = common_distance(report.artifacts)
+    if kind is None:
+        return None
+    measured = [artifact for artifact in report.artifacts if is_positive(_distance(artifact, kind))]
     if len(measured) < 2:
         return None
-    best = frontier(measured)
+    best = frontier(measured, kind)
     place_x, x_ticks = _size_axis([artifact.size_bytes for artifact in measured])
-    bounds = [bound for artifact in measured for bound in _bounds(artifact)]
-    place_y, y_ticks = _divergence_axis(bounds)
+    bounds = [bound for artifact in measured for bound in _bounds(artifact, kind)]
+    place_y, y_ticks = _distance_axis(bounds)
     points = tuple(
-        _point(artifact, place_x, place_y, on_frontier=artifact in best) for artifact in measured
+        _point(artifact, kind, place_x, place_y, on_frontier=artifact in best)
+        for artifact in measured
     )
     edge = sorted((point.x, point.y) for point in points if point.on_frontier)
     path = " ".join(f"{'L' if number else 'M'}{x:g},{y:g}" for number, (x, y) in enumerate(edge))
-    return ParetoPlot(points, path, x_ticks, y_ticks)
+    return ParetoPlot(DISTANCE_WORDS[kind][1], points, path, x_ticks, y_ticks)
 
 
-def frontier(artifacts: Sequence[ArtifactReport]) -> list[ArtifactReport]:
-    """Return the artifacts that no other one beats in size and divergence at once."""
+def frontier(artifacts: Sequence[ArtifactReport], kind: str = KL) -> list[ArtifactReport]:
+    """Return the artifacts that no other one beats in size and distance at once."""
 
     def beaten(artifact: ArtifactReport) -> bool:
-        here = (artifact.size_bytes, _divergence(artifact))
+        here = (artifact.size_bytes, _distance(artifact, kind))
         return any(
             there != here and there[0] <= here[0] and there[1] <= here[1]
-            for there in ((other.size_bytes, _divergence(other)) for other in artifacts)
+            for there in ((other.size_bytes, _distance(other, kind)) for other in artifacts)
         )
 
     return [artifact for artifact in artifacts if not beaten(artifact)]
 
 
-def _divergence(artifact: ArtifactReport) -> float:
-    kl = artifact.judgement.kl
-    return math.nan if kl is None else kl.value
+def _distance(artifact: ArtifactReport, kind: str) -> float:
+    metric = find_distance(artifact, kind)
+    return math.nan if metric is None else metric.value
 
 
-def _bounds(artifact: ArtifactReport) -> tuple[float, float, float]:
-    """Mean, low and high of the divergence; an interval that reaches 0 ends at the mean."""
-    kl = artifact.judgement.kl
-    if kl is None:
+def _bounds(artifact: ArtifactReport, kind: str) -> tuple[float, float, float]:
+    """Mean, low and high of the distance; an interval that reaches 0 ends at the mean."""
+    metric = find_distance(artifact, kind)
+    if metric is None:
         raise ValueError("only measured artifacts have a place in the picture")
-    low = kl.low if is_positive(kl.low) else kl.value
-    return kl.value, low, kl.high if is_positive(kl.high) else kl.value
+    low = metric.low if is_positive(metric.low) else metric.value
+    return metric.value, low, metric.high if is_positive(metric.high) else metric.value
 
 
 def _point(
     artifact: ArtifactReport,
+    kind: str,
     place_x: Callable[[float], float],
     place_y: Callable[[float], float],
     *,
     on_frontier: bool,
 ) -> ParetoPoint:
-    value, low, high = _bounds(artifact)
+    value, low, high = _bounds(artifact, kind)
     x = place_x(artifact.size_bytes)
     return ParetoPoint(
         x=round(x, 1),
@@ -106,7 +116,7 @@ def _point(
         high_y=round(place_y(high), 1),
         name=artifact.name,
         title=f"{artifact.name}: {format_bytes(artifact.size_bytes)}, "
-        f"KL {format_significant(value, 3)}",
+        f"{DISTANCE_WORDS[kind][0]} {format_significant(value, 3)}",
         verdict=artifact.judgement.verdict,
         on_frontier=on_frontier,
         label_left=x > (LEFT + RIGHT) / 2,
@@ -130,7 +140,7 @@ def _size_axis(sizes: Sequence[int]) -> tuple[Callable[[float], float], tuple[Ti
     )
 
 
-def _divergence_axis(values: Sequence[float]) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
+def _distance_axis(values: Sequence[float]) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
     low, high = math.log10(min(values)), math.log10(max(values))
     pad = max(_PAD * (high - low), 0.1)
     low, high = low - pad, high + pad

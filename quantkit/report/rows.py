@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantkit.judging.words import name_check
-from quantkit.records import ArtifactReport, Check, Judgement, Metric, Report, Verdict
+from quantkit.judging.percentile import LOWEST_COSINE
+from quantkit.judging.words import COSINE_P1, name_check, name_measure
+from quantkit.records import (
+    ArtifactReport,
+    Check,
+    Judgement,
+    Measure,
+    Metric,
+    Report,
+    Speed,
+    Verdict,
+)
 from quantkit.report.rounding import (
     ABSENT,
     format_bytes,
     format_pair,
     format_ratio,
+    format_significant,
     format_together,
 )
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure for people: a column of the headline table and what stands in it."""
+
+    title: str
+    value: str
+    below: tuple[str, ...] = ()
+    """What belongs to it: a ratio, an interval. Empty texts are not shown."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +58,22 @@ class HeadlineRow:
     top1_agreement: str
     top1_interval: str
     verdict: Verdict
+    is_encoder: bool
+    """An encoder has no perplexity, KL or top-1 agreement; it has measures."""
+    measures: tuple[Figure, ...]
+    speed: tuple[Figure, ...]
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """One timing: what was timed, both speeds, and on what."""
+
+    artifact: str
+    what: str
+    figure: str
+    """Baseline's, then the artifact's: `310 → 905 tokens/s`."""
+    ratio: str
+    where: str
 
 
 @dataclass(frozen=True)
@@ -58,22 +96,51 @@ def headline_rows(report: Report) -> tuple[HeadlineRow, ...]:
     return tuple(_headline_row(report, artifact) for artifact in report.artifacts)
 
 
-def headline_cells(row: HeadlineRow) -> dict[str, str]:
-    """Return the cells of a plain table, in order, by the title of their column."""
-    increase = row.perplexity_increase
-    if row.perplexity_interval:
-        increase = f"{increase}; {row.perplexity_interval}"
-    return {
-        "Artifact": row.name,
-        "Format": row.format,
-        "Scheme": row.scheme,
-        "Size": _with(row.size, row.size_ratio),
-        "Bits/weight": row.bits_per_weight,
-        "Perplexity": _with(row.perplexity, increase),
-        "KL (nats)": _with(row.kl, row.kl_interval),
-        "Top-1 agreement": _with(row.top1_agreement, row.top1_interval),
-        "Verdict": row.verdict,
-    }
+def headline_figures(rows: Sequence[HeadlineRow]) -> tuple[tuple[Figure, ...], ...]:
+    """Return the figures of each row; all rows have the same titles in the same order.
+
+    The columns of decoders are left out where all rows are encoders; what only some artifacts have
+    is a dash for the others.
+    """
+    found = [_figures(row, decoders=not all(each.is_encoder for each in rows)) for row in rows]
+    titles = list(dict.fromkeys(figure.title for figures in found for figure in figures))
+    by_title = [{figure.title: figure for figure in figures} for figures in found]
+    return tuple(
+        tuple(figures.get(title, Figure(title, ABSENT)) for title in titles) for figures in by_title
+    )
+
+
+def headline_cells(rows: Sequence[HeadlineRow]) -> list[dict[str, str]]:
+    """Return of each row the cells of a plain table, in order, by the title of their column."""
+    return [
+        {
+            "Artifact": row.name,
+            "Format": row.format,
+            "Scheme": row.scheme,
+            **{figure.title: _in_one_line(figure) for figure in figures},
+            "Verdict": row.verdict,
+        }
+        for row, figures in zip(rows, headline_figures(rows), strict=True)
+    ]
+
+
+def speed_rows(report: Report) -> tuple[SpeedRow, ...]:
+    """Return one row for each timing of each artifact."""
+    return tuple(
+        _speed_row(artifact.name, speed)
+        for artifact in report.artifacts
+        for speed in artifact.judgement.speed
+    )
+
+
+def is_encoder(artifact: ArtifactReport) -> bool:
+    """Whether the artifact's model turns texts into vectors or labels."""
+    return artifact.task is not None or bool(artifact.judgement.measures)
+
+
+def name_samples(artifact: ArtifactReport) -> str:
+    """Return what `Judgement.windows` counts."""
+    return "texts" if is_encoder(artifact) else "windows of text"
 
 
 def check_rows(judgement: Judgement) -> tuple[CheckRow, ...]:
@@ -81,8 +148,28 @@ def check_rows(judgement: Judgement) -> tuple[CheckRow, ...]:
     return tuple(_check_row(check) for check in judgement.checks)
 
 
-def _with(text: str, more: str) -> str:
-    return f"{text} ({more})" if more not in ("", ABSENT) else text
+def _figures(row: HeadlineRow, *, decoders: bool) -> tuple[Figure, ...]:
+    perplexity = (row.perplexity_increase, row.perplexity_interval)
+    return (
+        Figure("Size", row.size, (row.size_ratio,)),
+        Figure("Bits/weight", row.bits_per_weight),
+        *(
+            (
+                Figure("Perplexity", row.perplexity, perplexity),
+                Figure("KL (nats)", row.kl, (row.kl_interval,)),
+                Figure("Top-1 agreement", row.top1_agreement, (row.top1_interval,)),
+            )
+            if decoders
+            else ()
+        ),
+        *row.measures,
+        *row.speed,
+    )
+
+
+def _in_one_line(figure: Figure) -> str:
+    more = "; ".join(text for text in figure.below if text not in ("", ABSENT))
+    return f"{figure.value} ({more})" if more else figure.value
 
 
 def _headline_row(report: Report, artifact: ArtifactReport) -> HeadlineRow:
@@ -106,6 +193,47 @@ def _headline_row(report: Report, artifact: ArtifactReport) -> HeadlineRow:
         top1_agreement=agreement,
         top1_interval=agreement_interval,
         verdict=judgement.verdict,
+        is_encoder=is_encoder(artifact),
+        measures=tuple(map(_measure, judgement.measures)),
+        speed=_speeds(judgement.speed),
+    )
+
+
+def _measure(measure: Measure) -> Figure:
+    title, percent = name_measure(measure.name)
+    metric = measure.metric
+    if metric.baseline is None:
+        unbounded = measure.name == COSINE_P1 and metric.low == LOWEST_COSINE
+        value, interval = _percentile(metric) if unbounded else _figure(metric, percent=percent)
+        return Figure(title, value, (interval,))
+    numbers = (metric.baseline, metric.value, metric.low, metric.high)
+    before, after, low, high = format_together(numbers, percent=percent)
+    return Figure(title, f"{before} → {after}", (f"{low} to {high}",))
+
+
+def _speeds(speeds: Sequence[Speed]) -> tuple[Figure, ...]:
+    """One figure; of several timings one each, told apart by the first word of what was timed."""
+    rows = [_speed_row("", speed) for speed in speeds]
+    firsts = [row.what.partition(" ")[0] for row in rows]
+    several = len(rows) > 1
+    names = firsts if len(set(firsts)) == len(rows) else [row.what for row in rows]
+    return tuple(
+        Figure(f"Speed, {name}" if several else "Speed", row.figure, (row.ratio,))
+        for name, row in zip(names, rows, strict=True)
+    )
+
+
+def _speed_row(name: str, speed: Speed) -> SpeedRow:
+    before, after = (format_significant(value) for value in (speed.baseline, speed.artifact))
+    known = speed.baseline > 0 and math.isfinite(speed.artifact / speed.baseline)
+    threads = f"{speed.threads} thread{'' if speed.threads == 1 else 's'}"
+    times = f", median of {speed.repetitions}" if speed.repetitions > 1 else ""
+    return SpeedRow(
+        artifact=name,
+        what=speed.what,
+        figure=f"{before} → {after} {speed.unit}/s",
+        ratio=f"{format_significant(speed.artifact / speed.baseline)}×" if known else ABSENT,
+        where=f"{speed.runtime}, {threads}{times}",
     )
 
 
@@ -128,6 +256,12 @@ def _figure(metric: Metric | None, *, percent: bool = False) -> tuple[str, str]:
     numbers = (metric.value, metric.low, metric.high)
     value, low, high = format_together(numbers, percent=percent)
     return value, f"{low} to {high}"
+
+
+def _percentile(metric: Metric) -> tuple[str, str]:
+    """A percentile of few texts, which no value bounds from below."""
+    value, high = format_together((metric.value, metric.high))
+    return value, f"at most {high}"
 
 
 def _check_row(check: Check) -> CheckRow:

@@ -1,4 +1,5 @@
-"""Every shipped recipe does its whole job, through the real command, on the bundled model."""
+"""Every shipped recipe does its whole job, through the real command, on the bundled model; those
+for encoders on a tiny one."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import pytest
 
 from quantkit.formats.inspect import inspect_artifact
 from quantkit.recipe import AUTO, ExportSpec, Recipe, load_recipe, shipped_recipes
+from tests.encoder_models import write_encoder_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = ROOT / "models" / "demo-llama"
@@ -25,14 +27,24 @@ FEW_WINDOWS = {
     "gate.min_top1_agreement": "50%",
 }
 FEW_CALIBRATION_WINDOWS = {"calibration.samples": 8, "calibration.sequence_length": 128}
+# The same for texts, which hold the limits of the recipe.
+FEW_TEXTS = {"calibration.samples": 32, "gate.samples": 64, "gate.sequence_length": 64}
+ENCODERS = ("onnx-int8-encoder",)
 
 
-def run_recipe(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def settings_of(name: str) -> dict[str, object]:
+    """What makes a recipe small."""
+    if name in ENCODERS:
+        return dict(FEW_TEXTS)
+    if load_recipe(name).calibration is None:
+        return dict(FEW_WINDOWS)
+    return FEW_WINDOWS | FEW_CALIBRATION_WINDOWS
+
+
+def run_recipe(name: str, model: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """`quantkit quantize MODEL --recipe NAME` in `folder`, offline."""
-    settings = dict(FEW_WINDOWS)
-    if load_recipe(name).calibration is not None:
-        settings |= FEW_CALIBRATION_WINDOWS
-    words = [sys.executable, "-m", "quantkit", "quantize", str(MODEL), "--recipe", name, "--json"]
+    settings = settings_of(name)
+    words = [sys.executable, "-m", "quantkit", "quantize", str(model), "--recipe", name, "--json"]
     for key, value in settings.items():
         words += ["--set", f"{key}={value}"]
     return subprocess.run(
@@ -49,17 +61,24 @@ def schemes_of(recipe: Recipe, export: ExportSpec) -> tuple[str, ...]:
     """One of these is in the artifact."""
     if export.format == "gguf":
         return (str(export.type),)
+    if export.format == "onnx":
+        return (str(export.precision),)
     spec = recipe.quantize
     return spec.candidates if spec.scheme == AUTO else (spec.scheme,)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [path.stem for path in shipped_recipes()])
-def test_shipped_recipe_quantizes_and_passes_from_any_folder(name: str, tmp_path: Path) -> None:
+def test_shipped_recipe_quantizes_and_passes_from_any_folder(
+    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """By its name alone, in a folder without recipes or data: an artifact, a PASS, a report."""
     recipe = load_recipe(name)
+    model = MODEL
+    if name in ENCODERS:
+        model = write_encoder_checkpoint(tmp_path_factory.mktemp("model") / "encoder")
 
-    done = run_recipe(name, tmp_path)
+    done = run_recipe(name, model, tmp_path)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert recipe.output is not None

@@ -1,7 +1,8 @@
 """A worker that speaks the protocol with a bigram table for a model, and misbehaves on request.
 
 The folder that it loads holds fake.json: `vocab` and `seed` make the table, `fault` names what to
-do wrong when logits are asked for. It leaves a file `<pid>.pid` there.
+do wrong when logits are asked for. It leaves a file `<pid>.pid` there, and rows.txt, which says how
+many windows each request for logits had.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main() -> None:
         request = json.loads(line)
         if request["op"] == "load":
             folder = Path(request["path"])
-            model = json.loads((folder / "fake.json").read_text())
+            model = json.loads((folder / "fake.json").read_text()) | {"folder": str(folder)}
             (folder / f"{os.getpid()}.pid").touch()
             (folder / "environment.json").write_text(json.dumps(dict(os.environ)))
             reply = {
@@ -53,6 +54,8 @@ def main() -> None:
 
 
 def write_logits(model: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    with Path(model["folder"], "rows.txt").open("a") as file:
+        print(len(request["ids"]), file=file)
     logits = make_table(model["vocab"], model["seed"])[np.array(request["ids"])]
     if model.get("fault") == "nan":
         logits[0, 0, 0] = np.nan

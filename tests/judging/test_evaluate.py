@@ -177,6 +177,62 @@ def test_progress_counts_windows_and_two_batches_lie_on_the_disk_at_most(
 
 
 @pytest.mark.parametrize(
+    ("stop_at", "asked"), [(8, [8]), (16, [8, 16]), (33, [8, 16, 33]), (99, [8, 16, 33])]
+)
+def test_more_windows_are_measured_only_while_it_is_undecided(
+    tmp_path: Path, stop_at: int, asked: list[int]
+) -> None:
+    """One pair of workers computes each window once, and none beyond the look that decides."""
+    windows = make_windows(33)
+    seen: list[EvalResult] = []
+
+    def is_undecided(result: EvalResult) -> bool:
+        seen.append(result)
+        return len(result.kl) < stop_at
+
+    got = evaluate(
+        make_fake(tmp_path / "baseline"),
+        make_fake(tmp_path / "candidate", seed=2),
+        windows,
+        samples=8,
+        is_undecided=is_undecided,
+        timeout_seconds=60,
+        device="cpu",
+        worker=FAKE,
+    )
+
+    assert [len(result.kl) for result in seen] == asked
+    assert len(got.kl) == asked[-1]
+    assert {result.looks for result in seen} == {got.looks} == {(8, 16, 33)}
+    for folder in ("baseline", "candidate"):
+        rows = [int(line) for line in (tmp_path / folder / "rows.txt").read_text().split()]
+        assert sum(rows) == asked[-1]
+    assert_nothing_is_left(tmp_path)
+
+
+def test_a_look_gives_what_all_of_its_windows_at_once_give(tmp_path: Path) -> None:
+    """Stopping on the way changes no number, and without a question nothing is stopped."""
+    fakes = make_fake(tmp_path / "baseline"), make_fake(tmp_path / "candidate", seed=2)
+    windows = make_windows(20)
+
+    whole = evaluate(*fakes, windows, timeout_seconds=60, device="cpu", worker=FAKE)
+    looked = evaluate(
+        *fakes,
+        windows,
+        samples=8,
+        is_undecided=lambda result: True,
+        timeout_seconds=60,
+        device="cpu",
+        worker=FAKE,
+    )
+
+    assert whole.looks == ()
+    assert looked.looks == (8, 20)
+    for name in ("baseline_nll", "candidate_nll", "kl", "agreement", "kl_p99", "kl_max", "tokens"):
+        assert getattr(looked, name) == getattr(whole, name), name
+
+
+@pytest.mark.parametrize(
     ("fault", "words"),
     [
         ("exit", r"exit code 7 during 'logits'.* first words \| out of \[31mcheese"),

@@ -17,7 +17,7 @@ import torch
 from quantkit.calibration.tokenizer import load_tokenizer
 from quantkit.errors import ArtifactError, MissingPackageError, WorkerError
 from quantkit.judging.evaluate import WORKERS, evaluate
-from quantkit.judging.tokens import collect_texts, compare_tokens
+from quantkit.judging.tokens import READERS, collect_texts, compare_tokens
 from quantkit.judging.verdict import judge
 from quantkit.recipe import GateSpec
 from quantkit.records import TokenWindows
@@ -220,7 +220,7 @@ def test_a_bos_that_is_left_out_and_special_tokens_that_are_text_are_suspicious(
     worker: subprocess.Popen[str], exact: Path, tmp_path: Path
 ) -> None:
     """The demo model's tokenizer begins every text with a BOS, and has three special tokens."""
-    tokenizer = load_tokenizer(DEMO)
+    tokenizer, llama = load_tokenizer(DEMO), READERS["llama.cpp"]
     texts = collect_texts(tokenizer, 4096)
     bare = write_gguf(DEMO, tmp_path / "bare.gguf", kind=Q8_0, add_bos=False)
     unmarked = tmp_path / "unmarked.gguf"
@@ -230,7 +230,8 @@ def test_a_bos_that_is_left_out_and_special_tokens_that_are_text_are_suspicious(
     for path in (exact, bare, unmarked):
         load(worker, path)
         answer = say(worker, op="tokenize", texts=texts)
-        found.append(compare_tokens(tokenizer, 4096, answer["plain"], answer["special"]))
+        findings = compare_tokens(llama, tokenizer, 4096, answer["plain"], answer["special"])
+        found.append(findings.suspicions)
 
     assert texts[-3:] == ["<|begin|>", "<|end|>", "<|pad|>"]
     assert found[0] == ()
@@ -238,11 +239,11 @@ def test_a_bos_that_is_left_out_and_special_tokens_that_are_text_are_suspicious(
     assert (
         "does not know 1 of the model's 3 special tokens, for instance '<|begin|>'" in found[2][0]
     )
-    assert "no tokenizer" in compare_tokens(tokenizer, 4096, None, None)[0]
+    assert "no tokenizer" in compare_tokens(llama, tokenizer, 4096, None, None).suspicions[0]
     with pytest.raises(ValueError, match="not those of the texts"):
-        compare_tokens(tokenizer, 4096, [[1]], [[1]])
+        compare_tokens(llama, tokenizer, 4096, [[1]], [[1]])
     with pytest.raises(ValueError, match="no token ids"):
-        compare_tokens(tokenizer, 4096, [["x"]], 3)
+        compare_tokens(llama, tokenizer, 4096, [["x"]], 3)
 
 
 def test_a_padded_vocabulary_is_refused_as_in_other_runtimes(tmp_path: Path) -> None:

@@ -6,10 +6,13 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from quantkit.calibration.windows import draw
+from quantkit.judging.sampling import find_look_confidence, plan_looks
 from quantkit.judging.statistics import mean_intervals
 from quantkit.judging.verdict import MIN_WINDOWS, judge
 from quantkit.recipe import GateSpec
@@ -134,11 +137,11 @@ def test_metrics_are_what_the_definitions_say() -> None:
     """Perplexities from mean nll, the increase and its interval relative, KL with its tail."""
     result = make_result()
 
-    got = judge(result, spec(seed=4))
+    got = judge(result, spec())
 
     difference = np.array(result.candidate_nll) - np.array(result.baseline_nll)
     columns = np.stack([difference, result.kl, result.agreement], axis=1)
-    bounds = mean_intervals(columns, 0.95, 4)
+    bounds = mean_intervals(columns, 0.95)
     assert got.perplexity is not None
     assert got.kl is not None
     assert got.top1_agreement is not None
@@ -259,3 +262,116 @@ def test_an_artifact_that_is_beyond_measure_fails_with_numbers_that_json_has() -
 
     assert got.verdict == "FAIL"
     json.dumps(dataclasses.asdict(got), allow_nan=False)
+
+
+def test_another_tokenizer_fails_unless_the_recipe_wants_a_note() -> None:
+    """A server that is given token ids never asks the runtime's tokenizer."""
+    result = dataclasses.replace(make_result(), tokenizer_findings=("other ids in 2 texts",))
+
+    assert judge(result, spec()).verdict == "FAIL"
+    assert judge(result, spec()).reasons == ("other ids in 2 texts",)
+    tolerated = judge(result, spec(tokenizer="note"))
+    assert tolerated.verdict == "PASS"
+    assert tolerated.notes == ("other ids in 2 texts",)
+
+
+def at_look(windows: int, looks: tuple[int, ...], **values: float) -> EvalResult:
+    """A measurement of so many windows, on the way through some looks."""
+    return dataclasses.replace(make_result(windows, **values), looks=looks)
+
+
+def test_one_look_is_judged_as_ever() -> None:
+    """Neither wider intervals nor a note."""
+    got = judge(at_look(64, (64,)), spec())
+
+    assert got == dataclasses.replace(judge(make_result(), spec()), looks=(64,))
+    assert (got.confidence, got.notes) == (0.95, ())
+
+
+@pytest.mark.parametrize("windows", [32, 64, 128])
+def test_each_of_three_looks_is_as_sure_as_all_together_need(windows: int) -> None:
+    """The intervals that are shown are those that decide, and a note says what they are."""
+    got = judge(at_look(windows, (32, 64, 128)), spec())
+
+    assert got.verdict == "PASS"
+    assert got.confidence == find_look_confidence(0.95, 3) == 0.9834
+    bounds = mean_intervals(np.array(make_result(windows).kl)[:, None], 0.9834)[0]
+    assert got.kl is not None
+    assert (got.kl.low, got.kl.high) == pytest.approx(tuple(bounds))
+    assert got.notes == (
+        f"judged at the look at {windows} windows, of looks planned at 32, 64 and 128: each has "
+        "intervals of 98.34%, so that all together keep a confidence of 95%",
+    )
+    assert got.looks == (32, 64, 128)
+
+
+def test_a_look_can_decide_either_way_or_leave_it_open() -> None:
+    """PASS and FAIL end the measurement at the first look already."""
+    looks = (32, 64, 128)
+
+    verdicts = [judge(at_look(32, looks, kl=kl), spec()).verdict for kl in (0.03, 0.09, 0.048)]
+
+    assert verdicts == ["PASS", "FAIL", "INCONCLUSIVE"]
+
+
+def test_what_is_inconclusive_says_how_many_more_windows_it_wants() -> None:
+    """And what stands in their way: the data's end, or the recipe."""
+    short = judge(at_look(64, (16, 32, 64), kl=0.049), spec(samples=16, max_samples=500))
+    allowed = judge(at_look(64, (16, 32, 64), kl=0.049), spec(samples=16))
+
+    assert short.verdict == allowed.verdict == "INCONCLUSIVE"
+    needed = re.search(r"at least (\d+) more are needed", short.reasons[-1])
+    assert needed
+    assert short.reasons[-1].endswith("the evaluation data holds 64: give more text")
+    assert allowed.reasons[-1].endswith("gate.max_samples allows 64: raise it")
+    # As many windows do decide where mean and spread stay what they are.
+    times = 2 + int(needed[1]) // 64
+    same = {
+        name: getattr(make_result(kl=0.049), name) * times
+        for name in ("baseline_nll", "candidate_nll", "kl", "agreement")
+    }
+    more = dataclasses.replace(at_look(64, (16, 32, 64)), **same)
+    assert judge(more, spec()).verdict == "PASS"
+
+
+def test_a_failure_asks_for_no_windows() -> None:
+    """Also where another check is open: the verdict stands."""
+    got = judge(make_result(kl=0.0495, agreement=0.8), spec())
+
+    assert got.verdict == "FAIL"
+    assert not [reason for reason in got.reasons if "windows" in reason]
+
+
+def test_bounds_stay_where_values_can_be() -> None:
+    """No divergence is negative and no agreement above one, whatever the formula says."""
+    skewed = (*[0.0] * 7, 0.001)
+    result = dataclasses.replace(
+        make_result(8), kl=skewed, agreement=tuple(1 - value for value in skewed)
+    )
+
+    got = judge(result, spec())
+
+    assert got.kl is not None
+    assert got.top1_agreement is not None
+    assert got.kl.low >= 0
+    assert got.top1_agreement.high <= 1
+
+
+def test_the_demo_is_judged_alike_whatever_the_seed_is() -> None:
+    """On its measured windows, in 20 orders of them; a verdict is not a matter of luck."""
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / "gate_windows.json"
+    found = json.loads(path.read_text())
+    looks = plan_looks(128, len(found["kl"]))
+    rest = {"looks": looks, "kl_p99": found["kl_p99"], "kl_max": found["kl_max"]}
+
+    verdicts = []
+    for seed in range(20):
+        order = draw(len(found["kl"]), seed)[: looks[0]]
+        measured = {
+            name: tuple(found[name][window] for window in order)
+            for name in ("baseline_nll", "candidate_nll", "kl", "agreement")
+        }
+        result = dataclasses.replace(make_result(), **rest, **measured)
+        verdicts.append(judge(result, spec(seed=seed)).verdict)
+
+    assert verdicts == ["PASS"] * 20

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from quantkit.records import (
     ArtifactReport,
     Check,
     Judgement,
     LayerRecord,
+    Measure,
     Metric,
     Report,
+    Speed,
     Verdict,
 )
 
@@ -75,6 +78,61 @@ def make_report(
         layers=make_layers(blocks, fallback=fallback, statistics=statistics),
         notes=("lm_head is left in bfloat16: it matches ignore", "3 short rows were left out"),
         evidence=make_evidence(),
+    )
+
+
+def make_encoder_report(verdict: Verdict = "PASS", *, model: str = "org/encoder") -> Report:
+    """Return a report on an INT8 embedding model, its speed included."""
+    return replace(
+        make_report(verdict, model=model, blocks=0),
+        artifacts=(make_encoder_artifact(verdict),),
+        evidence={},
+    )
+
+
+def make_encoder_artifact(
+    verdict: Verdict = "PASS", *, name: str = "encoder-int8", size: int = 22_900_000
+) -> ArtifactReport:
+    """Return one row of such a report."""
+    return ArtifactReport(
+        name=name,
+        path="onnx",
+        format="onnx",
+        scheme="w8a8",
+        size_bytes=size,
+        bits_per_weight=8.06,
+        runtime="onnxruntime",
+        judgement=make_encoder_judgement(verdict),
+        task="embedding",
+    )
+
+
+def make_encoder_judgement(verdict: Verdict) -> Judgement:
+    """Return the judgement of an embedding model with pairs."""
+    if verdict == "UNJUDGED":
+        return make_judgement(verdict)
+    cosine = {"PASS": 0.9942, "FAIL": 0.9751, "INCONCLUSIVE": 0.9901}[verdict]
+    checks = (
+        make_check("min_cosine", 0.99, cosine, 0.0003),
+        make_check("min_retrieval_overlap", 0.9, 0.9412, 0.0071),
+        make_check("max_spearman_drop", 0.01, 0.0013, 0.0021),
+    )
+    speed = Speed(
+        "sentences", "128 texts of 26 tokens on average", 64.88, 119.39, "onnxruntime 1.32.0", 2, 5
+    )
+    return replace(
+        make_judgement("UNJUDGED"),
+        verdict=verdict,
+        checks=checks,
+        reasons=tuple(check.name for check in checks if check.verdict != "PASS"),
+        windows=1000,
+        measures=(
+            Measure("cosine", Metric(cosine, cosine - 0.0003, cosine + 0.0003)),
+            Measure("cosine_p1", Metric(0.9811, 0.9702, 0.9843)),
+            Measure("retrieval_overlap", Metric(0.9412, 0.9341, 0.9483)),
+            Measure("spearman", Metric(0.8311, 0.829, 0.8332, baseline=0.8324)),
+        ),
+        speed=(speed,),
     )
 
 

@@ -143,7 +143,7 @@ def test_failure_lists_its_reasons_before_anything_else() -> None:
     text = read(report).text
     reason = text.index(report.artifacts[0].judgement.reasons[0])
 
-    assert text.index("FAIL") < reason < text.index("What to try") < text.index("Bits per weight")
+    assert text.index("FAIL") < reason < text.index("What to try") < text.index("Bits/weight")
 
 
 def test_pass_gives_no_advice() -> None:

@@ -37,13 +37,12 @@ def test_unjudged_row_shows_no_figure_that_was_not_measured() -> None:
 
     assert (row.perplexity, row.kl, row.top1_agreement) == ("–", "–", "–")
     assert (row.perplexity_interval, row.kl_interval, row.top1_interval) == ("", "", "")
-    assert headline_cells(row)["KL (nats)"] == "–"
+    assert headline_cells([row])[0]["KL (nats)"] == "–"
 
 
 def test_headline_cells_hold_figure_and_interval_in_one_line() -> None:
     """The cells of a plain table carry the interval behind the figure."""
-    (row,) = headline_rows(make_report("PASS"))
-    cells = headline_cells(row)
+    (cells,) = headline_cells(headline_rows(make_report("PASS")))
 
     assert cells["Size"] == "4.11 MB (3.06× smaller)"
     assert cells["Perplexity"] == "12.41 → 12.64 (+1.83%; +1.52% to +2.14%)"

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from quantkit.checkpoint.reader import Checkpoint, read_tensor
 from quantkit.formats.comparison import (
-    NEAR,
     ComparedLayer,
     Comparison,
     explain_layer,
     find_lonely_layers,
+    without_fits,
 )
 from quantkit.formats.gguf.container import GgufFile
 from quantkit.formats.gguf.dequantizing import decode_tensor, plan_dequantizing
@@ -57,7 +57,7 @@ def compare_gguf(file: GgufFile, base: Checkpoint) -> Comparison:
             continue
         layer = ComparedLayer(source.removesuffix(".weight"), error)
         # What is outside of the blocks is large, and nothing is folded into it.
-        if error > NEAR and (tensor.block is not None or error > _USUAL_LIMIT):
+        if tensor.block is not None or error > _USUAL_LIMIT:
             layer = _explain(file, base, tensor, ratios)
         layers.append(layer)
     equal = len(plan.tensors) - len(layers) - len(changed)
@@ -66,7 +66,7 @@ def compare_gguf(file: GgufFile, base: Checkpoint) -> Comparison:
         for tensor in plan.tensors
     }
     problems = (*_find_far(layers, bits), *tables, *find_lonely_layers(layers, changed))
-    return Comparison(base.source.name, tuple(layers), tuple(changed), equal, problems)
+    return Comparison(base.source.name, without_fits(layers), tuple(changed), equal, problems)
 
 
 def _measure(file: GgufFile, base: Checkpoint, tensor: GgufTensor) -> float:

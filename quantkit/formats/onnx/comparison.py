@@ -22,6 +22,7 @@ from quantkit.formats.comparison import (
     Comparison,
     explain_layer,
     find_lonely_layers,
+    without_fits,
 )
 from quantkit.formats.onnx.blocks import OnnxLayer
 from quantkit.formats.onnx.container import OnnxFile
@@ -109,7 +110,9 @@ def compare_onnx(file: OnnxFile, base: Checkpoint) -> Comparison:
             f"{file.path} has no tensor of {base.source.name}: it was made of another model"
         )
     problems += find_lonely_layers(layers, changed)
-    return Comparison(base.source.name, tuple(layers), tuple(changed), equal, tuple(problems))
+    return Comparison(
+        base.source.name, without_fits(layers), tuple(changed), equal, tuple(problems)
+    )
 
 
 def _check_table(found: Tensor, name: str, base: Checkpoint) -> Iterator[str]:

@@ -23,13 +23,10 @@ from quantkit.formats.onnx.decoder_joining import join_projections
 from quantkit.formats.onnx.decoder_layout import Entry, rewrite
 from quantkit.formats.onnx.dtypes import ITEM_BYTES
 from quantkit.formats.onnx.external import TensorPlace, lay_out, write_tensors
+from quantkit.formats.onnx.names import DATA, GENAI_CONFIG, GRAPH
 from quantkit.formats.passthrough import is_same
 from quantkit.formats.shards import write_document
 from quantkit.records import LinearPlan, OnnxPlan, SolvedBlock
-
-GRAPH = "model.onnx"
-DATA = "model.onnx.data"
-GENAI_CONFIG = "genai_config.json"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from quantkit.errors import ArtifactError, PlanError
 from quantkit.formats.onnx import agreement
 from quantkit.formats.onnx.agreement import TOLERANCES, check_agreement
 from quantkit.formats.onnx.decoder import plan_decoder
-from quantkit.formats.onnx.decoder_files import WrittenGraph
+from quantkit.formats.onnx.decoder_files import WrittenGraph, write_float_files
 from quantkit.recipe import ExportSpec
 from quantkit.records import OnnxPlan
 from tests.formats.onnx.decoder_cases import run_job
@@ -123,10 +123,9 @@ def test_a_graph_that_the_runtime_cannot_read_is_told_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever of its exceptions it raises."""
-    write = agreement.write_float_files
 
     def tear(checkpoint: Checkpoint, plan: OnnxPlan, folder: Path) -> WrittenGraph:
-        written = write(checkpoint, plan, folder)
+        written = write_float_files(checkpoint, plan, folder)
         os.truncate(folder / "model.onnx", 1000)
         return written
 

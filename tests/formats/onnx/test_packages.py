@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -57,7 +58,8 @@ def test_scripts_tell_the_makers_of_the_runtime_nothing(script: object, tmp_path
     arguments = [json.dumps(asked)]
     if script is graph_runner:
         inputs, outputs = tmp_path / "in.npz", tmp_path / "out.npz"
-        np.savez(inputs, **{"0.input_ids": np.zeros((1, 4), np.int64)})
+        arrays: dict[str, Any] = {"0.input_ids": np.zeros((1, 4), np.int64)}
+        np.savez(inputs, **arrays)
         arguments = [str(graph), str(inputs), str(outputs), "1", "out"]
 
     subprocess.run(

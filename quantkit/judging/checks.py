@@ -1,0 +1,55 @@
+"""What every judgement does with its limits: compare, combine, and say why (docs/gate.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quantkit.judging.words import name_check
+from quantkit.records import Check, Metric, Verdict
+
+
+def compare_limit(name: str, limit: float, metric: Metric) -> Verdict:
+    """PASS where the whole interval of `metric` is within `limit`, FAIL where all is outside.
+
+    Args:
+        name: of the check; `max_` begins that of an upper limit.
+    """
+    if name.startswith("max_"):
+        within, outside = metric.high <= limit, metric.low > limit
+    else:
+        within, outside = metric.low >= limit, metric.high < limit
+    if within:
+        return "PASS"
+    return "FAIL" if outside else "INCONCLUSIVE"
+
+
+def combine_checks(checks: Sequence[Check]) -> Verdict:
+    """Return the verdict of all checks together; none at all proves nothing."""
+    verdicts = {check.verdict for check in checks}
+    if "FAIL" in verdicts:
+        return "FAIL"
+    return "PASS" if verdicts == {"PASS"} else "INCONCLUSIVE"
+
+
+def explain_check(check: Check, confidence: float) -> str:
+    """Return one sentence on a check that did not pass."""
+    words, is_percentage = name_check(check.name)
+    value, low, high, limit = _write_apart(
+        (check.value, check.low, check.high, check.limit), is_percentage
+    )
+    side = "above" if check.name.startswith("max_") else "below"
+    place = f"{side} the limit" if check.verdict == "FAIL" else "not proven to be within the limit"
+    return (
+        f"{words} of {value} ({100 * confidence:g}% interval {low} to {high}) is {place} of {limit}"
+    )
+
+
+def _write_apart(numbers: Sequence[float], is_percentage: bool) -> list[str]:
+    """Write numbers with four digits, or up to eight to tell different ones apart."""
+    factor, sign = (100, "%") if is_percentage else (1, "")
+    texts: list[str] = []
+    for digits in range(4, 9):
+        texts = [f"{factor * number:.{digits}g}{sign}" for number in numbers]
+        if len(set(texts)) == len(set(numbers)):
+            break
+    return texts
