@@ -44,7 +44,7 @@ def verdict_sentence(report: Report) -> str:
     """Say in one sentence what the verdict rests on."""
     checks = _checks(report)
     confidence = max((a.judgement.confidence for a in report.artifacts), default=0.0)
-    interval = f"{format_percent(confidence, 2)} interval"
+    interval = f"{100 * confidence:.4g}% interval"
     if report.comparison:
         return _comparison_sentence(report)
     if report.verdict == "UNJUDGED":

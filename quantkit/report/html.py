@@ -120,7 +120,7 @@ def _artifact_checks(artifact: ArtifactReport) -> _ArtifactChecks:
     )
     return _ArtifactChecks(
         artifact=artifact,
-        confidence=f"{100 * artifact.judgement.confidence:g}%",
+        confidence=f"{100 * artifact.judgement.confidence:.4g}%",
         samples=f"{artifact.judgement.windows} {name_samples(artifact)}",
         rows=rows,
     )

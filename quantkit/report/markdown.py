@@ -89,7 +89,7 @@ def _checks(artifact: ArtifactReport, several: bool) -> str:
     rows = check_rows(artifact.judgement)
     if not rows:
         return ""
-    confidence = f"{100 * artifact.judgement.confidence:g}%"
+    confidence = f"{100 * artifact.judgement.confidence:.4g}%"
     title = f"### Checks of {code_span(artifact.name)}" if several else "### Checks"
     measured = (
         f"Measured in {escape_markdown(artifact.runtime)} on {artifact.judgement.windows} "

@@ -211,7 +211,7 @@ def _measured(report: Report, artifact: ArtifactReport) -> str:
     parts = ["## Measured", table(["", ""], lines)]
     judgement = artifact.judgement
     if judgement.checks:
-        confidence = f"{100 * judgement.confidence:g}%"
+        confidence = f"{100 * judgement.confidence:.4g}%"
         checks = [
             [
                 *(escape_markdown(t) for t in (row.label, row.limit, row.value, row.interval)),
