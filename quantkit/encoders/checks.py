@@ -28,9 +28,9 @@ def find_recipe_problems(recipe: Recipe, *, gate: bool) -> Iterator[str]:
     ]
     for where, scheme, method in rows:
         if scheme is not None and scheme not in ENCODER_SCHEMES:
-            yield f"{where}.scheme {scheme} is for decoders: encoders have {_OFFERED}"
+            yield f"{where}.scheme {scheme} is for decoders (encoders: {_OFFERED})"
         if method is not None and method in METHODS and METHODS[method].transform == "awq":
-            yield f"{where}.method {method} is for 4-bit weights: encoders have {_METHODS}"
+            yield f"{where}.method {method} is for 4-bit weights (encoders: {_METHODS})"
     if quantize.kv_cache != "none":
         yield f"quantize.kv_cache {quantize.kv_cache}: an encoder has no KV cache; set it to none"
     if recipe.calibration is not None and recipe.calibration.assistant_only:

@@ -143,8 +143,8 @@ def test_all_problems_are_listed_at_once(encoders: dict[str, Checkpoint]) -> Non
         gate={"data": "x.txt", "runtime": "vllm"},
     )
     for words in (
-        "quantize.overrides[1].scheme w4a16 is for decoders: encoders have none, w8a8, w8a8_static",
-        "quantize.overrides[0].method awq is for 4-bit weights: encoders have rtn, gptq, smooth",
+        "quantize.overrides[1].scheme w4a16 is for decoders (encoders: none, w8a8, w8a8_static)",
+        "quantize.overrides[0].method awq is for 4-bit weights (encoders: rtn, gptq, smooth",
         "quantize.kv_cache fp8: an encoder has no KV cache",
         "quantize.ignore[0] '*.down_proj' matches no layer",
         "needs calibration data",
