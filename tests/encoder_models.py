@@ -165,9 +165,9 @@ def _wordpieces() -> dict[str, int]:
 
     The trainer of WordPiece breaks ties by chance, another way in each process.
     """
-    text = TEXT.read_text(encoding="utf-8")[:40_000].lower()
-    words = Counter(re.findall(r"[a-z]+|[^a-z\s]", text))
-    letters = sorted({letter for word in words for letter in word})
+    text = TEXT.read_text(encoding="utf-8").lower()
+    words = Counter(re.findall(r"[a-z]+|[^a-z\s]", text[:40_000]))
+    letters = sorted({letter for letter in text if letter.isascii() and letter.isprintable()})
     pieces = [*BERT_SPECIALS, *letters, *(f"##{letter}" for letter in letters)]
     frequent = sorted((word for word in words if len(word) > 1), key=lambda w: (-words[w], w))
     return {piece: id_ for id_, piece in enumerate([*pieces, *frequent][:VOCABULARY])}
