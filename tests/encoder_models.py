@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -160,19 +158,6 @@ def _kind_of(architecture: str) -> str:
     return "unigram" if architecture.startswith("XLMRoberta") else "bytes"
 
 
-def _wordpieces() -> dict[str, int]:
-    """Return a vocabulary of characters and of the most frequent words.
-
-    The trainer of WordPiece breaks ties by chance, another way in each process.
-    """
-    text = TEXT.read_text(encoding="utf-8").lower()
-    words = Counter(re.findall(r"[a-z]+|[^a-z\s]", text[:40_000]))
-    letters = sorted({letter for letter in text if letter.isascii() and letter.isprintable()})
-    pieces = [*BERT_SPECIALS, *letters, *(f"##{letter}" for letter in letters)]
-    frequent = sorted((word for word in words if len(word) > 1), key=lambda w: (-words[w], w))
-    return {piece: id_ for id_, piece in enumerate([*pieces, *frequent][:VOCABULARY])}
-
-
 @functools.cache
 def _trained(kind: str) -> str:
     """Train a tokenizer on the head of the calibration text; return its tokenizer.json."""
@@ -187,11 +172,13 @@ def _trained(kind: str) -> str:
     )
 
     if kind == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece(_wordpieces(), unk_token="[UNK]"))
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer()
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
-        trainer: Any = None
+        trainer: Any = trainers.WordPieceTrainer(
+            vocab_size=VOCABULARY, special_tokens=list(BERT_SPECIALS), show_progress=False
+        )
         single, pair = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
         specials = [("[CLS]", 2), ("[SEP]", 3)]
     else:
@@ -215,8 +202,7 @@ def _trained(kind: str) -> str:
             alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
             trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **sizes)
     text = TEXT.read_text(encoding="utf-8")[:40_000]
-    if trainer is not None:
-        tokenizer.train_from_iterator(text.splitlines(), trainer)
+    tokenizer.train_from_iterator(text.splitlines(), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=single, pair=pair, special_tokens=specials
     )

@@ -36,15 +36,15 @@ def _solve(case: Case, rows: TextRows | None = None, **export: Any) -> SolvedEnc
 
 
 def _outlying(folder: Path, **changes: Any) -> Case:
-    """An encoder whose norms make two channels twenty times as large as the others."""
+    """An encoder whose norms make two channels sixty times as large as the others."""
     case = make_case(folder, **changes)
     for name, parameter in case.model.named_parameters():
         if name.endswith("LayerNorm.weight"):
-            parameter[3:5] *= 20.0
+            parameter[3:5] *= 60.0
         elif name.endswith(
             ("query.weight", "key.weight", "value.weight", "intermediate.dense.weight")
         ):
-            parameter[:, 3:5] /= 20.0
+            parameter[:, 3:5] /= 60.0
     return case
 
 
