@@ -76,12 +76,12 @@ def _sum(values: Sequence[float | None]) -> float:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_best_is_nearer_to_the_original_than_plain_rounding(scheme: str, tmp_path: Path) -> None:
-    """By how much depends on the texts: the trained vocabulary is another one in each process."""
+    """Where a few channels are much larger than the rest, three times nearer."""
     distances = {}
     for method in ("rtn", "best"):
         case = _outlying(tmp_path / method, scheme=scheme, method=method)
         distances[method] = _distance(case, _solve(case))
-    assert distances["best"] < distances["rtn"]
+    assert distances["best"] < distances["rtn"] / 3
 
 
 def test_every_step_lowers_its_own_error(tmp_path: Path) -> None:
