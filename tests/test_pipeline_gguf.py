@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,8 @@ from quantkit.formats.gguf.container import GgufFile, open_gguf, read_tensor_row
 from quantkit.job import plan_job
 from quantkit.recipe import Recipe
 from quantkit.records import Event, GgufPlan
-from tests.helpers import make_pico_model, pico_text
+from tests.helpers import make_pico_model
+from tests.pico_jobs import count_walks, make_pico_job
 
 EXPORTS = (
     {"format": "compressed-tensors"},
@@ -35,25 +35,9 @@ def make_job(
     folder: Path, *exports: dict[str, object], output: str = "out", **quantize: object
 ) -> Recipe:
     """An ungated job on the model in `folder`, which is made if it is not there."""
-    if not (folder / "model").exists():
-        make_pico_model(folder / "model", layers=3)
-    (folder / "calibration.txt").write_text(pico_text(900, seed=1))
-    return Recipe.model_validate(
-        {
-            "version": 1,
-            "model": str(folder / "model"),
-            "output": str(folder / output),
-            "calibration": {
-                "data": str(folder / "calibration.txt"),
-                "samples": 16,
-                "sequence_length": 32,
-            },
-            "quantize": {"group_size": 32, **quantize}
-            if any(export["format"] != "gguf" for export in exports)
-            else quantize,
-            "export": list(exports),
-        }
-    )
+    schemes = any(export["format"] != "gguf" for export in exports)
+    settings = {"group_size": 32, **quantize} if schemes else quantize
+    return make_pico_job(folder, exports, output=output, quantize=settings)
 
 
 def run(recipe: Recipe) -> None:
@@ -82,14 +66,7 @@ def assert_same_tensors(first: Path, second: Path) -> None:
 
 def test_one_walk_feeds_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The calibration data goes through the model once; what vLLM reads is as it was without."""
-    walks = []
-    walk = quantkit.pipeline.walk
-
-    def count(*arguments: object, **options: object) -> Iterator[object]:
-        walks.append(1)
-        return walk(*arguments, **options)
-
-    monkeypatch.setattr(quantkit.pipeline, "walk", count)
+    walks = count_walks(monkeypatch)
     run(make_job(tmp_path, *EXPORTS))
     assert len(walks) == 1
 

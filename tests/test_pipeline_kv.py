@@ -20,29 +20,14 @@ from quantkit.job import load_calibration
 from quantkit.recipe import Recipe
 from quantkit.records import Event, KvRecord, Plan, SolvedBlock
 from quantkit.workspace import load_block, load_kv_record, open_workspace, store_block
-from tests.helpers import make_pico_model, pico_text, write_shards
-
-LENGTH = 32
+from tests.helpers import make_pico_model, write_shards
+from tests.pico_jobs import make_pico_job
 
 
 def make_job(folder: Path, output: str = "out", **quantize: object) -> Recipe:
     """An ungated job on the model in `folder`, which is made if it is not there."""
-    if not (folder / "model").exists():
-        make_pico_model(folder / "model", family="qwen2", layers=3)
-    (folder / "calibration.txt").write_text(pico_text(900, seed=1))
-    return Recipe.model_validate(
-        {
-            "version": 1,
-            "model": str(folder / "model"),
-            "output": str(folder / output),
-            "calibration": {
-                "data": str(folder / "calibration.txt"),
-                "samples": 16,
-                "sequence_length": LENGTH,
-            },
-            "quantize": {"group_size": 32, "method": "awq+gptq", **quantize},
-        }
-    )
+    settings = {"group_size": 32, "method": "awq+gptq", **quantize}
+    return make_pico_job(folder, family="qwen2", output=output, quantize=settings)
 
 
 def tensors_of(artifact: Path) -> dict[str, Tensor]:

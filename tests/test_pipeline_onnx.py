@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from tests.formats.onnx.decoder_cases import (
     run_transformers,
     some_tokens,
 )
-from tests.helpers import make_pico_model, pico_text
+from tests.pico_jobs import count_walks, make_pico_job
 
 EXPORTS = (
     {"format": "compressed-tensors"},
@@ -31,23 +30,8 @@ def make_job(
     folder: Path, *exports: dict[str, object], output: str = "out", **quantize: object
 ) -> Recipe:
     """An ungated job on the model in `folder`, which is made if it is not there."""
-    if not (folder / "model").exists():
-        make_pico_model(folder / "model", layers=3, family="qwen2")
-    (folder / "calibration.txt").write_text(pico_text(900, seed=1))
-    return Recipe.model_validate(
-        {
-            "version": 1,
-            "model": str(folder / "model"),
-            "output": str(folder / output),
-            "calibration": {
-                "data": str(folder / "calibration.txt"),
-                "samples": 16,
-                "sequence_length": 32,
-            },
-            "quantize": {"group_size": 32, **quantize},
-            "export": list(exports),
-        }
-    )
+    settings = {"group_size": 32, **quantize}
+    return make_pico_job(folder, exports, family="qwen2", output=output, quantize=settings)
 
 
 def run(recipe: Recipe) -> None:
@@ -56,14 +40,7 @@ def run(recipe: Recipe) -> None:
 
 def test_one_walk_feeds_three_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The data goes through the model once; folded norms and corrected biases are in the graph."""
-    walks = []
-    walk = quantkit.pipeline.walk
-
-    def count(*arguments: object, **options: object) -> Iterator[object]:
-        walks.append(1)
-        return walk(*arguments, **options)
-
-    monkeypatch.setattr(quantkit.pipeline, "walk", count)
+    walks = count_walks(monkeypatch)
     run(make_job(tmp_path, *EXPORTS))
     assert len(walks) == 1
 
