@@ -23,6 +23,7 @@ from quantkit.durable import write_text
 from quantkit.formats.inspect import find_evidence
 from quantkit.formats.inspected import Inspection
 from quantkit.ggml_types import GGUF
+from quantkit.inputs import LoadedRecipe
 from quantkit.job import Job, describe_compute
 from quantkit.recipe import GateSpec
 from quantkit.records import (
@@ -205,16 +206,8 @@ def _collect_evidence(
     root: Path,
 ) -> dict[str, Any]:
     """All of quantkit.json, JSON-ready."""
-    loaded = job.loaded
     return {
-        "schema": 1,
-        "verdict": verdict,
-        "recipe": {
-            "text": loaded.text,
-            "overrides": list(loaded.overrides),
-            "resolved": loaded.recipe.model_dump(mode="json"),
-        },
-        "model": describe_model(job.checkpoint.source, job.model_files),
+        **describe_request(job.loaded, job.checkpoint, job.model_files, verdict),
         "versions": package_versions(),
         "compute": describe_compute(job),
         "calibration": describe_windows(job.calibration),
@@ -226,6 +219,26 @@ def _collect_evidence(
             "peak_memory_bytes": peak_memory_bytes(),
             "matmul_probe": None if job.probe is None else asdict(job.probe),
         },
+    }
+
+
+def describe_request(
+    loaded: LoadedRecipe, checkpoint: Checkpoint, model_files: Mapping[str, str], verdict: Verdict
+) -> dict[str, Any]:
+    """What quantkit.json begins with: the verdict, what was asked for, and of which model.
+
+    Args:
+        model_files: file name -> sha256.
+    """
+    return {
+        "schema": 1,
+        "verdict": verdict,
+        "recipe": {
+            "text": loaded.text,
+            "overrides": list(loaded.overrides),
+            "resolved": loaded.recipe.model_dump(mode="json"),
+        },
+        "model": describe_model(checkpoint.source, model_files),
     }
 
 

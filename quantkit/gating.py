@@ -19,6 +19,7 @@ from quantkit.formats.onnx.inspection import list_folders
 from quantkit.ggml_types import GGUF
 from quantkit.inputs import RecipeLike, load
 from quantkit.job import Job
+from quantkit.judging.checks import UNJUDGED, fail_worker, note_no_speed
 from quantkit.judging.decoder_speed import measure_decoder_speed
 from quantkit.judging.evaluate import (
     LLAMA_CPP,
@@ -92,7 +93,7 @@ def judge_artifact(job: Job, artifact: Artifact, tell: Progress) -> Judgement:
     """Judge what a job wrote; without a gate it stays UNJUDGED."""
     spec = job.loaded.recipe.gate
     if spec is None or job.evaluation is None:
-        return Judgement("UNJUDGED", (), ("the gate was not run",), None, None, None, 0.0, 0)
+        return UNJUDGED
     judgement = judge_files(
         job.checkpoint.source.folder,
         artifact.path,
@@ -131,8 +132,7 @@ def add_decoder_speed(
             progress=tell,
         )
     except (InputError, ResourceError, WorkerError) as error:
-        note = f"its speed was not measured: {' '.join(str(error).split())}"
-        return replace(judgement, notes=(*judgement.notes, note))
+        return note_no_speed(judgement, str(error))
     return replace(judgement, speed=speed)
 
 
@@ -188,7 +188,7 @@ def judge_files(
             progress=progress,
         )
     except WorkerError as error:
-        return Judgement("FAIL", (), (str(error),), None, None, None, spec.confidence, 0)
+        return fail_worker(error, spec.confidence)
     return judge(result, spec, suspicions=suspicions)
 
 

@@ -28,6 +28,7 @@ from quantkit.exports import name_model
 from quantkit.formats.onnx.encoder import write_encoder, write_float_encoder
 from quantkit.formats.onnx.names import GRAPH
 from quantkit.inputs import LoadedRecipe
+from quantkit.judging.checks import UNJUDGED
 from quantkit.judging.suspicions import compare_bits_per_weight, compare_hashes
 from quantkit.records import (
     Artifact,
@@ -190,7 +191,7 @@ def _judge(
     """Judge what a job wrote; without a gate it stays UNJUDGED."""
     spec = job.loaded.recipe.gate
     if spec is None or job.evaluation is None:
-        return Judgement("UNJUDGED", (), ("the gate was not run",), None, None, None, 0.0, 0)
+        return UNJUDGED
     judgement = judge_graph(
         job.checkpoint.source.folder,
         artifact.path,

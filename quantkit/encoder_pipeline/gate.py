@@ -11,6 +11,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.encoders.model import load_encoder
 from quantkit.errors import InputError, ResourceError, WorkerError
 from quantkit.formats.onnx.encoder import write_float_encoder
+from quantkit.judging.checks import fail_worker, note_no_speed
 from quantkit.judging.encoder_verdict import judge_encoder
 from quantkit.judging.encoders import evaluate_encoder
 from quantkit.judging.evaluate import ONNX_RUNTIME
@@ -58,7 +59,7 @@ def judge_graph(
             progress=tell,
         )
     except WorkerError as error:
-        return Judgement("FAIL", (), (str(error),), None, None, None, spec.confidence, 0)
+        return fail_worker(error, spec.confidence)
     return judge_encoder(result, spec, suspicions=suspicions, quantized=quantized)
 
 
@@ -73,7 +74,7 @@ def add_speed(
 ) -> Judgement:
     """Time a judged graph beside the one in float; where that cannot be done, a note says why."""
     if not judgement.measures:
-        return _without_speed(judgement, "the texts could not be run")
+        return note_no_speed(judgement, "the texts could not be run")
     try:
         speed = measure_encoder_speed(
             float_graph,
@@ -85,7 +86,7 @@ def add_speed(
             progress=tell,
         )
     except (InputError, ResourceError, WorkerError) as error:
-        return _without_speed(judgement, str(error))
+        return note_no_speed(judgement, str(error))
     return replace(judgement, speed=(speed,))
 
 
@@ -104,17 +105,12 @@ def time_encoder(
     Where that cannot be done, a note says why.
     """
     if not judgement.measures:
-        return _without_speed(judgement, "the texts could not be run")
+        return note_no_speed(judgement, "the texts could not be run")
     with tempfile.TemporaryDirectory(prefix=".float-", dir=scratch) as name:
         try:
             model = load_encoder(checkpoint, info)
             float_graph = write_float_encoder(checkpoint, info, Path(name), model)
             del model
         except (InputError, ResourceError) as error:
-            return _without_speed(judgement, str(error))
+            return note_no_speed(judgement, str(error))
         return add_speed(judgement, float_graph, graph, rows, info, spec, tell)
-
-
-def _without_speed(judgement: Judgement, reason: str) -> Judgement:
-    note = f"its speed was not measured: {' '.join(reason.split())}"
-    return replace(judgement, notes=(*judgement.notes, note))

@@ -10,13 +10,18 @@ from typing import Any
 from quantkit.describe import (
     Stopwatch,
     describe_artifact,
-    describe_model,
     describe_texts,
     package_versions,
     peak_memory_bytes,
 )
 from quantkit.encoder_pipeline.job import EncoderJob, layers_of
-from quantkit.evidence import collect_gate_notes, decide_verdict, describe_runtimes, find_runtime
+from quantkit.evidence import (
+    collect_gate_notes,
+    decide_verdict,
+    describe_request,
+    describe_runtimes,
+    find_runtime,
+)
 from quantkit.records import (
     Artifact,
     ArtifactReport,
@@ -90,16 +95,9 @@ def _collect_evidence(
     root: Path,
 ) -> dict[str, Any]:
     """All of quantkit.json, JSON-ready."""
-    loaded, info = job.loaded, job.info
+    info = job.info
     return {
-        "schema": 1,
-        "verdict": verdict,
-        "recipe": {
-            "text": loaded.text,
-            "overrides": list(loaded.overrides),
-            "resolved": loaded.recipe.model_dump(mode="json"),
-        },
-        "model": describe_model(job.checkpoint.source, job.model_files),
+        **describe_request(job.loaded, job.checkpoint, job.model_files, verdict),
         "encoder": {
             "architecture": info.architecture,
             "task": info.task,

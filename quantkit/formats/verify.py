@@ -66,16 +66,15 @@ def verify_artifact(path: Path, against: str | None = None) -> Verification:
         CheckpointError: `against` cannot be read, or is quantized itself.
     """
     found = inspect_artifact(path)
-    if found.format == ONNX and found.file is not None:
-        return _verify_onnx(found, found.file, against)
-    if found.file is not None:
-        return _verify_gguf(found, found.file, against)
-    if found.format not in (COMPRESSED_TENSORS, PLAIN):
+    if found.file is None and found.format not in (COMPRESSED_TENSORS, PLAIN):
         raise ArtifactError(
             f"{path} is {found.format}: what is verified is {COMPRESSED_TENSORS}, GGUF, ONNX and "
             f"checkpoints that are not quantized"
         )
     base = None if against is None else open_checkpoint(resolve_source(against))
+    if found.file is not None:
+        read = _read_onnx if found.format == ONNX else _read_gguf
+        return _verify_file(found, found.file, read(found.file, base))
     artifact = open_artifact(found.folder)
     complete = check_completeness(artifact)
     problems = [*found.problems, *complete.problems]
@@ -104,49 +103,57 @@ def verify_artifact(path: Path, against: str | None = None) -> Verification:
     )
 
 
-def _verify_gguf(found: Inspection, file: Path, against: str | None) -> Verification:
+@dataclass(frozen=True)
+class _Checked:
+    """What was found out about the tensors of a file."""
+
+    tensors: int
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    runtimes: tuple[RuntimeSupport, ...]
+    comparison: Comparison | None
+
+
+def _read_gguf(file: Path, base: Checkpoint | None) -> _Checked:
     """Check a GGUF file for llama.cpp."""
-    base = None if against is None else open_checkpoint(resolve_source(against))
     artifact = open_gguf_artifact(file)
     checked = check_gguf(artifact)
     comparison = None if base is None else compare_gguf(artifact, base)
-    problems = [*found.problems, *checked.problems]
-    problems += () if comparison is None else comparison.problems
-    return Verification(
-        folder=found.folder,
-        format=found.format,
-        scheme=found.scheme,
-        kv_cache=found.kv_cache,
-        tensors=len(artifact.tensors),
-        layers=sum(layer.scheme != "none" for layer in found.layers),
-        problems=tuple(dict.fromkeys(problems)),
-        notes=checked.notes,
-        runtimes=(find_gguf_support(artifact),),
-        comparison=comparison,
-        file=file,
+    runtimes = (find_gguf_support(artifact),)
+    return _Checked(
+        len(artifact.tensors), tuple(checked.problems), tuple(checked.notes), runtimes, comparison
     )
 
 
-def _verify_onnx(found: Inspection, path: Path, against: str | None) -> Verification:
+def _read_onnx(file: Path, base: Checkpoint | None) -> _Checked:
     """Check a graph for ONNX Runtime."""
-    base = None if against is None else open_checkpoint(resolve_source(against))
-    file = open_graph(path)
-    checked = check_onnx(file)
-    comparison = None if base is None else compare_onnx(file, base)
+    graph = open_graph(file)
+    checked = check_onnx(graph)
+    comparison = None if base is None else compare_onnx(graph, base)
+    return _Checked(
+        len(graph.tensors),
+        tuple(checked.problems),
+        tuple(checked.notes),
+        tuple(checked.runtimes),
+        comparison,
+    )
+
+
+def _verify_file(found: Inspection, file: Path, checked: _Checked) -> Verification:
     problems = [*found.problems, *checked.problems]
-    problems += () if comparison is None else comparison.problems
+    problems += () if checked.comparison is None else checked.comparison.problems
     return Verification(
         folder=found.folder,
         format=found.format,
         scheme=found.scheme,
         kv_cache=found.kv_cache,
-        tensors=len(file.tensors),
+        tensors=checked.tensors,
         layers=sum(layer.scheme != "none" for layer in found.layers),
         problems=tuple(dict.fromkeys(problems)),
         notes=checked.notes,
         runtimes=checked.runtimes,
-        comparison=comparison,
-        file=path,
+        comparison=checked.comparison,
+        file=file,
     )
 
 

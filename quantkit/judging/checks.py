@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from quantkit.errors import WorkerError
 from quantkit.judging.words import name_check
-from quantkit.records import Check, Metric, Verdict
+from quantkit.records import Check, Judgement, Metric, Verdict
+
+UNJUDGED = Judgement("UNJUDGED", (), ("the gate was not run",), None, None, None, 0.0, 0)
+"""The judgement of an artifact that no gate has seen."""
+
+
+def fail_worker(error: WorkerError, confidence: float) -> Judgement:
+    """Return the judgement of an artifact whose worker died, hung or answered nonsense."""
+    return Judgement("FAIL", (), (str(error),), None, None, None, confidence, 0)
+
+
+def note_no_speed(judgement: Judgement, reason: str) -> Judgement:
+    """Return the judgement with a note on why there is no speed in it."""
+    note = f"its speed was not measured: {' '.join(reason.split())}"
+    return replace(judgement, notes=(*judgement.notes, note))
 
 
 def compare_limit(name: str, limit: float, metric: Metric) -> Verdict:

@@ -100,13 +100,11 @@ def find_collapse(baseline: np.ndarray, candidate: np.ndarray) -> tuple[str, ...
     )
 
 
-def rank_with_ties(values: np.ndarray) -> np.ndarray:
-    """Return [N]: ranks from 1, equal values sharing the mean of theirs."""
-    return weighted_ranks(values, np.ones((1, len(values))))[0]
-
-
 def weighted_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return [R, N]: the rank of each value when value n is there `counts[r, n]` times."""
+    """Return [R, N]: the rank of each value when value n is there `counts[r, n]` times.
+
+    Ranks begin at 1, and equal values share the mean of theirs.
+    """
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from quantkit.judging.evaluate import WORKERS
 
 
 @contextmanager
-def running_worker(runtime: str) -> Iterator[subprocess.Popen[str]]:
+def running_worker(
+    runtime: str, workers: Mapping[str, Path] = WORKERS
+) -> Iterator[subprocess.Popen[str]]:
     """Start the worker of a runtime, and stop it behind the block."""
     process = subprocess.Popen(
-        [sys.executable, str(WORKERS[runtime])],
+        [sys.executable, str(workers[runtime])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -13,10 +13,10 @@ from quantkit.judging.encoder_metrics import (
     macro_f1,
     mean_pairwise_cosine,
     neighbour_overlap,
-    rank_with_ties,
     resampled_f1,
     resampled_spearman,
     spearman,
+    weighted_ranks,
 )
 
 
@@ -120,8 +120,11 @@ def test_embeddings_that_became_all_alike_are_suspicious() -> None:
 
 
 def test_equal_values_share_the_mean_of_their_ranks() -> None:
-    assert rank_with_ties(np.array([10.0, 20.0, 20.0, 5.0])).tolist() == [2, 3.5, 3.5, 1]
-    assert rank_with_ties(np.array([7.0, 7.0, 7.0])).tolist() == [2, 2, 2]
+    def rank(*values: float) -> list[float]:
+        return weighted_ranks(np.array(values), np.ones((1, len(values))))[0].tolist()
+
+    assert rank(10.0, 20.0, 20.0, 5.0) == [2, 3.5, 3.5, 1]
+    assert rank(7.0, 7.0, 7.0) == [2, 2, 2]
 
 
 def test_rank_correlation_of_cases_worked_out_by_hand() -> None:

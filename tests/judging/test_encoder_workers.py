@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 
 from quantkit.judging.encoders import ENCODER_WORKERS
 from tests.encoder_models import write_encoder_checkpoint
-from tests.judging.conversation import say
+from tests.judging.conversation import running_worker, say
 from tests.judging.lookup_graph import TABLE, write_graph
 
 ROWS = [[2, 5, 9, 3], [2, 7, 3, 0]]
@@ -24,29 +23,15 @@ BATCH = {"input_ids": ROWS, "attention_mask": MASK, "token_type_ids": [[0] * 4] 
 MEAN = {"mode": "mean", "normalize": False}
 
 
-@contextmanager
-def running(runtime: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a worker for encoders, and stop it behind the block."""
-    process = subprocess.Popen(
-        [sys.executable, str(ENCODER_WORKERS[runtime])],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    yield process
-    process.kill()
-    process.communicate()
-
-
 @pytest.fixture(scope="module")
 def onnx_worker() -> Iterator[subprocess.Popen[str]]:
-    with running("onnxruntime") as process:
+    with running_worker("onnxruntime", ENCODER_WORKERS) as process:
         yield process
 
 
 @pytest.fixture(scope="module")
 def torch_worker() -> Iterator[subprocess.Popen[str]]:
-    with running("transformers") as process:
+    with running_worker("transformers", ENCODER_WORKERS) as process:
         yield process
 
 

@@ -62,10 +62,6 @@ class OnnxFile:
         found = {tensor.file for tensor in self.tensors.values() if tensor.file is not None}
         return tuple(sorted(found))
 
-    def find_metadata(self, key: str) -> str | None:
-        """Return an entry of the model's own metadata."""
-        return next((p.value for p in self.model.metadata_props if p.key == key), None)
-
 
 def open_graph(path: Path) -> OnnxFile:
     """Open a graph; its weights are not read.

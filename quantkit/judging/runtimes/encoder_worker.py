@@ -22,14 +22,15 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 # Run by its path, the script is part of no package, and PYTHONSAFEPATH hides its folder.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from encoder_protocol import Reply, Rows, answer_encodings  # type: ignore[import-not-found]
 from worker_protocol import FAILURES, find_versions, serve  # type: ignore[import-not-found]
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 CLASSES = {
@@ -49,28 +50,12 @@ PACKAGES = ("torch", "transformers")
 OUT_OF_MEMORY = "allocate memory"
 """Words of torch on a CPU."""
 
-Reply = dict[str, Any]
-Rows = dict[str, list[list[int]]]
-"""Input of the model -> a list a text, all of one length."""
-
 
 def main() -> int:
     """Serve requests from standard input until it ends."""
-    run: Any = None
-
-    def answer(request: Reply) -> Reply:
-        nonlocal run
-        if request["op"] == "load":
-            run, reply = load(request)
-            return reply
-        if request["op"] == "encode":
-            return write_output(run, request["batch"], request["file"])
-        if request["op"] == "time":
-            return measure(run, request["batches"])
-        return {"ok": True}
-
     # Libraries raise a KeyError for a file that lacks something.
-    return int(serve(answer, (*FAILURES, KeyError), OUT_OF_MEMORY))
+    failures = (*FAILURES, KeyError)
+    return int(serve(answer_encodings(load, _tensors), failures, OUT_OF_MEMORY))
 
 
 def load(request: Reply) -> tuple[Any, Reply]:
@@ -106,14 +91,14 @@ def load(request: Reply) -> tuple[Any, Reply]:
             raise ValueError(f"{len(names)} {fault.replace('_', ' ')}, for instance {names[0]}")
     model = model.eval().to(device)
 
-    def run(batch: dict[str, Tensor]) -> Tensor:
+    def run(batch: dict[str, Tensor]) -> np.ndarray:
         with torch.inference_mode():
             inputs = {name: tensor.to(device) for name, tensor in batch.items()}
             output = model(**inputs)
             if task != "embedding":
-                return output.logits.float().cpu()
+                return output.logits.float().cpu().numpy()
             hidden = output.last_hidden_state.float()
-            return pool(hidden, inputs["attention_mask"], pooling).cpu()
+            return pool(hidden, inputs["attention_mask"], pooling).cpu().numpy()
 
     return run, {
         "ok": True,
@@ -145,23 +130,6 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Reply) -> Tensor:
     else:
         raise ValueError(f"pooling {pooling['mode']!r} is unknown")
     return torch.nn.functional.normalize(pooled, dim=1) if pooling["normalize"] else pooled
-
-
-def write_output(run: Any, batch: Rows, file: str) -> Reply:
-    """Compute one batch and write its float32 numbers to `file`."""
-    output: Tensor = run(_tensors(batch)).contiguous()
-    with open(file, "wb") as handle:
-        handle.write(output.numpy().data)
-    return {"ok": True, "shape": list(output.shape)}
-
-
-def measure(run: Any, batches: list[Rows]) -> Reply:
-    """Time one pass over all batches."""
-    inputs = [_tensors(batch) for batch in batches]
-    started = time.perf_counter()
-    for batch in inputs:
-        run(batch)
-    return {"ok": True, "seconds": time.perf_counter() - started}
 
 
 def _tensors(batch: Rows) -> dict[str, Tensor]:

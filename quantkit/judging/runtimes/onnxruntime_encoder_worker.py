@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 # Run by its path, the script is part of no package, and PYTHONSAFEPATH hides its folder.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from encoder_protocol import Reply, Rows, answer_encodings  # type: ignore[import-not-found]
 from worker_protocol import FAILURES, find_versions, serve  # type: ignore[import-not-found]
 
 if TYPE_CHECKING:
@@ -47,33 +47,18 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 ERRORS = 3
 """Level of ONNX Runtime's log: its warnings on what it did not fuse concern nobody here."""
 
-Reply = dict[str, Any]
-Rows = dict[str, list[list[int]]]
 Batch = dict[str, "np.ndarray"]
 """Input of the graph -> integers [B, T]."""
 
 
 def main() -> int:
     """Serve requests from standard input until it ends."""
-    run: Any = None
-
-    def answer(request: Reply) -> Reply:
-        nonlocal run
-        if request["op"] == "load":
-            run, reply = load(request)
-            return reply
-        if request["op"] == "encode":
-            return write_output(run, request["batch"], request["file"])
-        if request["op"] == "time":
-            return measure(run, request["batches"])
-        return {"ok": True}
-
     try:
         failures = (*FAILURES, *_runtime_errors())
     except ImportError:
         # The answer to `load` says it.
         failures = FAILURES
-    return int(serve(answer, failures, OUT_OF_MEMORY))
+    return int(serve(answer_encodings(load, _arrays), failures, OUT_OF_MEMORY))
 
 
 def _runtime_errors() -> tuple[type[Exception], ...]:
@@ -190,23 +175,6 @@ def pool(hidden: np.ndarray, mask: np.ndarray, pooling: Reply) -> np.ndarray:
     if not pooling["normalize"]:
         return pooled
     return pooled / numpy.linalg.norm(pooled, axis=1, keepdims=True).clip(min=1e-12)
-
-
-def write_output(run: Any, batch: Rows, file: str) -> Reply:
-    """Compute one batch and write its float32 numbers to `file`."""
-    output: np.ndarray = run(_arrays(batch))
-    with open(file, "wb") as handle:
-        handle.write(output.tobytes())
-    return {"ok": True, "shape": list(output.shape)}
-
-
-def measure(run: Any, batches: list[Rows]) -> Reply:
-    """Time one pass over all batches."""
-    inputs = [_arrays(batch) for batch in batches]
-    started = time.perf_counter()
-    for batch in inputs:
-        run(batch)
-    return {"ok": True, "seconds": time.perf_counter() - started}
 
 
 def _arrays(batch: Rows) -> Batch:
