@@ -22,6 +22,7 @@ from quantkit.recipe import (
     ExportSpec,
     GateSpec,
     Override,
+    ProbesSpec,
     PublishSpec,
     QuantizeSpec,
     Recipe,
@@ -296,7 +297,6 @@ def not_built() -> list[tuple[str, dict[str, Any]]]:
     rows += [(name, {"export": [{"format": name}]}) for name, built in FORMATS.items() if not built]
     for name, built in RUNTIMES.items():
         rows += [(name, {"gate": {"data": "x", "runtime": name}})] * (not built)
-    rows.append(("lm-eval", {"gate": {"data": "x", "tasks": ["arc_easy"]}}))
     rows.append(("Hub", {"publish": {"repo": "a/b"}}))
     return rows
 
@@ -550,7 +550,8 @@ def key_tables() -> str:
         ("Items of `export`", ExportSpec),
         ("Items of `overrides` of an export", TypeOverride),
         ("`gate`", GateSpec),
-        ("Items of `gate.tasks` (not yet)", TaskSpec),
+        ("Items of `gate.tasks`", TaskSpec),
+        ("`gate.probes`", ProbesSpec),
         ("`publish` (not yet)", PublishSpec),
     ]
     schema = json_schema()
@@ -561,7 +562,7 @@ def key_tables() -> str:
         for key, field in spec.model_fields.items():
             words = properties["properties"][key].get("enum", ())
             choices = f": {', '.join(choice(word) for word in words)}" if words else ""
-            later = " (not yet)" if key in {"tasks", "publish"} else ""
+            later = " (not yet)" if key == "publish" else ""
             meaning = f"{field.description}{choices}{later}".replace("|", "\\|")
             rows.append(f"| `{key}` | {default_of(field)} | {meaning} |")
         rows.append("")

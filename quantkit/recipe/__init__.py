@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from quantkit.errors import NotYetError, RecipeError
 from quantkit.recipe.exporting import AUTO, ExportSpec, TypeOverride
-from quantkit.recipe.judging import MIN_WINDOWS, GateSpec, TaskSpec
+from quantkit.recipe.judging import MIN_WINDOWS, GateSpec, ProbesSpec, TaskSpec
 from quantkit.recipe.reading import (
     MAX_RECIPE_BYTES,
     KeyPath,
@@ -42,6 +42,7 @@ __all__ = [
     "ExportSpec",
     "GateSpec",
     "Override",
+    "ProbesSpec",
     "PublishSpec",
     "QuantizeSpec",
     "Recipe",

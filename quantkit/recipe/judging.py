@@ -14,10 +14,69 @@ from quantkit.schemes import RUNTIMES
 
 
 class TaskSpec(Spec):
-    """One lm-eval task with its limit."""
+    """One lm-eval task with its limits."""
 
-    name: str = Field(description="name of the task")
-    limit: Fraction | None = Field(default=None, description="lowest recovery that passes")
+    name: str = Field(description="name of a task of lm-eval, or a YAML file that describes one")
+    limit: int | None = Field(
+        default=None, ge=1, description="documents that are asked, the first ones; null: all"
+    )
+    min_recovery: Fraction | None = Field(
+        default=None,
+        ge=0,
+        description="lowest share of the baseline's score that passes; null: no limit",
+    )
+    metric: str | None = Field(
+        default=None, description="which of the task's metrics counts; null: its first one"
+    )
+    num_fewshot: int | None = Field(
+        default=None, ge=0, description="examples before each question; null: the task's own"
+    )
+
+
+class ProbesSpec(Spec):
+    """How the artifact behaves beside the baseline, looked at with a few prompts."""
+
+    prompts: str | None = Field(
+        default=None,
+        description="jsonl file of prompts (docs/gate.md); null: those that come with quantkit",
+    )
+    max_new_tokens: int = Field(default=64, ge=8, description="tokens of a continuation")
+    max_new_loops: Fraction | None = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="share of prompts by which more continuations of the artifact loop than of "
+        "the baseline; null: no limit",
+    )
+    max_changed_endings: Fraction | None = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of prompts after which only one of the two ends; null: no limit",
+    )
+    max_lost_json: Fraction | None = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="share of the baseline's valid JSON answers that the artifact does not give; "
+        "null: no limit",
+    )
+    max_special_shift: float | None = Field(
+        default=1.5,
+        gt=0,
+        description="by how many nats a special token may be more or less probable; null: no limit",
+    )
+    long_sequence_length: int | None = Field(
+        default=None,
+        ge=16,
+        description="tokens of the long windows; null: four times sequence_length, within what "
+        "the model and the data allow",
+    )
+    max_long_ratio: float | None = Field(
+        default=3.0,
+        gt=0,
+        description="KL beyond sequence_length, as a multiple of that within; null: no limit",
+    )
 
 
 MIN_WINDOWS = 8
@@ -97,7 +156,23 @@ class GateSpec(Spec):
     confidence: float = Field(
         default=0.95, gt=0.5, lt=1, description="of the intervals that decide between PASS and FAIL"
     )
-    tasks: tuple[TaskSpec | str, ...] = Field(default=(), description="lm-eval tasks")
+    tasks: tuple[TaskSpec | str, ...] = Field(
+        default=(), description="tasks of lm-eval, by name or as records"
+    )
+    probes: ProbesSpec | None = Field(
+        default=ProbesSpec(), description="behaviour beside the baseline's; null: not looked at"
+    )
+    domain_column: str | None = Field(
+        default=None, description="column that names a row's kind of text; each is shown apart"
+    )
+    weights: Literal["check", "skip"] = Field(
+        default="check",
+        description="check: each weight is compared with the original's, as `quantkit verify` does",
+    )
+    reuse_baseline: bool = Field(
+        default=True,
+        description="keep what the baseline computes in the cache, for the next artifact of it",
+    )
     runtime: choice_of("runtime", RUNTIMES) = Field(  # type: ignore[valid-type]
         default="auto", description="what loads the artifact; auto: the runtime its format is for"
     )

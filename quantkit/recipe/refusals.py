@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from quantkit.errors import nearest
 from quantkit.recipe.exporting import ExportSpec, TypeOverride
-from quantkit.recipe.judging import GateSpec, TaskSpec
+from quantkit.recipe.judging import GateSpec, ProbesSpec, TaskSpec
 from quantkit.recipe.reading import KeyPath
 from quantkit.recipe.spec import (
     CalibrationSpec,
@@ -64,19 +64,15 @@ _PLAIN_WORDS = {
 }
 """pydantic's error types in the words of a recipe."""
 
-
-_UNION_TAGS = {"TaskSpec", "str", "int", "literal['channel']", "literal['auto']"}
+_UNION_TAGS = frozenset(
+    {"TaskSpec", "ProbesSpec", "str", "int", "literal['channel']", "literal['auto']"}
+)
+"""What pydantic adds to a path: the member of a union that was tried."""
 
 
 def _is_union_tag(part: str | int) -> bool:
-    """pydantic adds the tried member of a union to the path, for instance `TaskSpec`."""
-    return isinstance(part, str) and part in {
-        "TaskSpec",
-        "str",
-        "int",
-        "literal['channel']",
-        "literal['auto']",
-    }
+    """Whether a part of a path is no key."""
+    return isinstance(part, str) and part in _UNION_TAGS
 
 
 def _keyslocate(key: KeyPath) -> list[str]:
@@ -89,6 +85,7 @@ def _keyslocate(key: KeyPath) -> list[str]:
         "export": ExportSpec,
         "gate": GateSpec,
         "tasks": TaskSpec,
+        "probes": ProbesSpec,
         "publish": PublishSpec,
     }
     for part in key:
@@ -122,8 +119,6 @@ def find_unbuilt(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     if recipe.gate is not None:
         if not RUNTIMES[recipe.gate.runtime]:
             yield ("gate", "runtime"), f"gate runtime {recipe.gate.runtime!r}"
-        if recipe.gate.tasks:
-            yield ("gate", "tasks"), "judging by lm-eval tasks"
         unbuilt = [name for name in recipe.gate.python if not RUNTIMES[name]]
         if unbuilt:
             yield ("gate", "python", unbuilt[0]), f"gate runtime {unbuilt[0]!r}"

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "UNJUDGED"]
+from quantkit.records.measuring import (
+    Details,
+    Footprint,
+    Generation,
+    Parting,
+    Probe,
+    TaskResult,
+)
+from quantkit.records.metrics import Metric, Verdict
 
 EXIT_CODES: Mapping[Verdict, int] = {"PASS": 0, "UNJUDGED": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 
@@ -30,6 +38,39 @@ class Artifact:
     def path(self) -> Path:
         """What a runtime loads: the folder, or the file."""
         return self.folder if self.file_type is None else self.folder / self.name
+
+
+@dataclass(frozen=True)
+class WindowDetails:
+    """What else the windows of an `EvalResult` have, in their order; unrounded."""
+
+    windows: tuple[int, ...]
+    """Their numbers in the data."""
+    reverse_kl: tuple[float, ...]
+    top5_agreement: tuple[float, ...]
+    lost: tuple[float, ...]
+    """Share of positions at which only the baseline puts the token that came first."""
+    won: tuple[float, ...]
+    ranges: tuple[tuple[int, int], ...]
+    """Ranges of positions, the last one open; `range_kl` and `range_agreement` have a number for
+    each, NaN where a window counts no position of it."""
+    range_kl: tuple[tuple[float, ...], ...]
+    range_agreement: tuple[tuple[float, ...], ...]
+    domains: tuple[DomainScores, ...] = ()
+    partings: tuple[Parting, ...] = ()
+    generations: tuple[Generation, ...] = ()
+
+
+@dataclass(frozen=True)
+class DomainScores:
+    """Means over the counted positions of one kind of text, one number a window that has some."""
+
+    name: str
+    tokens: int
+    baseline_nll: tuple[float, ...]
+    candidate_nll: tuple[float, ...]
+    kl: tuple[float, ...]
+    agreement: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -63,6 +104,12 @@ class EvalResult:
     """What the runtime showed besides numbers and fails on its own; one sentence each."""
     notes: tuple[str, ...] = ()
     """What was not looked at, and why; one sentence each."""
+    details: WindowDetails | None = None
+    probes: tuple[Probe, ...] = ()
+    load_seconds: float | None = None
+    """How long the candidate's runtime took to load it."""
+    memory_bytes: int | None = None
+    """The largest resident set of the candidate's worker."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +122,6 @@ class Check:
     low: float
     high: float
     verdict: Verdict
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A measured value with its confidence interval and, where it has one, the baseline's."""
-
-    value: float
-    low: float
-    high: float
-    baseline: float | None = None
-    increase: float | None = None
-    """Relative increase over the baseline; `low` and `high` then bound the increase."""
-    p99: float | None = None
-    maximum: float | None = None
 
 
 @dataclass(frozen=True)
@@ -179,3 +212,8 @@ class Judgement:
     """Numbers of windows at which a decoder might be judged; `windows` is the one that decided."""
     notes: tuple[str, ...] = ()
     """What the gate did not do, and why; one sentence each."""
+    details: Details | None = None
+    """Of a decoder that was measured."""
+    probes: tuple[Probe, ...] = ()
+    tasks: tuple[TaskResult, ...] = ()
+    footprint: Footprint | None = None

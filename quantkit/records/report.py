@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.records.encoders import EncoderPlan
-from quantkit.records.judging import EXIT_CODES, Artifact, Judgement, Verdict
+from quantkit.records.judging import EXIT_CODES, Artifact, Judgement
+from quantkit.records.measuring import Difference
+from quantkit.records.metrics import Verdict
 from quantkit.records.plan import Allocation, Plan
 from quantkit.records.solving import KvRecord, LayerRecord
 
@@ -46,6 +48,8 @@ class Report:
     allocation: Allocation | None = None
     comparison: bool = False
     """Whether the artifacts compete; the verdict is then the best of theirs, else the worst."""
+    differences: tuple[Difference, ...] = ()
+    """Of each pair of artifacts that compete."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,11 @@ class TokenWindows:
     """Hash of the ids, the weights and the shape: same hash, same calibration."""
     notes: tuple[str, ...] = ()
     """What the data doctor found and did not refuse."""
+    domains: np.ndarray | None = None
+    """int16 [N, T]: which of `domain_names` the text of a token is of; None: not asked for."""
+    domain_names: tuple[str, ...] = ()
+    numbers: np.ndarray | None = None
+    """int64 [N], the windows' numbers in the data; None: they are in its order."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def main() -> int:
     """Serve requests from standard input until it ends."""
     # Libraries raise a KeyError for a file that lacks something.
     failures = (*FAILURES, KeyError)
-    return int(serve(answer_encodings(load, _tensors), failures, OUT_OF_MEMORY))
+    return int(serve(answer_encodings(load, _tensors), failures, OUT_OF_MEMORY, PACKAGES))
 
 
 def load(request: Reply) -> tuple[Any, Reply]:

@@ -44,6 +44,9 @@ PART = re.compile(r"-(\d{5})-of-\d{5}\.gguf$")
 KV_CACHE = "float16"
 """The type of llama.cpp's cache by default."""
 
+PACKAGES = ("xllamacpp",)
+"""Whose version decides what is computed."""
+
 OUT_OF_MEMORY = "failed to allocate"
 """Words of llama.cpp's log."""
 
@@ -68,7 +71,7 @@ def main() -> int:
             return tokenize(model, request["texts"])
         return {"ok": True}
 
-    return int(serve(answer, FAILURES, OUT_OF_MEMORY))
+    return int(serve(answer, FAILURES, OUT_OF_MEMORY, PACKAGES))
 
 
 def load(last: Any, path: Path, device: str, threads: int) -> tuple[Any, Reply]:

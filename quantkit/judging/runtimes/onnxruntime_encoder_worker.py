@@ -58,7 +58,7 @@ def main() -> int:
     except ImportError:
         # The answer to `load` says it.
         failures = FAILURES
-    return int(serve(answer_encodings(load, _arrays), failures, OUT_OF_MEMORY))
+    return int(serve(answer_encodings(load, _arrays), failures, OUT_OF_MEMORY, PACKAGES))
 
 
 def _runtime_errors() -> tuple[type[Exception], ...]:

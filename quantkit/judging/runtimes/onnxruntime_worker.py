@@ -84,7 +84,7 @@ def main() -> int:
             )
         return {"ok": True}
 
-    return int(serve(answer, FAILURES, OUT_OF_MEMORY))
+    return int(serve(answer, FAILURES, OUT_OF_MEMORY, PACKAGES))
 
 
 def load(path: Path, threads: int) -> tuple[Any, Reply]:

@@ -108,7 +108,7 @@ def main() -> int:
         return {"ok": True}
 
     # Libraries raise a KeyError for a file that lacks something.
-    return int(serve(answer, (*FAILURES, KeyError), OUT_OF_MEMORY))
+    return int(serve(answer, (*FAILURES, KeyError), OUT_OF_MEMORY, PACKAGES))
 
 
 def load(path: str, threads: int) -> tuple[Engine, Reply]:

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -29,20 +30,43 @@ standard error and the exit code tell the parent."""
 
 
 def serve(
-    answer: Callable[[Reply], Reply], failures: tuple[type[Exception], ...], out_of_memory: str
+    answer: Callable[[Reply], Reply],
+    failures: tuple[type[Exception], ...],
+    out_of_memory: str,
+    packages: tuple[str, ...],
 ) -> int:
     """Answer the requests on standard input, one line of JSON each, until it ends or says `exit`.
+
+    Every worker answers these by itself, before and after it has loaded a model:
+
+        {"op": "versions"} -> {"ok": true, "versions": {...}}, without importing the runtime
+        {"op": "usage"} -> {"ok": true, "memory_bytes": largest resident set so far, or null}
+
+    and the answer to `load` has "load_seconds" besides what `answer` says.
 
     Args:
         answer: returns the reply to a request.
         failures: what `answer` may raise and the parent is told.
         out_of_memory: words of the runtime for what it could not get.
+        packages: whose versions decide what is computed.
     """
+
+    def respond(request: Reply) -> Reply:
+        if request["op"] == "versions":
+            return {"ok": True, "versions": find_versions(*packages)}
+        if request["op"] == "usage":
+            return {"ok": True, "memory_bytes": _peak_memory()}
+        started = time.perf_counter()
+        reply = answer(request)
+        if request["op"] == "load":
+            reply["load_seconds"] = time.perf_counter() - started
+        return reply
+
     channel = _take_stdout()
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            reply = answer(request)
+            reply = respond(request)
         except failures as error:
             kind = _kind(error, out_of_memory)
             reply = {"ok": False, "kind": kind, "error": _one_line(error)}
@@ -63,6 +87,16 @@ def find_versions(*packages: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _peak_memory() -> int | None:
+    """The largest resident set of this process, in bytes; None where it is not told."""
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else 1024 * peak)
 
 
 def _take_stdout() -> TextIO:
