@@ -3,9 +3,10 @@
 Each sound artifact comes from a quick job on the bundled demo model (the encoder: on a tiny one of
 random weights). Each kind of damage is done to a copy without quantkit.json, so that no recorded
 hash gives it away: a tool that writes wrong files would record the hashes of these. `quantkit.gate`
-with its default limits on 32 windows of 256 tokens, and `quantkit.verify` against the baseline,
-then look at it. Caught is what the gate fails, what verify finds a problem in, and what either
-refuses as an error; INCONCLUSIVE is not enough. Sound artifacts have to pass both. Outcomes stay in
+with its default limits on 32 windows of 256 tokens then looks at it. Caught is what it fails or
+refuses as an error; INCONCLUSIVE is not enough. `quantkit.verify` against the baseline, which the
+gate also does, looks at it once more: its problems tell which of the gate's reasons come from the
+files, and which from what the runtime computes. Sound artifacts have to pass both. Outcomes stay in
 the folder of the work, and what has one is not judged again.
 
 usage: python benchmarks/broken_artifacts.py [--work artifacts/broken] [--only WORD ...]
@@ -87,11 +88,19 @@ class Outcome:
     verify: str
     """SOUND, PROBLEM or ERROR."""
     verify_words: str
+    computed: bool
+    """Whether the gate has a reason that is none of verify's: what its runtime computed, read or
+    refused."""
 
     @property
     def caught(self) -> bool:
-        """Whether a user would hear of it."""
-        return self.gate in ("FAIL", "ERROR") or self.verify != "SOUND"
+        """Whether the artifact is stopped."""
+        return self.gate in ("FAIL", "ERROR")
+
+    @property
+    def in_files(self) -> bool:
+        """Whether the files alone tell."""
+        return self.verify != "SOUND"
 
 
 def main() -> None:
@@ -177,17 +186,28 @@ def judge(sound: Path, artifact: str, position: int | None, scratch: Path) -> Ou
     shutil.copytree(sound, copy)
     if damage is not None:
         damage.apply(copy, baseline)
-    verdict = run_gate(copy, baseline, place / "gate", TEXTS if artifact == ENCODER else WINDOWS)
-    found = run_verify(copy, baseline)
+    settings = TEXTS if artifact == ENCODER else WINDOWS
+    verdict, reasons = run_gate(copy, baseline, place / "gate", settings)
+    checked, problems = run_verify(copy, baseline)
     shutil.rmtree(place)
-    outcome = Outcome(artifact, name, words, *verdict, *found)
+    own = [reason for reason in reasons if reason not in problems]
+    outcome = Outcome(
+        artifact=artifact,
+        name=name,
+        words=words,
+        gate=verdict,
+        gate_words=_shorten("; ".join(own or reasons)),
+        verify=checked,
+        verify_words=_shorten("; ".join(problems)),
+        computed=verdict == "ERROR" or (verdict == "FAIL" and bool(own)),
+    )
     known.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
     return outcome
 
 
 def run_gate(
     artifact: Path, baseline: Path, output: Path, settings: Sequence[str]
-) -> tuple[str, str]:
+) -> tuple[str, tuple[str, ...]]:
     """Return the verdict, or ERROR, and why."""
     try:
         report = quantkit.gate(
@@ -199,29 +219,37 @@ def run_gate(
             device="cpu",
         )
     except quantkit.QuantkitError as error:
-        return "ERROR", _shorten(str(error).replace(f"{artifact}/", ""))
+        return "ERROR", (str(error).replace(f"{artifact}/", ""),)
     (row,) = report.artifacts
-    return report.verdict, _shorten("; ".join(row.judgement.reasons))
+    return report.verdict, row.judgement.reasons
 
 
-def run_verify(artifact: Path, baseline: Path) -> tuple[str, str]:
+def run_verify(artifact: Path, baseline: Path) -> tuple[str, tuple[str, ...]]:
     """Return SOUND, PROBLEM or ERROR, and why."""
     try:
         found = quantkit.verify(artifact, against=baseline)
     except quantkit.QuantkitError as error:
-        return "ERROR", _shorten(str(error).replace(f"{artifact}/", ""))
-    return ("PROBLEM" if found.problems else "SOUND"), _shorten("; ".join(found.problems))
+        return "ERROR", (str(error).replace(f"{artifact}/", ""),)
+    return ("PROBLEM" if found.problems else "SOUND"), found.problems
 
 
 def tabulate(outcomes: Sequence[Outcome]) -> str:
     """Return the table in Markdown."""
     lines = [
-        "| artifact | damage | what was done | gate | verify | words |",
-        "|---|---|---|---|---|---|",
+        "| artifact | damage | what was done | gate | by its runtime | by its files | words |",
+        "|---|---|---|---|---|---|---|",
     ]
     for each in outcomes:
-        said = each.gate_words if each.gate in ("FAIL", "ERROR") else each.verify_words
-        cells = (each.artifact, each.name or "none", each.words, each.gate, each.verify, said)
+        by_runtime, by_files = ("yes" if seen else "no" for seen in (each.computed, each.in_files))
+        cells = (
+            each.artifact,
+            each.name or "none",
+            each.words,
+            each.gate,
+            by_runtime,
+            by_files,
+            each.gate_words or each.verify_words,
+        )
         lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -31,6 +31,7 @@ from quantkit.judging.sampling import shuffle_windows
 from quantkit.judging.side_files import compare_gguf_sides, compare_side_files
 from quantkit.judging.suspicions import compare_bits_per_weight, compare_hashes
 from quantkit.judging.verdict import judge
+from quantkit.judging.weights import WeightFindings, compare_weights
 from quantkit.judging.worker import find_interpreter
 from quantkit.recipe import GateSpec, apply_override, validate
 from quantkit.records import Artifact, EvalResult, Judgement, Progress, TokenWindows
@@ -94,6 +95,7 @@ def judge_artifact(job: Job, artifact: Artifact, tell: Progress) -> Judgement:
     spec = job.loaded.recipe.gate
     if spec is None or job.evaluation is None:
         return UNJUDGED
+    weights = check_weights(job.checkpoint, artifact.path, spec, tell)
     judgement = judge_files(
         job.checkpoint.source.folder,
         artifact.path,
@@ -104,12 +106,24 @@ def judge_artifact(job: Job, artifact: Artifact, tell: Progress) -> Judgement:
         suspicions=(
             *compare_bits_per_weight(artifact.bits_per_weight, _planned_bits(job, artifact)),
             *compare_hashes(artifact.folder, artifact.files),
+            *weights.suspicions,
         ),
         progress=tell,
     )
+    judgement = replace(judgement, notes=(*judgement.notes, *weights.notes))
     if artifact.format != ONNX:
         return judgement
     return add_decoder_speed(judgement, job.checkpoint, artifact.path, spec, tell)
+
+
+def check_weights(
+    baseline: Checkpoint, artifact: Path, spec: GateSpec, tell: Progress
+) -> WeightFindings:
+    """Compare the weights of an artifact with its original's, unless the recipe says not to."""
+    if spec.weights == "skip":
+        note = "its weights were not compared with the original's: gate.weights is skip"
+        return WeightFindings(notes=(note,))
+    return compare_weights(baseline, artifact, tell)
 
 
 def add_decoder_speed(

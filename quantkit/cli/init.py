@@ -127,7 +127,13 @@ def _rows(values: Mapping[str, object]) -> Iterator[str]:
             indent = "  "
             if key == "export":
                 indent = "  - " if name == names[0] else "    "
-            yield _row(indent, name, f"{key}.{name}", _GROUPS[key].model_fields[name], values)
+            member = _GROUPS[key].model_fields[name]
+            if not isinstance(member.default, BaseModel):
+                yield _row(indent, name, f"{key}.{name}", member, values)
+                continue
+            yield _comment(f"{indent}{name}:", member)
+            for inner, leaf in type(member.default).model_fields.items():
+                yield _row(f"{indent}  ", inner, f"{key}.{name}.{inner}", leaf, values)
 
 
 def _row(indent: str, name: str, key: str, field: FieldInfo, values: Mapping[str, object]) -> str:
@@ -136,4 +142,8 @@ def _row(indent: str, name: str, key: str, field: FieldInfo, values: Mapping[str
     plain = list(value) if isinstance(value, tuple) else value
     flow = yaml.safe_dump(plain, default_flow_style=True, width=1000).split("\n")[0]
     choices = f": {' | '.join(map(str, _CHOICES[key]))}" if key in _CHOICES else ""
-    return f"{f'{indent}{name}: {flow} ':<{_COMMENT_COLUMN}}# {field.description}{choices}"
+    return _comment(f"{indent}{name}: {flow}", field) + choices
+
+
+def _comment(line: str, field: FieldInfo) -> str:
+    return f"{f'{line} ':<{_COMMENT_COLUMN}}# {field.description}"

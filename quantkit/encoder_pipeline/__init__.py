@@ -27,6 +27,7 @@ from quantkit.evidence import write_evidence
 from quantkit.exports import name_model
 from quantkit.formats.onnx.encoder import write_encoder, write_float_encoder
 from quantkit.formats.onnx.names import GRAPH
+from quantkit.gating import check_weights
 from quantkit.inputs import LoadedRecipe
 from quantkit.judging.checks import UNJUDGED
 from quantkit.judging.suspicions import compare_bits_per_weight, compare_hashes
@@ -192,6 +193,7 @@ def _judge(
     spec = job.loaded.recipe.gate
     if spec is None or job.evaluation is None:
         return UNJUDGED
+    weights = check_weights(job.checkpoint, artifact.path, spec, tell)
     judgement = judge_graph(
         job.checkpoint.source.folder,
         artifact.path,
@@ -202,10 +204,12 @@ def _judge(
         suspicions=(
             *compare_bits_per_weight(artifact.bits_per_weight, plan.bits_per_weight),
             *compare_hashes(artifact.folder, artifact.files),
+            *weights.suspicions,
         ),
         device=job.device.type,
         tell=tell,
     )
+    judgement = replace(judgement, notes=(*judgement.notes, *weights.notes))
     if float_graph is None or plan.precision == "fp32":
         return judgement
     graph = artifact.folder / float_graph.name

@@ -66,7 +66,7 @@ def verify_artifact(path: Path, against: str | None = None) -> Verification:
         CheckpointError: `against` cannot be read, or is quantized itself.
     """
     found = inspect_artifact(path)
-    if found.file is None and found.format not in (COMPRESSED_TENSORS, PLAIN):
+    if not is_verifiable(found):
         raise ArtifactError(
             f"{path} is {found.format}: what is verified is {COMPRESSED_TENSORS}, GGUF, ONNX and "
             f"checkpoints that are not quantized"
@@ -101,6 +101,11 @@ def verify_artifact(path: Path, against: str | None = None) -> Verification:
         runtimes=find_support(claimed, found.kv_cache),
         comparison=comparison,
     )
+
+
+def is_verifiable(found: Inspection) -> bool:
+    """Whether `verify_artifact` reads the format of an artifact."""
+    return found.file is not None or found.format in (COMPRESSED_TENSORS, PLAIN)
 
 
 @dataclass(frozen=True)

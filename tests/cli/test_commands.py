@@ -77,7 +77,9 @@ def test_init_names_every_key_that_works() -> None:
     }
     assert {"quantize.overrides", "gate.max_kl", "calibration.assistant_only"} <= keys
     assert {"quantize.kv_cache", "quantize.effort", "quantize.target_bits", "export.type"} <= keys
-    assert not keys & {"gate.tasks"}
+    assert {"gate.tasks", "gate.probes"} <= keys
+    assert "max_new_loops" in tree["gate"]["probes"]
+    assert "publish" not in tree
 
 
 def test_init_leaves_an_existing_file_alone(tmp_path: Path) -> None:
