@@ -168,15 +168,16 @@ def load_evaluation(spec: GateSpec, tokenizer: Any, checkpoint: Checkpoint) -> T
         seed=spec.seed,
         order="sequential",
         at_most=spec.most_windows,
+        domain_column=spec.domain_column,
     )
     _check_vocabulary(windows, checkpoint)
     count = len(windows.ids)
     if count >= MIN_WINDOWS:
         return windows
     few = (
-        f"{count} evaluation windows decide nothing, and at least {MIN_WINDOWS} are needed: the "
-        "verdict will be INCONCLUSIVE without more text, a shorter gate.sequence_length or more "
-        "gate.samples"
+        f"{count} evaluation windows decide nothing, and at least {MIN_WINDOWS} of "
+        f"{spec.sequence_length} tokens are needed: the verdict will be INCONCLUSIVE without more "
+        "text, a shorter gate.sequence_length or more gate.samples"
     )
     return replace(windows, notes=(*windows.notes, few))
 

@@ -29,6 +29,8 @@ class EncodedRow:
 
     ids: np.ndarray
     weights: np.ndarray
+    domain: str = ""
+    """Its kind of text, where that was asked for."""
 
 
 def marks_assistant(tokenizer: PreTrainedTokenizerBase) -> bool:

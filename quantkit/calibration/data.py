@@ -12,6 +12,7 @@ import numpy as np
 
 from quantkit.calibration import doctor
 from quantkit.calibration.chat import EncodedRow, encode_chat, marks_assistant, writes_date
+from quantkit.calibration.domains import assign_domains, name_domain
 from quantkit.calibration.rows import open_rows
 from quantkit.calibration.sources import MESSAGES, Columns, Row, Rows, find_kind, read_text
 from quantkit.calibration.tokenizer import encode, encode_text, find_bos, load_tokenizer
@@ -40,6 +41,7 @@ def load_windows(
     order: Order = "random",
     in_features: int | None = None,
     at_most: int | None = None,
+    domain_column: str | None = None,
 ) -> TokenWindows:
     """Read `data` and cut it into at most `samples` windows of `sequence_length` tokens.
 
@@ -66,9 +68,11 @@ def load_windows(
         order: `random` for calibration; `sequential` takes the first windows, for evaluation.
         in_features: widest input of the model's linear layers, for a note on too few tokens.
         at_most: windows that are given where the data holds more than `samples`; None: `samples`.
+        domain_column: column that names a row's kind of text; None: windows have no domains.
 
     Raises:
-        CalibrationError: the data is missing, unreadable, or shorter than one window.
+        CalibrationError: the data is missing, unreadable, or shorter than one window, or it has no
+            such columns.
         MissingPackageError: the data needs a package that is not installed.
     """
     if samples < 1 or sequence_length < 2:
@@ -80,18 +84,20 @@ def load_windows(
     kind = find_kind(name)
     wanted = _Wanted(at_most or samples, sequence_length, seed if order == "random" else None)
     if kind == "text":
-        if assistant_only:
-            raise CalibrationError(
-                f"assistant_only needs rows with {MESSAGES!r} (.jsonl, .parquet or a datasets "
-                f"id), and {name} is a plain text"
-            )
+        _refuse_text(name, assistant_only, domain_column)
         cut, notes = _cut_text_file(Path(name), tokenizer, wanted)
     else:
-        rows = open_rows(name, kind, split, Columns(text_column, assistant_only))
+        columns = Columns(text_column, assistant_only, domain=domain_column)
+        rows = open_rows(name, kind, split, columns)
         name = rows.name
-        cut, notes = _cut_rows(rows, tokenizer, wanted, assistant_only)
+        cut, notes = _cut_rows(rows, tokenizer, wanted, columns)
     notes += doctor.check_amount(cut, name, samples, sequence_length, in_features)
     notes += doctor.check_special_tokens(cut.ids, tokenizer)
+    domains: np.ndarray | None = None
+    domain_names: tuple[str, ...] = ()
+    if domain_column is not None:
+        domains, domain_names, found = assign_domains(cut, domain_column)
+        notes += found
     label = Path(name).name if os.path.exists(name) else name
     return TokenWindows(
         ids=cut.ids,
@@ -99,7 +105,22 @@ def load_windows(
         source=name,
         sha256=hash_windows(cut.ids, cut.weights),
         notes=tuple(f"{label}: {note}" for note in notes),
+        domains=domains,
+        domain_names=domain_names,
     )
+
+
+def _refuse_text(name: str, assistant_only: bool, domain_column: str | None) -> None:
+    """Refuse a text file for what only rows can have."""
+    kinds = "(.jsonl, .parquet or a datasets id)"
+    if assistant_only:
+        raise CalibrationError(
+            f"assistant_only needs rows with {MESSAGES!r} {kinds}, and {name} is a plain text"
+        )
+    if domain_column is not None:
+        raise CalibrationError(
+            f"gate.domain_column {domain_column!r} needs rows {kinds}, and {name} is a plain text"
+        )
 
 
 @dataclass(frozen=True)
@@ -127,11 +148,12 @@ def _cut_text_file(
 
 
 def _cut_rows(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, wanted: _Wanted, assistant_only: bool
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, wanted: _Wanted, columns: Columns
 ) -> tuple[Cut, list[str]]:
+    assistant_only = columns.messages_only
     indices = np.arange(rows.count) if wanted.seed is None else draw(rows.count, wanted.seed)
     tally = _Tally()
-    encoded = _encode_rows(rows, indices, tokenizer, assistant_only, tally)
+    encoded = _encode_rows(rows, indices, tokenizer, columns, tally)
     cut = cut_rows(
         encoded,
         tokenizer.bos_token_id,
@@ -168,13 +190,13 @@ def _encode_rows(
     rows: Rows,
     indices: np.ndarray,
     tokenizer: PreTrainedTokenizerBase,
-    assistant_only: bool,
+    columns: Columns,
     tally: _Tally,
 ) -> Iterator[EncodedRow]:
     bos = tokenizer.bos_token_id
     for index in indices:
         row = rows.read(int(index))
-        encoded = _encode_row(row, tokenizer, assistant_only)
+        encoded = _encode_row(row, tokenizer, columns.messages_only)
         if encoded is None:
             tally.empty += 1
             continue
@@ -186,7 +208,10 @@ def _encode_rows(
         if row.messages is not None:
             tally.chats += 1
             tally.template_bos |= bool(bos is not None and ids[0] == bos)
-        yield EncodedRow(ids, weights)
+        domain = ""
+        if columns.domain is not None:
+            domain = name_domain(row.domain, row.where, columns.domain)
+        yield EncodedRow(ids, weights, domain)
 
 
 def _encode_row(

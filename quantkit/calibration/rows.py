@@ -14,6 +14,7 @@ from quantkit.calibration.sources import (
     Row,
     Rows,
     check_columns,
+    check_domain,
     make_row,
 )
 from quantkit.errors import CalibrationError, MissingPackageError
@@ -35,27 +36,34 @@ def open_rows(data: str, kind: Kind, split: str, columns: Columns) -> Rows:
 def _open_jsonl(data: str, split: str, columns: Columns) -> Rows:
     path = Path(data)
     places: list[tuple[int, int]] = []
+    names: dict[str, None] = {}
     try:
         with path.open("rb") as file:
             start = 0
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    _parse_line(line, columns, f"{path}:{number}")
+                    where = f"{path}:{number}"
+                    tree = _parse_line(line, where)
+                    make_row(tree, columns, where)
+                    names |= dict.fromkeys(tree)
                     places.append((start, number))
                 start += len(line)
     except OSError as error:
         raise CalibrationError(f"cannot read {path}: {error.strerror}") from error
+    if places:
+        check_domain(names, columns, data)
 
     def read(index: int) -> Row:
         start, number = places[index]
+        where = f"{path}:{number}"
         with path.open("rb") as file:
             file.seek(start)
-            return _parse_line(file.readline(), columns, f"{path}:{number}")
+            return make_row(_parse_line(file.readline(), where), columns, where)
 
     return Rows(data, len(places), read)
 
 
-def _parse_line(line: bytes, columns: Columns, where: str) -> Row:
+def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         tree = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -71,7 +79,7 @@ def _parse_line(line: bytes, columns: Columns, where: str) -> Row:
         raise CalibrationError(
             f'{where}: a row is a JSON object like {{"text": ...}}, not a {type(tree).__name__}'
         )
-    return make_row(tree, columns, where)
+    return tree
 
 
 def _open_parquet(data: str, split: str, columns: Columns) -> Rows:
@@ -86,6 +94,7 @@ def _open_parquet(data: str, split: str, columns: Columns) -> Rows:
     try:
         names = parquet.read_schema(data).names
         check_columns(names, columns, data)
+        check_domain(names, columns, data)
         wanted = [name for name in columns.names if name in names]
         table = parquet.read_table(data, columns=wanted)
     except (pyarrow.ArrowException, OSError) as error:
@@ -120,6 +129,7 @@ def _open_dataset(data: str, split: str, columns: Columns) -> Rows:
             datasets.enable_progress_bars()
     names = dataset.column_names
     check_columns(names, columns, name)
+    check_domain(names, columns, name)
     wanted = [column for column in columns.names if column in names]
     dataset = dataset.select_columns(wanted)
     return Rows(

@@ -32,6 +32,8 @@ class Row:
     has_both: bool = False
     others: tuple[Any, ...] = ()
     """What it has in `Columns.others`, in their order."""
+    domain: Any = None
+    """What it has in `Columns.domain`."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,14 @@ class Columns:
     messages_only: bool
     others: tuple[str, ...] = ()
     """More columns that every row must have; they may hold null."""
+    domain: str | None = None
+    """A column that names the kind of text; rows may lack it."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """All columns that are looked at."""
-        return tuple(dict.fromkeys((self.text, MESSAGES, *self.others)))
+        domain = () if self.domain is None else (self.domain,)
+        return tuple(dict.fromkeys((self.text, MESSAGES, *self.others, *domain)))
 
 
 def find_kind(data: str) -> Kind:
@@ -150,6 +155,21 @@ def check_columns(names: Iterable[str], columns: Columns, where: str) -> None:
             raise CalibrationError(f"{where}: no column {other!r} ({known}){nearest(other, names)}")
 
 
+def check_domain(names: Iterable[str], columns: Columns, where: str) -> None:
+    """Refuse data in which no row has the column that is to name the kind of text.
+
+    Raises:
+        CalibrationError: it is not among `names`, which are listed.
+    """
+    names = list(names)
+    if columns.domain is not None and columns.domain not in names:
+        known = ", ".join(map(repr, names))
+        raise CalibrationError(
+            f"{where}: no column {columns.domain!r} ({known}){nearest(columns.domain, names)}; "
+            "set gate.domain_column"
+        )
+
+
 def make_row(tree: Mapping[str, Any], columns: Columns, where: str) -> Row:
     """Make a `Row` of a mapping: its text column if it has one, else its messages.
 
@@ -167,14 +187,15 @@ def make_row(tree: Mapping[str, Any], columns: Columns, where: str) -> Row:
     value = tree[name]
     has_both = len(filled) > 1
     others = tuple(tree[other] for other in columns.others)
+    domain = None if columns.domain is None else tree.get(columns.domain)
     if isinstance(value, str) and not columns.messages_only:
-        return Row(where, value, None, has_both, others)
+        return Row(where, value, None, has_both, others, domain)
     if isinstance(value, str):
         raise CalibrationError(
             f"{where}: assistant_only needs rows with {MESSAGES!r}, and {name!r} is a plain text"
         )
     if isinstance(value, list | tuple) and _are_messages(value):
-        return Row(where, None, tuple(value))
+        return Row(where, None, tuple(value), others=others, domain=domain)
     raise CalibrationError(
         f"{where}: {name!r} is {_describe(value)}; expected a text, or a list of messages with "
         "'role' and 'content'"

@@ -20,12 +20,17 @@ class Cut:
 
     ids: np.ndarray
     weights: np.ndarray
+    row_of: np.ndarray
+    """int32 [N, T], the row that each token is from; a BOS that was put in front is of the next
+    token's."""
     tokens: int
     """Tokens that the data was seen to have."""
     rows: int
     """Rows that were read; 1 for a text."""
     long_rows: int
     """Rows with more tokens than a window."""
+    domains: tuple[str, ...] = ("",)
+    """Of each row that was read."""
 
 
 def draw(count: int, seed: int) -> np.ndarray:
@@ -53,7 +58,14 @@ def cut_text(
     if bos is not None:
         bodies = np.concatenate([np.full((len(bodies), 1), bos), bodies], axis=1)
     windows = np.ascontiguousarray(bodies, dtype=np.int64)
-    return Cut(windows, np.ones(windows.shape, dtype=np.float32), len(ids), 1, 0)
+    return Cut(
+        ids=windows,
+        weights=np.ones(windows.shape, dtype=np.float32),
+        row_of=np.zeros(windows.shape, dtype=np.int32),
+        tokens=len(ids),
+        rows=1,
+        long_rows=0,
+    )
 
 
 def cut_rows(
@@ -79,9 +91,11 @@ def cut_rows(
             break
     stream = np.concatenate([part.ids for part in parts] or [np.empty(0, np.int64)])
     weights = np.concatenate([part.weights for part in parts] or [np.empty(0, np.float32)])
+    rows_of = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.ids) for part in parts])
     begins_with_bos = bos is not None and any(part.ids[0] == bos for part in parts)
     window_ids: list[np.ndarray] = []
     window_weights: list[np.ndarray] = []
+    window_rows: list[np.ndarray] = []
     start = 0
     while len(window_ids) < samples and start < len(stream):
         front = int(begins_with_bos and stream[start] != bos)
@@ -90,14 +104,17 @@ def cut_rows(
             break
         window_ids.append(np.r_[[bos] * front, stream[start:end]])
         window_weights.append(np.r_[[bos_weight] * front, weights[start:end]])
+        window_rows.append(np.r_[rows_of[start : start + front], rows_of[start:end]])
         start = end
     shape = (len(window_ids), sequence_length)
     return Cut(
-        np.array(window_ids, dtype=np.int64).reshape(shape),
-        np.array(window_weights, dtype=np.float32).reshape(shape),
-        tokens,
-        len(parts),
-        long_rows,
+        ids=np.array(window_ids, dtype=np.int64).reshape(shape),
+        weights=np.array(window_weights, dtype=np.float32).reshape(shape),
+        row_of=np.array(window_rows, dtype=np.int32).reshape(shape),
+        tokens=tokens,
+        rows=len(parts),
+        long_rows=long_rows,
+        domains=tuple(part.domain for part in parts),
     )
 
 

@@ -15,13 +15,19 @@ _HOPELESS = 50
 
 
 def shuffle_windows(windows: TokenWindows, seed: int) -> TokenWindows:
-    """Return the windows in a random order, the same for a seed.
+    """Return the windows in a random order, the same for a seed, and their numbers in the data.
 
     Neighbours in a text resemble each other. In its order the windows of a look would tell of one
     stretch of it, with less spread than the text has, and the intervals would be too narrow.
     """
     order = draw(len(windows.ids), seed)
-    return replace(windows, ids=windows.ids[order], weights=windows.weights[order])
+    return replace(
+        windows,
+        ids=windows.ids[order],
+        weights=windows.weights[order],
+        domains=None if windows.domains is None else windows.domains[order],
+        numbers=order if windows.numbers is None else windows.numbers[order],
+    )
 
 
 def plan_looks(samples: int, available: int) -> tuple[int, ...]:

@@ -35,6 +35,22 @@ def test_windows_are_shuffled_with_their_weights_and_alike_for_a_seed() -> None:
     assert first.source == "test"
 
 
+def test_a_shuffled_window_keeps_its_number_and_its_domains() -> None:
+    """Shuffled twice as well: the numbers are those in the data."""
+    ids = np.arange(40).reshape(20, 2)
+    windows = TokenWindows(
+        ids, ids.astype(np.float32), "test", "0" * 64, domains=ids.astype(np.int16)
+    )
+
+    once = shuffle_windows(windows, 3)
+    twice = shuffle_windows(once, 4)
+
+    for shuffled in (once, twice):
+        assert shuffled.numbers is not None
+        np.testing.assert_array_equal(shuffled.numbers, shuffled.ids[:, 0] // 2)
+        np.testing.assert_array_equal(shuffled.domains, shuffled.ids)
+
+
 @pytest.mark.parametrize(
     ("samples", "available", "looks"),
     [
