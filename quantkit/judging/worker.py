@@ -17,10 +17,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from quantkit.errors import InputError, MissingPackageError, ResourceError, WorkerError
 
@@ -33,14 +33,54 @@ _SECRET_WORDS = frozenset(
     {"TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "KEY", "CREDENTIALS"}
 )
 
-Answers = queue.Queue[tuple[str, str | None]]
-"""(role, line) as the workers speak; None for the line when a worker's output ended."""
+Answer = tuple[str, str | None]
+"""(role, line) as a worker speaks; None for the line when its output ended."""
+Answers = queue.Queue[Answer]
 
 
-class Worker:
-    """One running worker. `role` is what messages call it: `baseline` or `candidate`."""
+class Outlet(Protocol):
+    """Where a worker's lines go: a queue, or what passes them on to one."""
 
-    def __init__(self, role: str, command: Sequence[str], answers: Answers, threads: int) -> None:
+    def put(self, item: Answer, /) -> None:
+        """Take a line, from any thread."""
+
+
+class Worker(Protocol):
+    """A worker, as the gate speaks with it: a process, or one with a memory before it."""
+
+    role: str
+    """What messages call it: `baseline` or `candidate`."""
+
+    def ask(self, request: Mapping[str, Any]) -> None:
+        """Send one request; it must not be sent before the last one was answered."""
+
+    def read_answer(self, line: str) -> dict[str, Any]:
+        """Return the answer in `line` if it is one and says that all went well.
+
+        Raises:
+            WorkerError: it is not, or the worker says that it failed.
+            ResourceError: the worker ran out of memory or disk.
+            MissingPackageError: the worker's interpreter lacks a package.
+        """
+
+    def death(self) -> WorkerError:
+        """Return what to raise when the output has ended: how the worker died, its last words."""
+
+    def error(self, what: str) -> WorkerError:
+        """Return a `WorkerError` that says who, what, during which request, and the last words."""
+
+    def stop(self) -> None:
+        """End the process and everything that it started, at once: it holds nothing to save."""
+
+
+StartWorker = Callable[[str, Sequence[str], Answers, int], Worker]
+"""(role, command, where its lines go, threads of its arithmetic) -> the started worker."""
+
+
+class WorkerProcess:
+    """A `Worker` that is one running process."""
+
+    def __init__(self, role: str, command: Sequence[str], answers: Outlet, threads: int) -> None:
         self.role = role
         self._asked = "start"
         self._python = command[0]
@@ -73,18 +113,12 @@ class Worker:
             thread.start()
 
     def ask(self, request: Mapping[str, Any]) -> None:
-        """Send one request; it must not be sent before the last one was answered."""
+        """Send one request; as `Worker`."""
         self._asked = str(request["op"])
         self._requests.put(json.dumps(request) + "\n")
 
     def read_answer(self, line: str) -> dict[str, Any]:
-        """Return the answer in `line` if it is one and says that all went well.
-
-        Raises:
-            WorkerError: it is not, or the worker says that it failed.
-            ResourceError: the worker ran out of memory or disk.
-            MissingPackageError: the worker's interpreter lacks a package.
-        """
+        """Return the answer in `line`; raises as `Worker.read_answer`."""
         try:
             answer = json.loads(line)
         except (ValueError, RecursionError):
@@ -108,7 +142,7 @@ class Worker:
         raise self.error(f"failed at {self._asked!r}: {words}")
 
     def death(self) -> WorkerError:
-        """Return what to raise when the output has ended: how the worker died, its last words."""
+        """Return how the process died; as `Worker`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=2)
         code = self.process.poll()
@@ -121,7 +155,7 @@ class Worker:
         return self.error(f"ended with exit code {code}")
 
     def error(self, what: str) -> WorkerError:
-        """Return a `WorkerError` that says who, what, during which request, and the last words."""
+        """Return an error about the process; as `Worker`."""
         if self.process.poll() is not None:
             self._threads[-1].join(timeout=2)
         words = " | ".join(self._words)[-_WORDS_WIDTH:]
@@ -130,7 +164,7 @@ class Worker:
         return WorkerError(f"the {self.role}'s worker {what}{during}{said}")
 
     def stop(self) -> None:
-        """End the process and everything that it started, at once: it holds nothing to save."""
+        """End the process and all that it started; as `Worker`."""
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 _kill_group(self.process)
@@ -198,8 +232,9 @@ class Pair:
 
     def ask(self, baseline: Mapping[str, Any], candidate: Mapping[str, Any]) -> None:
         """Send a request to each; both must have answered the last one."""
-        for worker, request in zip(self.workers, (baseline, candidate), strict=True):
-            worker.ask(request)
+        # The candidate first: the baseline may be answered from a store, here and now.
+        self.workers[1].ask(candidate)
+        self.workers[0].ask(baseline)
 
     def answers(self) -> list[dict[str, Any]]:
         """Wait for both answers; raises as `collect`."""
@@ -222,20 +257,25 @@ def running_pair(
     timeout: float,
     *,
     threads: int | None = None,
+    start_baseline: StartWorker | None = None,
 ) -> Iterator[Pair]:
     """Start each worker with its command; stop them whatever happens inside.
 
-    `threads` are those of each worker's arithmetic; None: half of the cores.
+    Args:
+        baseline: interpreter and script of the baseline's worker.
+        candidate: and of the candidate's.
+        timeout: how long a worker may be silent about one request, in seconds.
+        threads: of each worker's arithmetic; None: half of the cores.
+        start_baseline: starts the baseline's worker, with what it remembers; None: without memory.
     """
     answers: Answers = queue.Queue()
-    workers: list[Worker] = []
-    try:
-        for role, command in (("baseline", baseline), ("candidate", candidate)):
-            workers.append(Worker(role, command, answers, threads or worker_threads()))
-        yield Pair(workers, answers, timeout)
-    finally:
-        for worker in workers:
-            worker.stop()
+    threads = threads or worker_threads()
+    with contextlib.ExitStack() as running:
+        first = (start_baseline or WorkerProcess)("baseline", baseline, answers, threads)
+        running.callback(first.stop)
+        second = WorkerProcess("candidate", candidate, answers, threads)
+        running.callback(second.stop)
+        yield Pair((first, second), answers, timeout)
 
 
 def machine_threads() -> int:

@@ -38,6 +38,7 @@ def main() -> None:
                 "dtype": "float32",
                 "device": "cpu",
                 "versions": {"fake": "1"},
+                "load_seconds": 0.25,
                 "unexpected": model.get("unexpected", []),
             }
         elif request["op"] == "logits":
@@ -46,6 +47,16 @@ def main() -> None:
             rng = np.random.default_rng(model["seed"])
             ids = rng.integers(0, model["vocab"], request["max_new_tokens"]).tolist()
             reply = {"ok": True, "ids": [3] * 64 if model.get("fault") == "loop" else ids}
+        elif request["op"] == "versions":
+            reply = {"ok": True, "versions": {"fake": "1"}}
+        elif request["op"] == "usage":
+            reply = {"ok": True, "memory_bytes": model.get("memory", 1 << 20)}
+        elif request["op"] == "continue":
+            rng = np.random.default_rng(model["seed"])
+            shape = (len(request["prompts"]), request["max_new_tokens"])
+            rows = rng.integers(0, model["vocab"], shape).tolist()
+            looping = [[3] * shape[1]] * shape[0]
+            reply = {"ok": True, "ids": looping if model.get("fault") == "loop" else rows}
         else:
             reply = {"ok": True}
         print(json.dumps(reply), flush=True)
