@@ -31,7 +31,11 @@ def word_runs(path: Path, length: int) -> set[tuple[str, ...]]:
 
 def test_every_text_is_listed_with_its_size_and_hash() -> None:
     """SOURCES.md names exactly the files that are there, and their bytes are those it names."""
-    files = {path.name: path.read_bytes() for path in TEXTS.iterdir() if path.suffix != ".md"}
+    files = {
+        path.relative_to(TEXTS).as_posix(): path.read_bytes()
+        for path in TEXTS.rglob("*")
+        if path.is_file() and path.suffix != ".md"
+    }
 
     found = {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()}
 
@@ -51,7 +55,7 @@ def test_calibration_and_evaluation_share_no_run_of_twelve_words() -> None:
 def test_bundled_files_stay_small() -> None:
     """A clone stays quick: the model fits in 14 MB with its tokenizer, the texts in 2 MB."""
     model_bytes = sum(path.stat().st_size for path in MODEL.iterdir())
-    text_bytes = sum(path.stat().st_size for path in TEXTS.iterdir())
+    text_bytes = sum(path.stat().st_size for path in TEXTS.rglob("*.*"))
 
     assert model_bytes <= MAX_MODEL_BYTES
     assert text_bytes <= MAX_TEXT_BYTES

@@ -22,8 +22,6 @@ LOOP_PERIOD = 16
 """Longest repeated passage that counts as a loop, in tokens."""
 LOOP_SPAN = 24
 """Shortest tail that must repeat, in tokens; at least three turns of the passage."""
-MIN_GENERATIONS = 4
-"""Prompts without which nothing is concluded from generations."""
 
 
 def compare_bits_per_weight(written: float, planned: float) -> tuple[str, ...]:
@@ -97,24 +95,3 @@ def has_loop(ids: Sequence[int]) -> bool:
         if all(tail[i] == tail[i - period] for i in range(period, span)):
             return True
     return False
-
-
-def compare_generations(
-    baseline: Sequence[Sequence[int]], candidate: Sequence[Sequence[int]]
-) -> tuple[str, ...]:
-    """Check that the artifact's greedy continuations do not loop where the baseline's never do.
-
-    Small models loop by themselves, and one continuation that turns out differently proves
-    nothing: the sign is that every continuation of the artifact loops and none of the baseline.
-
-    Args:
-        baseline, candidate: token ids of the continuations of the same prompts.
-    """
-    if len(candidate) < MIN_GENERATIONS or not all(has_loop(ids) for ids in candidate):
-        return ()
-    if any(has_loop(ids) for ids in baseline):
-        return ()
-    return (
-        f"all {len(candidate)} greedy continuations of the artifact end in a loop, and none of"
-        " the baseline's",
-    )

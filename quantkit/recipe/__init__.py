@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,5 +130,21 @@ def _with_found_paths(recipe: Recipe, folder: Path) -> Recipe:
         data = find(recipe.calibration.data)
         changes["calibration"] = recipe.calibration.model_copy(update={"data": data})
     if recipe.gate:
-        changes["gate"] = recipe.gate.model_copy(update={"data": find(recipe.gate.data)})
+        changes["gate"] = _with_found_gate_paths(recipe.gate, find)
     return recipe.model_copy(update=changes)
+
+
+def _with_found_gate_paths(gate: GateSpec, find: Callable[[str], str]) -> GateSpec:
+    """Resolve the paths of data, of prompts and of tasks that are files."""
+    changes: dict[str, Any] = {"data": find(gate.data)}
+    if gate.probes is not None and gate.probes.prompts is not None:
+        update = {"prompts": find(gate.probes.prompts)}
+        changes["probes"] = gate.probes.model_copy(update=update)
+    tasks = [TaskSpec(name=task) if isinstance(task, str) else task for task in gate.tasks]
+    changes["tasks"] = tuple(
+        task.model_copy(update={"name": find(task.name)})
+        if task.name.endswith((".yaml", ".yml"))
+        else task
+        for task in tasks
+    )
+    return gate.model_copy(update=changes)

@@ -52,10 +52,11 @@ class ProbesSpec(Spec):
         default=0.5,
         ge=0,
         le=1,
-        description="share of prompts after which only one of the two ends; null: no limit",
+        description="of the prompts after which either model ends by itself, the share by which "
+        "ends are more often missing than early, or the reverse; null: no limit",
     )
     max_lost_json: Fraction | None = Field(
-        default=0.25,
+        default=0.5,
         ge=0,
         le=1,
         description="share of the baseline's valid JSON answers that the artifact does not give; "
@@ -64,7 +65,8 @@ class ProbesSpec(Spec):
     max_special_shift: float | None = Field(
         default=1.5,
         gt=0,
-        description="by how many nats a special token may be more or less probable; null: no limit",
+        description="by how many nats a special token may be more or less probable where it "
+        "belongs; null: no limit",
     )
     long_sequence_length: int | None = Field(
         default=None,
@@ -73,7 +75,7 @@ class ProbesSpec(Spec):
         "the model and the data allow",
     )
     max_long_ratio: float | None = Field(
-        default=3.0,
+        default=8.0,
         gt=0,
         description="KL beyond sequence_length, as a multiple of that within; null: no limit",
     )
@@ -171,7 +173,7 @@ class GateSpec(Spec):
     )
     reuse_baseline: bool = Field(
         default=True,
-        description="keep what the baseline computes in the cache, for the next artifact of it",
+        description="keep what the baseline computes, for its next artifact (`quantkit baselines`)",
     )
     runtime: choice_of("runtime", RUNTIMES) = Field(  # type: ignore[valid-type]
         default="auto", description="what loads the artifact; auto: the runtime its format is for"

@@ -9,7 +9,6 @@ import pytest
 
 from quantkit.judging.suspicions import (
     compare_bits_per_weight,
-    compare_generations,
     compare_hashes,
     compare_unexpected,
     has_loop,
@@ -72,13 +71,3 @@ def test_only_tensors_that_the_baseline_does_not_ignore_too_are_suspicious() -> 
 def test_a_loop_is_a_tail_that_repeats_over_and_over(ids: list[int], loops: bool) -> None:
     """At most 16 tokens, at least three turns and 24 tokens, up to the very end."""
     assert has_loop(ids) == loops
-
-
-def test_loops_are_suspicious_only_against_a_baseline_that_has_none() -> None:
-    """A baseline that loops somewhere excuses the artifact, as does one that ends well."""
-    assert len(compare_generations([TEXT] * 4, [LOOP] * 4)) == 1
-    assert compare_generations([TEXT] * 4, [LOOP] * 3 + [TEXT]) == ()
-    assert compare_generations([LOOP] + [TEXT] * 3, [LOOP] * 4) == ()
-    assert compare_generations([LOOP] * 4, [TEXT] * 4) == ()
-    assert compare_generations([TEXT] * 3, [LOOP] * 3) == ()
-    assert compare_generations([], []) == ()

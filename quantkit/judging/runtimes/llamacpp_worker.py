@@ -7,6 +7,7 @@ these differences:
     {"op": "load", "path", "device", "threads"}: `path` is a GGUF file, the first of its parts, or a
         folder that holds one model
         -> "dtype" is the name of the file's mix of types, "kv_cache" the type of the cache
+    {"op": "time", "ids": [[...], ...], "new_tokens"}: one row of `ids` after the other
     {"op": "tokenize", "texts": [...]}
         -> {"ok": true, "plain": [[...], ...], "special": [[...], ...]}, what llama.cpp's own
             tokenizer makes of the texts, without and with what it adds to a prompt; both null where
@@ -23,6 +24,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +67,17 @@ def main() -> int:
             model, reply = load(model, path, request["device"], request["threads"])
             return reply
         if request["op"] == "logits":
-            return write_logits(model, request["ids"], request["file"])
+            return write_logits(model, request["ids"], request["file"], request.get("last", 0))
         if request["op"] == "generate":
             return generate(model, request["prompt_ids"], request["max_new_tokens"])
+        if request["op"] == "continue":
+            room = request["max_new_tokens"]
+            answers = [generate(model, prompt, room) for prompt in request["prompts"]]
+            return {"ok": True, "ids": [answer["ids"] for answer in answers]}
         if request["op"] == "tokenize":
             return tokenize(model, request["texts"])
+        if request["op"] == "time":
+            return measure(model, request["ids"], request["new_tokens"])
         return {"ok": True}
 
     return int(serve(answer, FAILURES, OUT_OF_MEMORY, PACKAGES))
@@ -97,6 +106,7 @@ def load(last: Any, path: Path, device: str, threads: int) -> tuple[Any, Reply]:
         "kv_cache": KV_CACHE,
         # llama.cpp itself refuses files with tensors that it has no place for.
         "unexpected": [],
+        "positions": model.positions,
         "versions": {
             **find_versions(),
             "xllamacpp": version,
@@ -133,17 +143,22 @@ def _part(name: str) -> int:
     return int(found[1]) if found else 1
 
 
-def write_logits(model: Any, ids: list[list[int]], file: str) -> Reply:
-    """Write the logits of every position of `ids` [B, T] to `file`, a few positions at a time."""
+def write_logits(model: Any, ids: list[list[int]], file: str, last: int) -> Reply:
+    """Write the logits of the `last` positions of `ids` [B, T], or of all for 0, in parts."""
     finite = True
     with open(file, "wb") as handle:
         for row in ids:
             model.start(len(row))
+            first = len(row) - (last or len(row))
             for position in range(0, len(row), STEP):
-                logits = model.run(row[position : position + STEP], position, every=True)
+                part = row[position : position + STEP]
+                is_wanted = position + len(part) > first
+                logits = model.run(part, position, every=is_wanted)
+                logits = logits[max(0, first - position) :] if is_wanted else logits[:0]
                 finite = finite and bool(np.isfinite(logits).all())
                 handle.write(logits.data)
-    return {"ok": True, "shape": [len(ids), len(ids[0]), model.vocabulary], "finite": finite}
+    shape = [len(ids), last or len(ids[0]), model.vocabulary]
+    return {"ok": True, "shape": shape, "finite": finite}
 
 
 def generate(model: Any, prompt_ids: list[int], max_new_tokens: int) -> Reply:
@@ -153,15 +168,39 @@ def generate(model: Any, prompt_ids: list[int], max_new_tokens: int) -> Reply:
     if room < 1:
         return {"ok": True, "ids": found}
     model.start(len(prompt_ids) + room)
+    for token in _continue_greedily(model, prompt_ids):
+        found.append(token)
+        if len(found) == room or model.ends(token):
+            break
+    return {"ok": True, "ids": found}
+
+
+def _continue_greedily(model: Any, prompt_ids: list[int]) -> Iterator[int]:
+    """Yield the most probable next tokens behind `prompt_ids`, step by step."""
     pending, position = prompt_ids, 0
-    while len(found) < room and not (found and model.ends(found[-1])):
+    while True:
         for start in range(0, len(pending), STEP):
             part = pending[start : start + STEP]
             logits = model.run(part, position, every=False)
             position += len(part)
         pending = [int(logits[0].argmax())]
-        found += pending
-    return {"ok": True, "ids": found}
+        yield pending[0]
+
+
+def measure(model: Any, ids: list[list[int]], new_tokens: int) -> Reply:
+    """Time `ids` [B, T], row by row, and `new_tokens` greedy steps behind each row."""
+    prefill = decoding = 0.0
+    for row in ids:
+        model.start(len(row) + new_tokens)
+        greedy = _continue_greedily(model, row)
+        start = time.perf_counter()
+        next(greedy)
+        middle = time.perf_counter()
+        for _ in range(new_tokens):
+            next(greedy)
+        prefill += middle - start
+        decoding += time.perf_counter() - middle
+    return {"ok": True, "prefill": prefill, "decoding": decoding}
 
 
 def tokenize(model: Any, texts: list[str]) -> Reply:

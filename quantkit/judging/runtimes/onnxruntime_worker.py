@@ -71,9 +71,13 @@ def main() -> int:
             decoder, reply = load(Path(request["path"]), request["threads"])
             return reply
         if request["op"] == "logits":
-            return write_logits(decoder, request["ids"], request["file"])
+            return write_logits(decoder, request["ids"], request["file"], request.get("last", 0))
         if request["op"] == "generate":
             return generate(decoder, request["prompt_ids"], request["max_new_tokens"])
+        if request["op"] == "continue":
+            room = request["max_new_tokens"]
+            answers = [generate(decoder, prompt, room) for prompt in request["prompts"]]
+            return {"ok": True, "ids": [answer["ids"] for answer in answers]}
         if request["op"] == "tokenize":
             return tokenize(decoder, request["texts"])
         if request["op"] == "time":
@@ -122,9 +126,9 @@ def load(path: Path, threads: int) -> tuple[Any, Reply]:
     }
 
 
-def write_logits(decoder: Any, ids: list[list[int]], file: str) -> Reply:
-    """Write the logits of every position of `ids` [B, T] to `file`, in chunks."""
-    logits = run(decoder, np.array(ids, np.int64))[0]
+def write_logits(decoder: Any, ids: list[list[int]], file: str, last: int) -> Reply:
+    """Write the logits of the `last` positions of `ids` [B, T], or of all for 0, in chunks."""
+    logits = run(decoder, np.array(ids, np.int64))[0][:, -last:]
     rows = logits.reshape(-1, logits.shape[-1])
     step = max(1, CHUNK_FLOATS // rows.shape[1])
     finite = True

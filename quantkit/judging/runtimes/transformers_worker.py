@@ -6,11 +6,17 @@ JSON on standard output. The end of the input, or `exit`, ends the worker.
 
     {"op": "load", "path", "device": "auto"|"cpu"|"cuda", "threads"}
         -> {"ok": true, "vocab", "dtype", "device", "kv_cache": null|"fp8"|"fp8 per head",
-            "unexpected": [names], "versions": {...}}
-    {"op": "logits", "ids": [[...], ...], "file"}
-        -> {"ok": true, "shape": [B, T, V], "finite"}; the raw float32 logits are in `file`
+            "unexpected": [names], "positions": the longest sequence, or null, "versions": {...}}
+    {"op": "logits", "ids": [[...], ...], "file", "last"}
+        -> {"ok": true, "shape": [B, T, V], "finite"}; the raw float32 logits are in `file`. `last`
+            may be left out; else those of the last positions are enough: [B, last, V]
     {"op": "generate", "prompt_ids": [...], "max_new_tokens"}
-        -> {"ok": true, "ids": [...]}, the greedy continuation
+        -> {"ok": true, "ids": [...]}, the greedy continuation, a token that ends it included
+    {"op": "continue", "prompts": [[...], ...], "max_new_tokens"}
+        -> {"ok": true, "ids": [[...], ...]}, the same of several prompts
+    {"op": "time", "ids": [[...], ...], "new_tokens"}
+        -> {"ok": true, "prefill", "decoding"}: seconds that `ids` [B, T] took at once, and the
+            `new_tokens` greedy steps behind them together; no token ends it
     {"op": "exit"} -> {"ok": true}
     what went wrong -> {"ok": false, "kind": "memory"|"disk"|"package"|"other", "error", "package"}
 
@@ -25,9 +31,11 @@ at before anything is measured.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 # Run by its path, the script is part of no package, and PYTHONSAFEPATH hides its folder.
@@ -65,9 +73,13 @@ def main() -> int:
             model, reply = load(request["path"], request["device"], request["threads"])
             return reply
         if request["op"] == "logits":
-            return write_logits(model, request["ids"], request["file"])
+            return write_logits(model, request["ids"], request["file"], request.get("last", 0))
         if request["op"] == "generate":
             return generate(model, request["prompt_ids"], request["max_new_tokens"])
+        if request["op"] == "continue":
+            return continue_prompts(model, request["prompts"], request["max_new_tokens"])
+        if request["op"] == "time":
+            return measure(model, request["ids"], request["new_tokens"])
         return {"ok": True}
 
     # Libraries raise a KeyError for a file that lacks something.
@@ -113,6 +125,7 @@ def load(path: str, device: str, threads: int) -> tuple[Any, Reply]:
         "device": device,
         "kv_cache": check_kv_cache(model, path),
         "unexpected": sorted(map(str, found["unexpected_keys"]))[:MAX_NAMES],
+        "positions": _positions(model),
         "versions": find_versions(*PACKAGES),
     }
 
@@ -182,13 +195,14 @@ def _is_rounded(states: Tensor, scale: Tensor | None) -> bool:
     return bool(((codes - rounded).abs() <= codes.abs() / 64).all())
 
 
-def write_logits(model: Any, ids: list[list[int]], file: str) -> Reply:
-    """Write the logits of every position of `ids` [B, T] to `file`, in chunks."""
+def write_logits(model: Any, ids: list[list[int]], file: str, last: int) -> Reply:
+    """Write the logits of the `last` positions of `ids` [B, T], or of all for 0, in chunks."""
     import torch
 
     with torch.inference_mode():
         tokens = torch.tensor(ids, device=model.device)
-        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+        head = _keep_logits(model, last) if last else {}
+        logits: Tensor = model(input_ids=tokens, use_cache=False, **head).logits[:, -last:]
         shape = list(logits.shape)
         rows = logits.reshape(-1, shape[-1])
         step = max(1, CHUNK_FLOATS // shape[-1])
@@ -205,8 +219,7 @@ def generate(model: Any, prompt_ids: list[int], max_new_tokens: int) -> Reply:
     """Continue `prompt_ids` with the most probable tokens, within the model's positions."""
     import torch
 
-    positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
-    room = min(max_new_tokens, positions - len(prompt_ids))
+    room = min(max_new_tokens, (_positions(model) or sys.maxsize) - len(prompt_ids))
     if room < 1:
         return {"ok": True, "ids": []}
     tokens = torch.tensor([prompt_ids], device=model.device)
@@ -218,6 +231,63 @@ def generate(model: Any, prompt_ids: list[int], max_new_tokens: int) -> Reply:
             do_sample=False,
         )
     return {"ok": True, "ids": output[0, len(prompt_ids) :].tolist()}
+
+
+def continue_prompts(model: Any, prompts: list[list[int]], max_new_tokens: int) -> Reply:
+    """Continue several prompts at once, as `generate` does it; shorter ones are padded in front."""
+    import torch
+
+    longest = max(map(len, prompts))
+    room = min(max_new_tokens, (_positions(model) or sys.maxsize) - longest)
+    if room < 1:
+        return {"ok": True, "ids": [[] for _ in prompts]}
+    padding = [[0] * (longest - len(prompt)) for prompt in prompts]
+    tokens = [pad + prompt for pad, prompt in zip(padding, prompts, strict=True)]
+    mask = [pad + [1] * len(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=torch.tensor(tokens, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            max_new_tokens=room,
+            do_sample=False,
+        )
+    stops = model.generation_config.eos_token_id
+    ends = {stops} if isinstance(stops, int) else set(stops or ())
+    found = []
+    for row in output[:, longest:].tolist():
+        # What has ended is filled up while others go on.
+        end = next((place for place, token in enumerate(row) if token in ends), len(row))
+        found.append(row[: end + 1])
+    return {"ok": True, "ids": found}
+
+
+def measure(model: Any, ids: list[list[int]], new_tokens: int) -> Reply:
+    """Time one pass over `ids` [B, T] and `new_tokens` greedy steps behind it."""
+    import torch
+
+    tokens, past = torch.tensor(ids, device=model.device), None
+    # As in generation, only the last position is put through the head.
+    head = _keep_logits(model, 1)
+    clock = [time.perf_counter()]
+    with torch.inference_mode():
+        for _ in range(new_tokens + 1):
+            output = model(input_ids=tokens, past_key_values=past, use_cache=True, **head)
+            tokens, past = output.logits[:, -1:].argmax(dim=-1), output.past_key_values
+            # The token is looked at, so that a GPU has finished.
+            tokens.tolist()
+            clock.append(time.perf_counter())
+    return {"ok": True, "prefill": clock[1] - clock[0], "decoding": clock[-1] - clock[1]}
+
+
+def _keep_logits(model: Any, last: int) -> dict[str, int]:
+    """Arguments by which only the last positions are put through the head; not all models can."""
+    can = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {"logits_to_keep": last} if can else {}
+
+
+def _positions(model: Any) -> int | None:
+    """The longest sequence, as the config has it."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def _vocabulary(model: Any) -> int:

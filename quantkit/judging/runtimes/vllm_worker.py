@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,26 @@ class Engine:
         (answer,) = self.llm.generate([prompt], sampling, use_tqdm=False)
         return list(answer.outputs[0].token_ids)
 
+    def time_steps(self, rows: list[list[int]], new_tokens: int) -> list[float]:
+        """Run prompts together, and return the clock before each step of the engine and at the end.
+
+        No token ends a prompt. One step makes one token of each, but for prompts that vLLM cuts.
+        """
+        import vllm
+
+        self.hidden.clear()
+        steps = self.llm.llm_engine
+        sampling = vllm.SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
+        for number, ids in enumerate(rows):
+            prompt = vllm.TokensPrompt(prompt_token_ids=ids)
+            steps.add_request(f"timed-{number}", prompt, sampling)
+        clock = [time.perf_counter()]
+        while steps.has_unfinished_requests():
+            steps.step()
+            self.hidden.clear()
+            clock.append(time.perf_counter())
+        return clock
+
 
 def main() -> int:
     """Serve requests from standard input until it ends."""
@@ -102,9 +123,15 @@ def main() -> int:
             engine, reply = load(request["path"], request["threads"])
             return reply
         if request["op"] == "logits":
-            return write_logits(engine, request["ids"], request["file"])
+            return write_logits(engine, request["ids"], request["file"], request.get("last", 0))
         if request["op"] == "generate":
             return generate(engine, request["prompt_ids"], request["max_new_tokens"])
+        if request["op"] == "continue":
+            room = request["max_new_tokens"]
+            answers = [generate(engine, prompt, room) for prompt in request["prompts"]]
+            return {"ok": True, "ids": [answer["ids"] for answer in answers]}
+        if request["op"] == "time":
+            return measure(engine, request["ids"], request["new_tokens"])
         return {"ok": True}
 
     # Libraries raise a KeyError for a file that lacks something.
@@ -131,6 +158,7 @@ def load(path: str, threads: int) -> tuple[Engine, Reply]:
         "kv_cache": _kv_cache(path, str(settings.cache_config.cache_dtype), device),
         # vLLM itself refuses tensors that it has no place for.
         "unexpected": [],
+        "positions": int(settings.model_config.max_model_len),
         "versions": find_versions(*PACKAGES),
     }
 
@@ -154,8 +182,8 @@ def _kv_cache(path: str, dtype: str, device: str) -> str | None:
     return "fp8 per head"
 
 
-def write_logits(engine: Engine, ids: list[list[int]], file: str) -> Reply:
-    """Write the logits of every position of `ids` [B, T] to `file`, window by window."""
+def write_logits(engine: Engine, ids: list[list[int]], file: str, last: int) -> Reply:
+    """Write the logits of the `last` positions of `ids` [B, T], or of all for 0, row by row."""
     import torch
 
     finite, vocabulary = True, 0
@@ -165,12 +193,12 @@ def write_logits(engine: Engine, ids: list[list[int]], file: str) -> Reply:
             hidden = torch.cat(engine.hidden)[: len(row)]
             if len(hidden) < len(row):
                 raise ValueError(f"vLLM computed {len(hidden)} of {len(row)} positions")
-            for part in hidden.split(CHUNK_ROWS):
+            for part in hidden[-last:].split(CHUNK_ROWS):
                 logits = engine.model.compute_logits(part).float().cpu().contiguous()
                 vocabulary = logits.shape[-1]
                 finite = finite and bool(torch.isfinite(logits).all())
                 handle.write(logits.numpy().data)
-    return {"ok": True, "shape": [len(ids), len(ids[0]), vocabulary], "finite": finite}
+    return {"ok": True, "shape": [len(ids), last or len(ids[0]), vocabulary], "finite": finite}
 
 
 def generate(engine: Engine, prompt_ids: list[int], max_new_tokens: int) -> Reply:
@@ -178,6 +206,14 @@ def generate(engine: Engine, prompt_ids: list[int], max_new_tokens: int) -> Repl
     room = engine.llm.llm_engine.vllm_config.model_config.max_model_len - len(prompt_ids)
     count = min(max_new_tokens, room)
     return {"ok": True, "ids": engine.run(prompt_ids, count) if count > 0 else []}
+
+
+def measure(engine: Engine, ids: list[list[int]], new_tokens: int) -> Reply:
+    """Time one pass over `ids` [B, T] and `new_tokens` greedy steps behind it."""
+    clock = engine.time_steps(ids, new_tokens + 1)
+    # The steps before the last `new_tokens` read the prompts.
+    middle = clock[-1 - new_tokens]
+    return {"ok": True, "prefill": middle - clock[0], "decoding": clock[-1] - middle}
 
 
 def _positions(path: str) -> int:

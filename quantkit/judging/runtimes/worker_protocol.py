@@ -93,8 +93,16 @@ def _peak_memory() -> int | None:
     """The largest resident set of this process, in bytes; None where it is not told."""
     try:
         import resource
+
+        with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+            peaks = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
     except ImportError:  # Windows has none
         return None
+    except OSError:
+        peaks = []
+    if peaks:
+        # What getrusage says on Linux has in it what the parent held when it started this process.
+        return 1024 * int(peaks[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else 1024 * peak)
 

@@ -1,0 +1,1 @@
+"""How an artifact behaves beside its baseline, with prompts and special tokens."""
