@@ -1,0 +1,1 @@
+"""Tasks of lm-eval, done by both models in the runtime that judges."""

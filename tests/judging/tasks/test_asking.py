@@ -1,0 +1,281 @@
+"""Tasks of lm-eval from the recipe to the result: real models, workers, files and lm-eval."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from quantkit.calibration.tokenizer import load_tokenizer
+from quantkit.errors import InputError
+from quantkit.judging.evaluate import WORKERS
+from quantkit.judging.tasks.asking import run_tasks
+from quantkit.judging.tasks.loading import load_tasks
+from quantkit.judging.worker import Pair, running_pair, worker_command
+from quantkit.recipe.judging import TaskSpec
+from quantkit.records import Event, TaskResult
+from tests.helpers import make_pico_model
+
+ROOT = Path(__file__).parent.parent.parent.parent
+DEMO = ROOT / "models" / "demo-llama"
+CONTINUATION = "calib_data/tasks/continuation.yaml"
+
+QUIZ = {
+    "task": "quiz",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": "quiz.jsonl", "train": "quiz.jsonl"}},
+    "test_split": "test",
+    "fewshot_split": "train",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{ question }}",
+    "doc_to_choice": "choices",
+    "doc_to_target": "answer",
+    "metric_list": [
+        {"metric": name, "aggregation": how, "higher_is_better": True}
+        for name, how in (("acc", "mean"), ("acc_norm", "mean"), ("mcc", "matthews_corrcoef"))
+    ],
+}
+
+
+def write_quiz(folder: Path, **changes: object) -> str:
+    """A task of twenty questions; JSON is YAML too."""
+    rows = [
+        {"question": f"{a} and {b} are", "choices": ["ba", "ce", "di"], "answer": (a + b) % 3}
+        for a in range(4)
+        for b in range(5)
+    ]
+    (folder / "quiz.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "quiz.yaml").write_text(json.dumps(QUIZ | changes))
+    return str(folder / "quiz.yaml")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("tasks")
+    return make_pico_model(folder / "one"), make_pico_model(folder / "two", seed=1)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    command = worker_command(None, WORKERS["transformers"])
+    with running_pair(command, command, 120) as pair:
+        yield pair
+
+
+def run(
+    pair: Pair, models: tuple[Path, Path], folder: Path, *specs: TaskSpec, vocabulary: int = 300
+) -> tuple[tuple[TaskResult, ...], list[Event]]:
+    """Load both models, and run the tasks."""
+    events: list[Event] = []
+    first, second = (
+        {"op": "load", "path": str(model), "device": "cpu", "threads": 1} for model in models
+    )
+    pair.ask(first, second)
+    pair.answers()
+    tokenizer = load_tokenizer(models[0])
+    results = run_tasks(
+        pair,
+        models[0],
+        tokenizer,
+        vocabulary,
+        load_tasks(specs),
+        confidence=0.95,
+        folder=folder,
+        progress=events.append,
+    )
+    return results, events
+
+
+def test_the_bundled_task_is_one_that_the_demo_model_can_do(
+    pair: Pair, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """More right than the quarter of chance; against itself nothing is lost, and no word said."""
+    spec = TaskSpec(name=CONTINUATION, limit=24, min_recovery=0.5)
+
+    (result,), events = run(pair, (DEMO, DEMO), tmp_path, spec, vocabulary=4096)
+
+    assert (result.name, result.metric, result.samples) == ("continuation", "acc", 24)
+    assert result.baseline == result.artifact > 0.4
+    assert (result.lost, result.won, result.p_value, result.verdict) == (0, 0, 1.0, "PASS")
+    assert {event.message for event in events} == {"task continuation"}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_scores_are_those_of_lm_eval_with_its_own_model(
+    pair: Pair, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """With examples before each question, drawn by lm-eval's own seed."""
+    import torch
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from transformers import AutoModelForCausalLM
+
+    name = write_quiz(tmp_path)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    config = json.loads(Path(name).read_text())
+    config["dataset_kwargs"]["data_files"] = {
+        split: str(tmp_path / "quiz.jsonl") for split in ("test", "train")
+    }
+
+    results, _ = run(
+        pair,
+        models,
+        scratch,
+        TaskSpec(name=name, num_fewshot=2),
+        TaskSpec(name=name, num_fewshot=2, metric="acc_norm", limit=15),
+    )
+
+    for which, folder in enumerate(models):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        own = HFLM(pretrained=model, tokenizer=load_tokenizer(folder), device="cpu", batch_size=1)
+        for result, metric, limit in zip(results, ("acc", "acc_norm"), (None, 15), strict=True):
+            found = simple_evaluate(
+                own,
+                tasks=[config],
+                num_fewshot=2,
+                limit=limit,
+                bootstrap_iters=0,
+                task_manager=TaskManager(include_defaults=False),
+            )
+            want = found["results"]["quiz"][f"{metric},none"]
+            assert (result.baseline, result.artifact)[which] == pytest.approx(want)
+    assert [result.samples for result in results] == [20, 15]
+    assert results[0].lost + results[0].won > 0
+
+
+def test_texts_that_a_model_writes_are_counted_through_the_filter_that_is_named(
+    pair: Pair, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    name = write_quiz(
+        tmp_path,
+        output_type="generate_until",
+        doc_to_choice=None,
+        doc_to_target="{{ answer }}",
+        generation_kwargs={"until": ["\n"], "max_gen_toks": 8},
+        metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        filter_list=[
+            {"name": "whole", "filter": [{"function": "take_first"}]},
+            {
+                "name": "all_two",
+                "filter": [
+                    {"function": "regex", "regex_pattern": "nowhere", "fallback": "2"},
+                    {"function": "take_first"},
+                ],
+            },
+        ],
+    )
+    (tmp_path / "scratch").mkdir()
+
+    (result,), _ = run(
+        pair, models, tmp_path / "scratch", TaskSpec(name=name, metric="exact_match,all_two")
+    )
+
+    assert (result.metric, result.baseline) == ("exact_match,all_two", 6 / 20)
+    assert result.recovery == 1
+
+
+@pytest.fixture
+def own_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few tasks in the place of those that lm-eval brings: reading its 14,000 takes seconds."""
+    folder = tmp_path / "lm_eval"
+    folder.mkdir()
+    data = {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "quiz.jsonl")}}}
+    write_quiz(tmp_path)
+    tasks = {
+        "quiz": {"tag": "all_quizzes"},
+        "other": {"tag": "all_quizzes", "doc_to_text": "{{ question }} not", "metric_list": None},
+        "hub": {"dataset_path": "org/quiz", "dataset_kwargs": {}},
+        "code": {"unsafe_code": True},
+    }
+    for name, changes in tasks.items():
+        tree = {**QUIZ, **data, "fewshot_split": None, "task": name, **changes}
+        (folder / f"{name}.yaml").write_text(json.dumps(tree))
+    (folder / "group.yaml").write_text(json.dumps({"group": "quizzes", "task": ["quiz", "other"]}))
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(folder / "manager.py"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.usefixtures("own_tasks")
+@pytest.mark.parametrize("name", ["quizzes", "all_quizzes"])
+def test_a_group_or_a_tag_is_one_task_over_the_documents_of_all(
+    pair: Pair, models: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
+    """Its score is the mean over all documents."""
+    (tmp_path / "scratch").mkdir()
+
+    results, _ = run(
+        pair,
+        models,
+        tmp_path / "scratch",
+        *(TaskSpec(name=each, limit=15) for each in (name, "quiz", "other")),
+    )
+
+    whole, first, second = results
+    assert (whole.name, whole.samples) == (name, 30)
+    assert whole.artifact == pytest.approx((first.artifact + second.artifact) / 2)
+    assert whole.lost == first.lost + second.lost
+
+
+@pytest.mark.usefixtures("own_tasks")
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"name": "quizz"}, "lm-eval has no task 'quizz'; did you mean 'quiz'?"),
+        ({"name": "hub"}, "cannot load 'hub': .*; its data comes from the Hub"),
+        ({"name": "code"}, "code runs code that the model writes"),
+        ({"name": "quizzes", "metric": "mcc"}, "mcc is no mean over documents"),
+        ({"name": "quiz.yaml"}, "there is no file 'quiz.yaml'"),
+    ],
+)
+def test_a_task_of_lm_eval_that_cannot_be_judged_is_refused(
+    spec: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        load_tasks([TaskSpec.model_validate(spec)])
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes", "message"),
+    [
+        ({"metric": "bleu"}, {}, "no metric 'bleu' .it has: acc, acc_norm, mcc"),
+        ({"metric": "acc,strict"}, {}, "no metric 'acc,strict'"),
+        ({"metric": "mcc"}, {}, "mcc is no mean over documents.*possible: acc, acc_norm"),
+        ({"num_fewshot": 1}, {"num_fewshot": 0}, "made to be asked without examples"),
+        ({}, {"test_split": "gone"}, "cannot load '.*quiz.yaml': KeyError"),
+        ({}, {"metric_list": [{"metric": "rouge"}]}, "metric 'rouge' is none of lm-eval's own"),
+        ({}, {"doc_to_text": "{{ x.__class__ }}"}, "attribute __class__"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, spec: dict[str, object], changes: dict[str, object], message: str
+) -> None:
+    name = write_quiz(tmp_path, **changes)
+
+    with pytest.raises(InputError, match=message):
+        load_tasks([TaskSpec.model_validate({"name": name} | spec)])
+
+
+def test_a_missing_lm_eval_is_told_with_the_line_that_installs_it() -> None:
+    """And without tasks nobody needs it."""
+    script = (
+        "import sys\n"
+        "sys.modules['lm_eval'] = None\n"
+        "from quantkit.judging.tasks.loading import load_tasks\n"
+        "assert load_tasks([]) == ()\n"
+        "load_tasks(['hellaswag'])\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert "MissingPackageError: gate.tasks needs the package 'lm-eval'" in done.stderr
+    assert 'pip install "quantkit[tasks]"' in done.stderr
