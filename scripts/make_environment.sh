@@ -47,25 +47,8 @@ for package in "$@"; do
   name=${package%:}
   "${pip[@]}" download -qq --no-deps -c "$constraints" -d "$scratch" "$name" ||
     fail "cannot download $name"
-  "$venv/bin/python" - "$constraints" "$scratch" >"$scratch/requirements.txt" <<'PYTHON'
-import email.parser, pathlib, re, sys, zipfile
-from pip._vendor.packaging.requirements import Requirement
-
-def canonical(name):
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-lines = pathlib.Path(sys.argv[1]).read_text().splitlines()
-pinned = {canonical(line.partition("==")[0]) for line in lines if "==" in line}
-(wheel,) = pathlib.Path(sys.argv[2]).glob("*.whl")
-with zipfile.ZipFile(wheel) as archive:
-    (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
-    metadata = email.parser.Parser().parsestr(archive.read(name).decode())
-for line in metadata.get_all("Requires-Dist", []):
-    requirement = Requirement(line)
-    applies = not requirement.marker or requirement.marker.evaluate({"extra": ""})
-    if applies and canonical(requirement.name) in pinned and requirement.name != "torch":
-        print(line)
-PYTHON
+  "$venv/bin/python" "$root/quantkit/environments/wheel_metadata.py" needs \
+    "$constraints" "$scratch" >"$scratch/requirements.txt"
   "${pip[@]}" install -qq -c "$constraints" -r "$scratch/requirements.txt" ||
     fail "cannot install what $name needs"
   "${pip[@]}" install -qq --no-deps "$scratch"/*.whl || fail "cannot install $name"

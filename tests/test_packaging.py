@@ -35,7 +35,7 @@ def test_wheel_carries_the_version_of_the_package(wheel: Path) -> None:
 
 
 def test_wheel_holds_every_data_file(wheel: Path) -> None:
-    """Family data, templates, recipes, texts and the demo model are all in the wheel."""
+    """Family data, templates, recipes, texts, the demo model and the tested versions are in it."""
     inside = set(zipfile.ZipFile(wheel).namelist())
     shipped = {
         f"quantkit/shipped/{path.relative_to(ROOT).as_posix()}"
@@ -43,6 +43,7 @@ def test_wheel_holds_every_data_file(wheel: Path) -> None:
         for path in (ROOT / folder).rglob("*")
         if path.is_file()
     }
+    shipped |= {f"quantkit/shipped/{name}" for name in ("constraints.txt", "constraints-vllm.txt")}
     package = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "quantkit").rglob("*")

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import quantkit
 from quantkit.cli.console import Reply, make_table
 from quantkit.cli.options import JsonOption, QuietOption
+from quantkit.cli.runtimes import findings_document
+from quantkit.judging.abilities import RuntimeFindings, examine_runtimes
 from quantkit.report.rounding import format_bytes, format_significant
 
 EXAMPLE = "Example: quantkit doctor"
@@ -37,34 +40,31 @@ _REQUIRED = (
 )
 _OPTIONAL = {
     "datasets": "calibration data by datasets id",
+    "lm-eval": "judging by lm-eval tasks",
     "numba": "encoding GGUF types as fast as llama.cpp",
     "onnx": "writing and reading ONNX files",
-    "onnxruntime": "the gate of ONNX files, in ONNX Runtime",
     "onnxruntime-genai": "decoders as ONNX files, and their gate",
     "onnxscript": "encoders as ONNX files",
-    "xllamacpp": "the gate of GGUF files, in llama.cpp",
 }
 _OPTIONAL_INSTALL = {
     "datasets": 'pip install "quantkit[datasets]"',
+    "lm-eval": 'pip install "quantkit[tasks]"',
     "numba": 'pip install "quantkit[fast]"',
     "onnx": 'pip install "quantkit[onnx]"',
-    "onnxruntime": 'pip install "quantkit[onnx]"',
     "onnxruntime-genai": 'pip install "quantkit[onnx]"',
     "onnxscript": 'pip install "quantkit[onnx]"',
-    "xllamacpp": 'pip install "quantkit[llama-cpp]"',
 }
-_RUNTIMES = {
-    "transformers": ("torch", "transformers", "compressed-tensors", "accelerate"),
-    "vllm": ("vllm",),
-    "llama.cpp": ("xllamacpp",),
-    "onnxruntime": ("onnxruntime",),
+_RUNTIME_PURPOSES = {
+    "transformers": "every job",
+    "vllm": "the gate in vLLM",
+    "llama.cpp": "the gate of GGUF files, in llama.cpp",
+    "onnxruntime": "the gate of ONNX files, in ONNX Runtime",
 }
-"""Runtime -> the packages that make it up."""
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A package that is absent, what it is for, and how to get it."""
+    """A package or runtime that is absent or broken, what it is for, and how to get it."""
 
     package: str
     purpose: str
@@ -75,17 +75,18 @@ class Missing:
 def doctor(json: JsonOption = False, quiet: QuietOption = False) -> Reply:
     """Check the machine: hardware, packages, runtimes, and the speed of a matmul."""
     versions = {name: _version(name) for name in (*_REQUIRED, *_OPTIONAL)}
-    missing = _find_missing(versions)
+    runtimes = examine_runtimes({})
+    missing = [*_find_missing(versions), *_find_missing_runtimes(runtimes)]
     document = {
         "quantkit": quantkit.__version__,
         "machine": _examine_machine(),
         "packages": versions,
-        "runtimes": {name: _examine_runtime(name) for name in _RUNTIMES},
+        "runtimes": {findings.runtime: findings_document(findings) for findings in runtimes},
         "missing": [asdict(item) for item in missing],
         "device": _examine_device() if versions["torch"] else None,
     }
     broken = any(item.required for item in missing)
-    return Reply(document, _lines(document, missing), exit_code=2 if broken else 0)
+    return Reply(document, _lines(document, runtimes, missing), exit_code=2 if broken else 0)
 
 
 def _version(package: str) -> str | None:
@@ -106,6 +107,16 @@ def _find_missing(versions: dict[str, str | None]) -> list[Missing]:
     ]
 
 
+def _find_missing_runtimes(runtimes: Sequence[RuntimeFindings]) -> list[Missing]:
+    """Runtimes that are nowhere, broken, or made from other versions; what to run for each."""
+    # Packages of transformers that are absent have lines of their own.
+    return [
+        Missing(found.runtime, _RUNTIME_PURPOSES[found.runtime], "  or  ".join(found.advice), False)
+        for found in runtimes
+        if found.advice and found.runtime != "transformers"
+    ]
+
+
 def _examine_machine() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     page = os.sysconf("SC_PAGE_SIZE")
@@ -116,38 +127,6 @@ def _examine_machine() -> dict[str, Any]:
         "memory_bytes": page * os.sysconf("SC_PHYS_PAGES"),
         "free_disk_bytes": shutil.disk_usage(os.getcwd()).free,
     }
-
-
-def _examine_runtime(name: str) -> dict[str, Any]:
-    """Whether a runtime is there, and what it can do."""
-    versions = {package: _version(package) for package in _RUNTIMES[name]}
-    found = all(versions.values())
-    return {
-        "found": found,
-        "packages": versions,
-        "abilities": _examine_onnxruntime() if found and name == "onnxruntime" else [],
-    }
-
-
-def _examine_onnxruntime() -> list[str]:
-    """What ONNX Runtime computes on, and whether it generates."""
-    # It collects usage data unless this is set before it is imported.
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    try:
-        import onnxruntime
-    except ImportError as error:
-        return [f"it cannot be imported: {error}"]
-    providers = [
-        name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
-    ]
-    generator = _version("onnxruntime-genai")
-    return [
-        f"version {onnxruntime.__version__}",
-        f"providers {', '.join(providers)}; the gate uses CPU",
-        f"generation by onnxruntime-genai {generator}"
-        if generator
-        else f"no onnxruntime-genai, which decoders need: {_OPTIONAL_INSTALL['onnxruntime-genai']}",
-    ]
 
 
 def _examine_device() -> dict[str, Any]:
@@ -172,7 +151,9 @@ def _examine_device() -> dict[str, Any]:
     }
 
 
-def _lines(document: dict[str, Any], missing: list[Missing]) -> list[Any]:
+def _lines(
+    document: dict[str, Any], runtimes: Sequence[RuntimeFindings], missing: Sequence[Missing]
+) -> list[Any]:
     machine = document["machine"]
     rows = [
         ("machine", f"{machine['system']}, Python {machine['python']}"),
@@ -181,7 +162,7 @@ def _lines(document: dict[str, Any], missing: list[Missing]) -> list[Any]:
         ("free disk", f"{format_bytes(machine['free_disk_bytes'])} in the working folder"),
         *_device_rows(document["device"]),
         *((name, found or "missing") for name, found in document["packages"].items()),
-        *((f"runtime {name}", _say(runtime)) for name, runtime in document["runtimes"].items()),
+        *((f"runtime {found.runtime}", _say(found)) for found in runtimes),
     ]
     advice = [f"missing: {item.package} (for {item.purpose}): {item.install}" for item in missing]
     return [make_table(rows), *(advice or ["Nothing is missing."])]
@@ -203,6 +184,20 @@ def _device_rows(device: dict[str, Any] | None) -> list[tuple[str, str]]:
     return rows
 
 
-def _say(runtime: dict[str, Any]) -> str:
-    found = "found" if runtime["found"] else "not found"
-    return "; ".join([found, *runtime["abilities"]])
+def _say(found: RuntimeFindings) -> str:
+    """Where a runtime is, and what it can do or what is wrong with it."""
+    if found.where == "nowhere":
+        return "; ".join(["not found", *found.notes])
+    place = f"{found.where} ({found.python})" if found.where == "its environment" else found.where
+    if found.abilities is None:
+        return f"broken, in {place}: {found.problem}"
+    can = found.abilities
+    abilities = (
+        can.version,
+        f"in {place}",
+        f"on {can.computes_on}",
+        f"generation {can.generation}",
+        f"KV cache {can.kv_cache}",
+        f"loads {can.loads}",
+    )
+    return "; ".join([*abilities, *found.notes])

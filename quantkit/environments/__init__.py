@@ -1,0 +1,1 @@
+"""Runtimes' own environments: where they are, and how they are made."""
