@@ -2,6 +2,7 @@
 # make demo    quantize the bundled model, judge it, print the table and where the report is
 # make test    the tests, on JOBS processes
 # make check   style, formatting and types
+# make browser open report.html in a headless Chromium, which it installs where that needs no questions
 # make minilm  quantize and judge a real sentence encoder, which it downloads once
 # make vllm    generate with artifacts and judge them in vLLM's CPU build, in its own environment
 # make bench   the benchmarks of benchmarks/, one after the other
@@ -13,7 +14,7 @@ JOBS ?= 2
 # One thread a process: the tests' tensors are too small to share out.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: setup demo test check format minilm vllm bench clean
+.PHONY: setup demo test check format browser minilm vllm bench clean
 
 setup:
 	@scripts/setup.sh
@@ -32,6 +33,10 @@ check: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+browser: setup
+	$(TEST_ENVIRONMENT) QUANTKIT_CHROMIUM=$$(scripts/setup_chromium.sh) \
+	  $(BIN)/python -m pytest -q -m browser tests/e2e/test_report_page.py
 
 minilm: setup
 	$(TEST_ENVIRONMENT) QUANTKIT_MINILM=$$(scripts/setup_minilm.sh) \
@@ -54,6 +59,8 @@ bench: setup
 	$(BIN)/python benchmarks/onnx_encoder.py
 	$(BIN)/python benchmarks/onnx_decoder.py
 	$(BIN)/python benchmarks/gate_statistics.py
+	$(BIN)/python benchmarks/task_statistics.py
+	$(BIN)/python benchmarks/gate_speed.py
 	$(BIN)/python benchmarks/broken_artifacts.py
 	$(BIN)/python benchmarks/synthetic_2gb.py
 	$(BIN)/python benchmarks/onnx_2gb.py

@@ -11,12 +11,31 @@ from rich.text import Text
 
 from quantkit.cli.console import Reply, make_table
 from quantkit.ggml_types import GGUF
-from quantkit.records import EXIT_CODES, Artifact, Report, Result, Verdict
+from quantkit.records import EXIT_CODES, Artifact, ArtifactReport, Report, Result, Verdict
 from quantkit.report.advice import all_reasons, verdict_sentence
 from quantkit.report.allocation import allocation_line, name_choice
 from quantkit.report.document import report_document
+from quantkit.report.footprints import (
+    footprint_notes,
+    footprint_rows,
+    footprint_sentence,
+    order_sentence,
+)
+from quantkit.report.probes import (
+    count_judged,
+    probe_rows,
+    task_rows,
+    task_sentence,
+    unsettled_probes,
+)
 from quantkit.report.rounding import format_bytes, format_ratio
-from quantkit.report.rows import SpeedRow, headline_cells, headline_rows, speed_rows
+from quantkit.report.rows import (
+    SpeedRow,
+    headline_cells,
+    headline_figures,
+    headline_rows,
+    speed_rows,
+)
 from quantkit.report.snippets import decoder_command, encoder_command
 from quantkit.schemes import ONNX
 
@@ -33,6 +52,13 @@ _STYLES: dict[Verdict, str] = {
 
 GENAI_CONFIG = "genai_config.json"
 """File of a decoder's ONNX artifact, which ONNX Runtime GenAI loads it by."""
+
+
+_MOST_COLUMNS = 2
+"""More artifacts than these are not told apart side by side in 80 columns."""
+_PERPLEXITY = "Perplexity"
+_LEFT_OUT = ("Bits/weight",)
+"""Of the table with an artifact a row, for lack of room."""
 
 
 def quantize_reply(result: Result) -> Reply:
@@ -57,19 +83,21 @@ def gate_reply(report: Report, folder: Path) -> Reply:
 
 def _document(report: Report, exit_code: int) -> dict[str, Any]:
     whole = report_document(report)
-    shown = ("model", "verdict", "baseline", "artifacts", "notes")
+    shown = ("model", "verdict", "baseline", "artifacts", "differences", "notes")
     return {"exit_code": exit_code, **{key: whole[key] for key in shown}}
 
 
 def _lines(report: Report, page: Path, serve: str | None) -> list[RenderableType]:
-    cells = headline_cells(headline_rows(report))
-    titles = cells[0] if cells else ()
-    table = make_table([title, *(artifact[title] for artifact in cells)] for title in titles)
+    table = make_table(_table_rows(report))
     verdict = Text.assemble(
         "verdict  ", (report.verdict, _STYLES[report.verdict]), f"  {verdict_sentence(report)}"
     )
     lines: list[RenderableType] = ["", table, "", verdict]
     lines += [f"         {reason}" for reason in all_reasons(report)]
+    lines += [line for artifact in report.artifacts for line in _measured(report, artifact)]
+    if report.differences and order_sentence(report):
+        lines.append(f"order    {order_sentence(report)}")
+    lines += _running(report)
     lines += [f"note     {note}" for note in report.notes]
     chosen = allocation_line(report)
     if report.allocation is not None and chosen is not None:
@@ -81,6 +109,48 @@ def _lines(report: Report, page: Path, serve: str | None) -> list[RenderableType
     if serve is not None:
         lines.append(f"serve    {serve}")
     return lines
+
+
+def _table_rows(report: Report) -> list[list[str]]:
+    """The headline table: an artifact a column; of many a row each, without the intervals."""
+    rows = headline_rows(report)
+    if len(rows) <= _MOST_COLUMNS:
+        cells = headline_cells(rows)
+        return [[title, *(row[title] for row in cells)] for title in (cells[0] if cells else ())]
+    figures = [
+        [figure for figure in found if figure.title not in _LEFT_OUT]
+        for found in headline_figures(rows)
+    ]
+    lines = [["Artifact", *(figure.title for figure in figures[0]), "Verdict"]]
+    for row, found in zip(rows, figures, strict=True):
+        values = [row.perplexity_increase if f.title == _PERPLEXITY else f.value for f in found]
+        lines.append([row.name, *values, row.verdict])
+    return lines
+
+
+def _measured(report: Report, artifact: ArtifactReport) -> list[str]:
+    """Lines on tasks, and on probes; what a failed probe found stands among the reasons."""
+    several = f"{artifact.name}: " if len(report.artifacts) > 1 else ""
+    lines = []
+    for task in task_rows(artifact):
+        verdict = f"; {task.verdict}" if task.is_judged else ""
+        lines.append(f"task     {several}{task_sentence(task)}{verdict}")
+    probes, unsettled = probe_rows(artifact), unsettled_probes(artifact)
+    judged = count_judged(probes)
+    if judged:
+        words = [f"{judged - len(unsettled)} of {judged} within their limits"]
+        words += [f"{r.verdict}: {r.label} {r.value}, {r.limit}" for r in unsettled if r.has_value]
+        unseen = [row.label for row in unsettled if not row.has_value]
+        words += [f"not looked at: {', '.join(unseen)}"] if unseen else []
+        lines.append(f"probes   {several}{'; '.join(words)}")
+    return lines
+
+
+def _running(report: Report) -> list[str]:
+    """Lines on what running takes, and once on what was timed."""
+    rows = footprint_rows(report)
+    lines = [f"runs     {row.artifact}: {footprint_sentence(row)}" for row in rows]
+    return lines + [f"timed    {note}" for note in footprint_notes(rows)]
 
 
 def _speed(report: Report, row: SpeedRow) -> str:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from quantkit.judging.percentile import LOWEST_COSINE, texts_for_percentile
-from quantkit.records import Check, LayerRecord, Report
-from quantkit.report.closeness import common_distance, find_distance
+from quantkit.records import Check, LayerRecord, Report, Verdict
+from quantkit.report.choice import comparison_sentence
 from quantkit.report.layers import layer_error, worst_layers
+from quantkit.report.probes import probe_rows, task_rows
 from quantkit.report.rounding import format_percent
 from quantkit.report.rows import is_encoder
 from quantkit.schemes import GROUP_SIZES
@@ -42,45 +43,60 @@ class Suggestion:
 
 def verdict_sentence(report: Report) -> str:
     """Say in one sentence what the verdict rests on."""
+    if report.comparison:
+        return comparison_sentence(report)
     checks = _checks(report)
     confidence = max((a.judgement.confidence for a in report.artifacts), default=0.0)
     interval = f"{100 * confidence:.4g}% interval"
-    if report.comparison:
-        return _comparison_sentence(report)
     if report.verdict == "UNJUDGED":
         return "Nothing was measured: how close this is to its baseline is not known."
     if report.verdict == "PASS":
-        return f"Every limit holds: the whole {interval} of each check lies within it."
-    ours = [check for check in checks if check.verdict == report.verdict]
+        return _passing_sentence(report, interval)
+    found = _of_limits(report, report.verdict)
     if report.verdict == "FAIL":
-        found = f"{_of(ours, checks)} failed. " if ours else "It failed without a broken limit. "
-        return f"{found}Do not serve or publish this artifact."
-    if not ours:
+        failed = f"{found} failed. " if found else "It failed without a broken limit. "
+        return f"{failed}Do not serve or publish this artifact."
+    if not found:
         return "What was measured is not enough to decide."
+    ours = [check for check in checks if check.verdict == report.verdict]
     if all(check.low <= check.limit <= check.high for check in ours):
-        return f"{_of(ours, checks)} cannot be decided: the {interval} reaches across the limit."
-    return f"{_of(ours, checks)} cannot be decided: too little was measured."
+        return f"{found} cannot be decided: the {interval} reaches across the limit."
+    return f"{found} cannot be decided: too little was measured."
 
 
-def _comparison_sentence(report: Report) -> str:
-    """Say how many artifacts passed, and which of them is the smallest and the closest."""
-    passed = [each for each in report.artifacts if each.judgement.verdict == "PASS"]
-    count = f"{len(passed)} of {len(report.artifacts)} artifacts"
-    if not passed:
-        return f"{count} hold every limit."
-    holds = f"{count} {'holds' if len(passed) == 1 else 'hold'} every limit"
-    smallest = min(passed, key=lambda each: each.size_bytes)
-    if len(passed) == 1:
-        return f"{holds}: {smallest.name}."
-    kind = common_distance(passed)
-    found = [(find_distance(each, kind), each) for each in passed] if kind else []
-    measured = [(metric.value, each) for metric, each in found if metric is not None]
-    if len(measured) < len(passed):
-        return f"{holds}; {smallest.name} is the smallest."
-    _, closest = min(measured, key=lambda pair: pair[0])
-    if smallest is closest:
-        return f"{holds}; {smallest.name} is the smallest and the closest to the baseline."
-    return f"{holds}; {smallest.name} is the smallest, {closest.name} the closest to the baseline."
+def _passing_sentence(report: Report, interval: str) -> str:
+    probes = [row for each in report.artifacts for row in probe_rows(each) if row.is_judged]
+    tasks = [row for each in report.artifacts for row in task_rows(each) if row.is_judged]
+    what = "check and task" if tasks else "check"
+    held = sum(row.verdict == "PASS" for row in probes)
+    more = f", and {_count(held, 'probe')} of behaviour hold{'s' if held == 1 else ''} too"
+    sentence = f"Every limit holds: the whole {interval} of each {what} lies within it"
+    sentence += f"{more if held else ''}."
+    unseen = len(probes) - held
+    if unseen:
+        was = "was" if unseen == 1 else "were"
+        sentence += f" {_count(unseen, 'probe')} {was} not looked at."
+    return sentence
+
+
+def _of_limits(report: Report, verdict: Verdict) -> str:
+    """Name what has this verdict: `2 of 3 checks and 1 of 5 probes`; empty for nothing."""
+    kinds: dict[str, list[Verdict]] = {
+        "check": [check.verdict for check in _checks(report)],
+        "probe": [
+            row.verdict for each in report.artifacts for row in probe_rows(each) if row.is_judged
+        ],
+        "task": [
+            row.verdict for each in report.artifacts for row in task_rows(each) if row.is_judged
+        ],
+    }
+    found = [
+        _of(verdicts.count(verdict), len(verdicts), noun)
+        for noun, verdicts in kinds.items()
+        if verdict in verdicts
+    ]
+    words = " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
+    return words[:1].upper() + words[1:]
 
 
 def all_reasons(report: Report) -> tuple[str, ...]:
@@ -98,7 +114,8 @@ def suggestions(report: Report) -> tuple[Suggestion, ...]:
 
     A failed limit is a matter of accuracy, so the advice is finer groups, a better method and more
     bits for the three worst layers. A failure without a failed limit (an artifact that is not
-    finite, a worker that died) gets none: no setting of the recipe mends it.
+    finite, a worker that died) gets none: no setting of the recipe mends it. Nor do more windows
+    decide anything where a limit is broken already.
     """
     if report.comparison:
         return ()
@@ -113,7 +130,7 @@ def suggestions(report: Report) -> tuple[Suggestion, ...]:
         else:
             found += _better_rounding(report.layers)
     undecided = [check for check in checks if check.verdict == "INCONCLUSIVE"]
-    if undecided:
+    if undecided and report.verdict == "INCONCLUSIVE":
         found += _more_windows(report, undecided)
     return tuple(found)
 
@@ -131,10 +148,14 @@ def _checks(report: Report) -> list[Check]:
     return [check for artifact in report.artifacts for check in artifact.judgement.checks]
 
 
-def _of(some: Sequence[Check], checks: Sequence[Check]) -> str:
-    if len(some) == len(checks):
-        return "The only check" if len(checks) == 1 else f"All {len(checks)} checks"
-    return f"{len(some)} of {len(checks)} checks"
+def _of(some: int, total: int, noun: str) -> str:
+    if some == total:
+        return f"the only {noun}" if total == 1 else f"all {total} {noun}s"
+    return f"{some} of {total} {noun}s"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _better_rounding(layers: Sequence[LayerRecord]) -> list[Suggestion]:

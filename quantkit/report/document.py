@@ -9,16 +9,26 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from quantkit.records import ArtifactReport, Check, Judgement, Measure, Metric, Report
-
-SCHEMA = 1
-"""Raised when a key changes its meaning or goes; new keys alone do not raise it."""
+from quantkit.records import (
+    ArtifactReport,
+    Check,
+    Details,
+    Difference,
+    DomainResult,
+    Judgement,
+    Measure,
+    Metric,
+    PositionRange,
+    Report,
+)
+from quantkit.report.schema import SCHEMA
 
 
 def report_document(report: Report) -> dict[str, Any]:
     """Return the report as JSON-ready data.
 
-    Numbers are as the records have them; a NaN or an infinity, which JSON lacks, becomes None.
+    Numbers are as the records have them; a NaN or an infinity, which JSON lacks, becomes None. What
+    each key means stands in `schema.document_schema`.
 
     Raises:
         TypeError: the evidence holds something that JSON has no form for.
@@ -34,6 +44,8 @@ def report_document(report: Report) -> dict[str, Any]:
             "kv_cache": [asdict(record) for record in report.kv_cache],
             "allocation": report.allocation and asdict(report.allocation),
             "comparison": report.comparison,
+            "differences": [_difference(each) for each in report.differences],
+            "baseline_footprint": report.baseline_footprint and asdict(report.baseline_footprint),
             "notes": report.notes,
             "evidence": report.evidence,
         }
@@ -67,6 +79,10 @@ def _artifact(artifact: ArtifactReport) -> dict[str, Any]:
         "windows": judgement.windows,
         "looks": list(judgement.looks),
         "measured_with": judgement.measured_with,
+        "details": judgement.details and _details(judgement.details),
+        "probes": [asdict(probe) for probe in judgement.probes],
+        "tasks": [asdict(task) for task in judgement.tasks],
+        "footprint": judgement.footprint and asdict(judgement.footprint),
     }
 
 
@@ -82,7 +98,7 @@ def _metrics(judgement: Judgement) -> dict[str, Any]:
             **_interval(perplexity),
         },
         "kl": kl and {"mean": kl.value, "p99": kl.p99, "max": kl.maximum, **_interval(kl)},
-        "top1_agreement": agreement and {"value": agreement.value, **_interval(agreement)},
+        "top1_agreement": agreement and _value(agreement),
     }
 
 
@@ -90,6 +106,46 @@ def _measure(measure: Measure) -> dict[str, Any]:
     metric = measure.metric
     shown = {"name": measure.name, "baseline": metric.baseline, "value": metric.value}
     return shown | _interval(metric)
+
+
+def _details(details: Details) -> dict[str, Any]:
+    return {
+        "reverse_kl": _value(details.reverse_kl),
+        "top5_agreement": _value(details.top5_agreement),
+        "flips": _value(details.flips),
+        "lost": details.lost,
+        "positions": [_positions(each) for each in details.positions],
+        "domains": [_domain(each) for each in details.domains],
+        "partings": [asdict(parting) for parting in details.partings],
+        "generations": [asdict(generation) for generation in details.generations],
+        "windows": {
+            "numbers": details.windows,
+            "baseline_nll": details.baseline_nll,
+            "artifact_nll": details.artifact_nll,
+            "kl": details.kl,
+        },
+    }
+
+
+def _positions(positions: PositionRange) -> dict[str, Any]:
+    return {
+        "start": positions.start,
+        "stop": positions.stop,
+        "kl": _value(positions.kl),
+        "top1_agreement": _value(positions.top1_agreement),
+    }
+
+
+def _domain(domain: DomainResult) -> dict[str, Any]:
+    return asdict(domain) | {"kl": _value(domain.kl)}
+
+
+def _difference(difference: Difference) -> dict[str, Any]:
+    return asdict(difference) | {"kl": _value(difference.kl)}
+
+
+def _value(metric: Metric) -> dict[str, float]:
+    return {"value": metric.value, **_interval(metric)}
 
 
 def _interval(metric: Metric) -> dict[str, float]:

@@ -12,11 +12,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from quantkit.records import ArtifactReport, Report
-from quantkit.report import pareto, plot
+from quantkit.report import pareto, plot, positions
 from quantkit.report.advice import all_reasons, suggestions, verdict_sentence
 from quantkit.report.allocation import allocation_table
 from quantkit.report.bars import CheckBar, check_bar
+from quantkit.report.details import domain_rows, metric_rows, range_rows, several
 from quantkit.report.evidence import evidence_sections, recipe_changes, recipe_text
+from quantkit.report.footprints import (
+    difference_rows,
+    footprint_notes,
+    footprint_rows,
+    order_sentence,
+)
 from quantkit.report.kv import KV_TITLES, kv_rows
 from quantkit.report.layers import (
     geometric_mean,
@@ -24,6 +31,14 @@ from quantkit.report.layers import (
     rounding_ratio,
     worst_layers,
 )
+from quantkit.report.partings import (
+    GenerationView,
+    PartingView,
+    count_same,
+    generation_views,
+    parting_views,
+)
+from quantkit.report.probes import ProbeRow, TaskRow, probe_rows, task_rows
 from quantkit.report.rounding import format_bytes
 from quantkit.report.rows import (
     CheckRow,
@@ -39,14 +54,18 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
-class _ArtifactChecks:
-    """The checks of one artifact, each with its bar where one can be drawn."""
+class _Judged:
+    """What is shown of one artifact alone; each check with its bar where one can be drawn."""
 
     artifact: ArtifactReport
     confidence: str
     samples: str
     """What the artifact was judged on, for instance `128 texts`."""
     rows: tuple[tuple[CheckRow, CheckBar | None], ...]
+    probes: tuple[ProbeRow, ...]
+    partings: tuple[PartingView, ...]
+    generations: tuple[GenerationView, ...]
+    same_generations: int
 
 
 def render_html(report: Report) -> str:
@@ -57,6 +76,7 @@ def render_html(report: Report) -> str:
     """
     style, script = _read("report.css"), _read("report.js")
     rows = headline_rows(report)
+    ranges, domains = range_rows(report), domain_rows(report)
     context: dict[str, Any] = {
         "report": report,
         "sentence": verdict_sentence(report),
@@ -66,7 +86,19 @@ def render_html(report: Report) -> str:
         "headline": tuple(zip(rows, headline_figures(rows), strict=True)),
         "speed": speed_rows(report),
         "encoders": [row.is_encoder for row in rows],
-        "judged": tuple(map(_artifact_checks, report.artifacts)),
+        "judged": tuple(map(_judged, report.artifacts)),
+        "tasks": _tasks(report),
+        "differences": difference_rows(report),
+        "order": order_sentence(report),
+        "footprints": footprint_rows(report),
+        "footprint_notes": footprint_notes(footprint_rows(report)),
+        "metrics": metric_rows(report),
+        "positions": positions.position_plot(report),
+        "positions_geometry": positions,
+        "ranges": ranges,
+        "several_ranges": several(ranges),
+        "domains": domains,
+        "several_domains": several(domains),
         "pareto": pareto.pareto_plot(report),
         "pareto_geometry": pareto,
         "plot": plot.error_plot(report.layers),
@@ -113,17 +145,28 @@ def _source_hash(text: str) -> str:
     return f"'sha256-{digest}'"
 
 
-def _artifact_checks(artifact: ArtifactReport) -> _ArtifactChecks:
+def _judged(artifact: ArtifactReport) -> _Judged:
     rows = tuple(
         (row, check_bar(row.check, is_upper=row.is_upper, is_share=_is_share(row.check.name)))
         for row in check_rows(artifact.judgement)
     )
-    return _ArtifactChecks(
+    return _Judged(
         artifact=artifact,
         confidence=f"{100 * artifact.judgement.confidence:.4g}%",
         samples=f"{artifact.judgement.windows} {name_samples(artifact)}",
         rows=rows,
+        probes=probe_rows(artifact),
+        partings=parting_views(artifact),
+        generations=generation_views(artifact),
+        same_generations=count_same(generation_views(artifact)),
     )
+
+
+def _tasks(report: Report) -> list[tuple[str, TaskRow]]:
+    """Name of the artifact and its row; the artifacts of one task one after the other."""
+    found = [(artifact.name, row) for artifact in report.artifacts for row in task_rows(artifact)]
+    order = list(dict.fromkeys((row.name, row.metric) for _, row in found))
+    return sorted(found, key=lambda pair: order.index((pair[1].name, pair[1].metric)))
 
 
 def _is_share(name: str) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from quantkit.records import ArtifactReport, Report, Verdict
@@ -11,6 +12,17 @@ from quantkit.report.allocation import allocation_table
 from quantkit.report.evidence import evidence_sections, recipe_changes, recipe_text
 from quantkit.report.kv import KV_TITLES, kv_rows
 from quantkit.report.layers import layer_rows, worst_layers
+from quantkit.report.markdown_measured import (
+    difference_part,
+    footprint_part,
+    generation_fold,
+    metric_fold,
+    parting_fold,
+    place_folds,
+    probe_fold,
+    probe_part,
+    task_part,
+)
 from quantkit.report.rows import (
     check_rows,
     headline_cells,
@@ -18,6 +30,7 @@ from quantkit.report.rows import (
     name_samples,
     speed_rows,
 )
+from quantkit.report.tables import fold, table
 from quantkit.report.text import code_block, code_span, escape_markdown
 
 _SIGNS: Mapping[Verdict, str] = MappingProxyType(
@@ -27,24 +40,75 @@ _SIGNS: Mapping[Verdict, str] = MappingProxyType(
 MOST_LAYERS = 300
 """Rows of the per-layer table; with more, the comment box of a pull request overflows."""
 
+MOST_CHARACTERS = 65_536
+"""GitHub takes no longer comment."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A piece of the report. name: what is said where it is left out. rank: 0 is left out last."""
+
+    text: str
+    name: str = ""
+    rank: int = 0
+
 
 def render_markdown(report: Report) -> str:
-    """Return the report as GitHub-flavoured Markdown."""
+    """Return the report as GitHub-flavoured Markdown, short enough for a comment.
+
+    Where all of it would be longer than `MOST_CHARACTERS`, what matters least is left out, and the
+    last line says what.
+    """
+    several = len(report.artifacts) > 1
     parts = [
-        f"## {_SIGNS[report.verdict]} {report.verdict}: {code_span(report.model)}, quantized",
-        f"**{report.verdict}.** {escape_markdown(verdict_sentence(report))}",
-        *_reasons(report),
-        *_advice(report),
-        headline_table(report),
-        *(_checks(artifact, len(report.artifacts) > 1) for artifact in report.artifacts),
-        _speed(report),
-        *_layers(report),
-        *_allocation(report),
-        *_kv_cache(report),
-        *_notes(report),
-        *_evidence(report),
+        _Part(
+            f"## {_SIGNS[report.verdict]} {report.verdict}: {code_span(report.model)}, quantized"
+        ),
+        _Part(f"**{report.verdict}.** {escape_markdown(verdict_sentence(report))}"),
+        *map(_Part, _reasons(report)),
+        *map(_Part, _advice(report)),
+        _Part(headline_table(report)),
+        _Part(_all_checks(report), "checks", 1),
+        _Part(difference_part(report), "differences", 3),
+        _Part(task_part(report), "tasks", 2),
+        _Part(probe_part(report), "behaviour", 2),
+        _Part(footprint_part(report), "footprint", 3),
+        _Part(_speed(report), "speed", 3),
+        _Part(metric_fold(report), "further metrics", 4),
+        *(_Part(text, "kinds of text and positions", 5) for text in place_folds(report)),
+        _Part(probe_fold(report), "all probes", 5),
+        *(_Part(parting_fold(a, named=several), "worst windows", 8) for a in report.artifacts),
+        *(_Part(generation_fold(a, named=several), "continuations", 9) for a in report.artifacts),
+        *(_Part(text, "layers", 6) for text in _layers(report)),
+        *(_Part(text, "allocation", 7) for text in _allocation(report)),
+        *(_Part(text, "KV cache", 7) for text in _kv_cache(report)),
+        *(_Part(text, "notes", 1) for text in _notes(report)),
+        *(_Part(text, "recipe and evidence", 7) for text in _evidence(report)),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return _fit([part for part in parts if part.text])
+
+
+def _fit(parts: Sequence[_Part]) -> str:
+    """Join what there is room for."""
+    kept, left_out = list(parts), list[str]()
+    text = _join(kept, left_out)
+    for rank in sorted({part.rank for part in parts if part.rank}, reverse=True):
+        if len(text) <= MOST_CHARACTERS:
+            return text
+        left_out += dict.fromkeys(part.name for part in kept if part.rank == rank)
+        kept = [part for part in kept if part.rank != rank]
+        text = _join(kept, left_out)
+    while len(text) > MOST_CHARACTERS and kept:
+        kept.pop()
+        text = _join(kept, [*left_out, "the end of this page"])
+    return text
+
+
+def _join(parts: Sequence[_Part], left_out: Sequence[str]) -> str:
+    texts = [part.text for part in parts]
+    if left_out:
+        texts.append(f"Left out for lack of room: {', '.join(left_out)}. report.html has all.")
+    return "\n\n".join(texts) + "\n"
 
 
 def headline_table(report: Report) -> str:
@@ -54,12 +118,6 @@ def headline_table(report: Report) -> str:
         return ""
     rows = [[_cell(title, text) for title, text in row.items()] for row in cells]
     return table([escape_markdown(title) for title in cells[0]], rows)
-
-
-def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table of cells that are Markdown already."""
-    lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _cell(title: str, text: str) -> str:
@@ -83,6 +141,15 @@ def _advice(report: Report) -> list[str]:
         if suggestion.setting:
             parts.append(code_block(suggestion.setting))
     return parts
+
+
+def _all_checks(report: Report) -> str:
+    """The checks; of several artifacts folded, as the reasons name those that do not hold."""
+    several = len(report.artifacts) > 1
+    found = [text for each in report.artifacts if (text := _checks(each, several))]
+    if not (several and found):
+        return "\n\n".join(found)
+    return fold(f"Checks of {len(found)} artifacts", "\n\n".join(found))
 
 
 def _checks(artifact: ArtifactReport, several: bool) -> str:
@@ -149,7 +216,7 @@ def _layers(report: Report) -> list[str]:
         summary += f", {fallbacks} with a fallback"
     if cut:
         summary += f" (the {MOST_LAYERS} with the largest error; report.html has all)"
-    return [_fold(summary, table(titles, rows))]
+    return [fold(summary, table(titles, rows))]
 
 
 def _allocation(report: Report) -> list[str]:
@@ -174,7 +241,7 @@ def _allocation(report: Report) -> list[str]:
     sentences = " ".join(escape_markdown(sentence) for sentence in found.sentences)
     return [
         f"### Why each layer has its {found.noun}\n\n{sentences}",
-        _fold(summary, table(titles, rows)),
+        fold(summary, table(titles, rows)),
     ]
 
 
@@ -191,7 +258,7 @@ def _kv_cache(report: Report) -> list[str]:
         ]
         for row in kv_rows(report.kv_cache)
     ]
-    return [_fold(f"KV cache of {len(rows)} attention layers", table(KV_TITLES, rows))]
+    return [fold(f"KV cache of {len(rows)} attention layers", table(KV_TITLES, rows))]
 
 
 def _notes(report: Report) -> list[str]:
@@ -209,7 +276,7 @@ def _evidence(report: Report) -> list[str]:
         changes = recipe_changes(report.evidence)
         if changes:
             body += "\n\nChanged on the command line:\n\n" + code_block("\n".join(changes))
-        parts.append(_fold("Recipe", body))
+        parts.append(fold("Recipe", body))
     sections = evidence_sections(report.evidence)
     if sections:
         tables = [
@@ -223,9 +290,5 @@ def _evidence(report: Report) -> list[str]:
             )
             for section in sections
         ]
-        parts.append(_fold("Evidence", "\n\n".join(tables)))
+        parts.append(fold("Evidence", "\n\n".join(tables)))
     return parts
-
-
-def _fold(summary: str, body: str) -> str:
-    return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>"

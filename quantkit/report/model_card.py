@@ -18,7 +18,8 @@ from quantkit.ggml_types import GGUF
 from quantkit.recipe import AUTO
 from quantkit.records import ArtifactReport, LayerRecord, Report, Verdict
 from quantkit.report.evidence import recipe_changes, recipe_text
-from quantkit.report.markdown import table
+from quantkit.report.markdown_measured import task_table
+from quantkit.report.probes import probe_rows, probe_sentence
 from quantkit.report.rows import (
     check_rows,
     headline_cells,
@@ -28,6 +29,7 @@ from quantkit.report.rows import (
     speed_rows,
 )
 from quantkit.report.snippets import decoder_lines, encoder_lines
+from quantkit.report.tables import table
 from quantkit.report.text import clean_line, code_block, code_span, escape_markdown
 from quantkit.schemes import ONNX, RUNTIME_NOTES, SCHEMES
 
@@ -97,6 +99,8 @@ def render_model_card(
         f"# {escape_markdown(title)}",
         *_verdict(artifact),
         _measured(report, artifact),
+        _tasks(artifact),
+        _behaviour(artifact),
         _serving(report, artifact, location),
         _origin(report),
     ]
@@ -229,6 +233,20 @@ def _measured(report: Report, artifact: ArtifactReport) -> str:
         for row in speed_rows(replace(report, artifacts=(artifact,)))
     ]
     return "\n\n".join(parts)
+
+
+def _tasks(artifact: ArtifactReport) -> str:
+    found = task_table(artifact)
+    return f"## Tasks\n\nBoth models answered the same documents.\n\n{found}" if found else ""
+
+
+def _behaviour(artifact: ArtifactReport) -> str:
+    """One line a probe; what was not looked at is said too."""
+    lines = []
+    for row in probe_rows(artifact):
+        verdict = f" {row.verdict}." if row.is_judged else ""
+        lines.append(f"- {escape_markdown(probe_sentence(row).rstrip('.') + '.' + verdict)}")
+    return "\n\n".join(["## Behaviour", "\n".join(lines)]) if lines else ""
 
 
 def _serving(report: Report, artifact: ArtifactReport, location: str) -> str:

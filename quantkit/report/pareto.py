@@ -15,8 +15,8 @@ from quantkit.report.closeness import DISTANCE_WORDS, KL, common_distance, find_
 from quantkit.report.layers import is_positive
 from quantkit.report.rounding import format_bytes, format_significant
 
-WIDTH, HEIGHT = 660, 320
-LEFT, RIGHT, TOP, BOTTOM = 64, 640, 24, 280
+WIDTH, HEIGHT = 660, 340
+LEFT, RIGHT, TOP, BOTTOM = 64, 640, 34, 290
 _PAD = 0.08
 """Share of an axis that stays free at either end."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
-from quantkit.records import Report
+from quantkit.records import EXIT_CODES, Report
+from tests.report.measured import make_comparison
 from tests.report.sample import make_report
 
 HOSTILE = (
@@ -36,3 +38,20 @@ def make_hostile_report() -> Report:
     return replace(
         report, artifacts=(artifact,), layers=layers, notes=(HOSTILE,), evidence=evidence
     )
+
+
+def make_hostile_comparison() -> Report:
+    """Return a comparison with everything that a gate measures, its every text hostile."""
+    return replace(poison(make_comparison()), evidence={})
+
+
+def poison(value: Any) -> Any:
+    """Append to every text of a record but verdicts, which are not made by strangers."""
+    if isinstance(value, str):
+        return value if value in EXIT_CODES else value + HOSTILE
+    if isinstance(value, tuple):
+        return tuple(map(poison, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        found = {field.name: poison(getattr(value, field.name)) for field in fields(value)}
+        return replace(value, **found)
+    return value

@@ -103,6 +103,15 @@ def test_value_on_its_limit_is_not_sent_for_more_windows() -> None:
     assert "hardly decide" in found.why
 
 
+def test_failure_is_not_sent_for_more_windows() -> None:
+    """They decide nothing where a limit is broken already."""
+    broken = make_check("max_kl", 0.05, 0.09, 0.01)
+    open_question = make_check("min_top1_agreement", 0.9, 0.9, 0.01)
+    report = with_checks(make_report("FAIL"), "FAIL", broken, open_question)
+
+    assert all("gate" not in setting for setting in settings(report))
+
+
 def test_too_few_windows_are_not_called_a_straddling_interval() -> None:
     """An interval within the limit that does not count says that too little was measured."""
     check = Check("max_kl", 0.05, 0.01, 0.009, 0.011, "INCONCLUSIVE")

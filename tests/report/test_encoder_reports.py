@@ -231,10 +231,13 @@ def test_a_comparison_of_encoders_says_which_is_the_closest() -> None:
     small = replace(make_encoder_artifact(name="small", size=20_000_000), judgement=worse)
     report = replace(make_encoder_report(), artifacts=(near, small), comparison=True)
 
-    assert "small is the smallest, near the closest" in verdict_sentence(report)
+    assert (
+        "small is the smallest (20.0 MB, 1 − cosine 0.00800), near the closest"
+        in verdict_sentence(report)
+    )
     # A decoder has no cosine, and no distance in common with them.
     mixed = replace(report, artifacts=(near, small, *make_report().artifacts))
-    assert verdict_sentence(mixed).endswith("is the smallest.")
+    assert verdict_sentence(mixed).endswith("which is the closest is not known.")
 
 
 def test_advice_on_a_failed_encoder_fits_the_recipe_of_one() -> None:

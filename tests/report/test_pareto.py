@@ -65,9 +65,18 @@ def test_there_is_no_picture_of_one_artifact_or_of_unmeasured_ones() -> None:
 @pytest.mark.parametrize(
     ("artifacts", "words"),
     [
-        ((SMALL, LARGE, BEATEN), "small is the smallest, large the closest"),
-        ((LARGE, BEATEN), "1 of 2 artifacts holds every limit: large."),
-        ((BEATEN,), "0 of 1 artifacts hold every limit."),
+        (
+            (SMALL, LARGE, BEATEN),
+            "small is the smallest (4.00 MB, KL 0.0200), large the closest to the baseline "
+            "(8.00 MB, KL 0.00100; 2.00× the size).",
+        ),
+        ((LARGE, BEATEN), "1 of 2 artifacts holds every limit: take large (8.00 MB, KL 0.00100)."),
+        ((BEATEN,), "The only artifact does not hold every limit (failed)."),
+        (
+            (BEATEN, replace(BEATEN, name="worse", judgement=make_judgement("UNJUDGED"))),
+            "None of 2 artifacts holds every limit (1 failed, 1 not measured); the closest is "
+            "beaten (8.00 MB, KL 0.0300).",
+        ),
     ],
 )
 def test_a_comparison_says_which_artifact_to_take(
