@@ -29,6 +29,7 @@ from quantkit.recipe import GateSpec
 from quantkit.records import (
     Artifact,
     ArtifactReport,
+    Difference,
     Judgement,
     KvRecord,
     LayerRecord,
@@ -123,6 +124,7 @@ def build_gate_report(
     *,
     task: str | None = None,
     comparison: bool = False,
+    differences: Sequence[Difference] = (),
 ) -> Report:
     """Put together what a gate found on artifacts that were there before.
 
@@ -130,6 +132,7 @@ def build_gate_report(
         evaluation: what they were judged on.
         task: of encoders.
         comparison: the artifacts compete, and the report's verdict is the best of theirs.
+        differences: of each pair of artifacts that compete.
     """
     described = (
         describe_texts(evaluation)
@@ -166,6 +169,7 @@ def build_gate_report(
             "timings": {"seconds": dict(watch.seconds)},
         },
         comparison=comparison,
+        differences=tuple(differences),
     )
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.environments.places import check_is_found, find_python
 from quantkit.errors import InputError, RecipeError, ResourceError, WorkerError
 from quantkit.evidence import find_graph_plan, find_runtime
 from quantkit.formats.gguf.container import open_gguf
@@ -19,6 +19,8 @@ from quantkit.formats.onnx.inspection import list_folders
 from quantkit.ggml_types import GGUF
 from quantkit.inputs import RecipeLike, load
 from quantkit.job import Job
+from quantkit.judging.baseline.remembering import start_with
+from quantkit.judging.baseline.store import AnswerStore, open_store
 from quantkit.judging.checks import UNJUDGED, fail_worker, note_no_speed
 from quantkit.judging.decoder_speed import measure_decoder_speed
 from quantkit.judging.evaluate import (
@@ -27,9 +29,11 @@ from quantkit.judging.evaluate import (
     evaluate,
     find_baseline_runtime,
 )
+from quantkit.judging.probing.probes import check_prompts
 from quantkit.judging.sampling import shuffle_windows
 from quantkit.judging.side_files import compare_gguf_sides, compare_side_files
 from quantkit.judging.suspicions import compare_bits_per_weight, compare_hashes
+from quantkit.judging.tasks.loading import LoadedTask, load_tasks
 from quantkit.judging.verdict import judge
 from quantkit.judging.weights import WeightFindings, compare_weights
 from quantkit.judging.worker import find_interpreter
@@ -37,36 +41,49 @@ from quantkit.recipe import GateSpec, apply_override, validate
 from quantkit.records import Artifact, EvalResult, Judgement, Progress, TokenWindows
 from quantkit.schemes import ONNX
 
+_LOGIT_BYTES = 4
+
 _FORMATS: Mapping[str, str] = MappingProxyType({LLAMA_CPP: GGUF, ONNX_RUNTIME: ONNX})
 """Runtime -> the only format that it loads, which no other runtime does."""
 
-_PACKAGES: Mapping[str, str] = MappingProxyType({LLAMA_CPP: "xllamacpp"})
-"""Runtime -> the package that has it, where that is called otherwise."""
 
-_INSTALL: Mapping[str, str] = MappingProxyType(
-    {
-        "transformers": "pip install transformers",
-        "vllm": "it wants an environment of its own (`make vllm` makes one in .venv-vllm); name "
-        "its interpreter with --set gate.python.vllm=/path/to/python",
-        LLAMA_CPP: 'pip install "quantkit[llama-cpp]", or name an interpreter that has it with '
-        "--set gate.python.llama.cpp=/path/to/python",
-        ONNX_RUNTIME: 'pip install "quantkit[onnx]", or name an interpreter that has it with '
-        "--set gate.python.onnxruntime=/path/to/python",
-    }
-)
-"""Runtime -> how to get it."""
+@dataclass(frozen=True)
+class GateTools:
+    """What the artifacts of a model are measured with, besides windows of text."""
+
+    tasks: tuple[LoadedTask, ...] = ()
+    store: AnswerStore | None = None
+    """What its baseline has computed before; None: nothing is kept."""
 
 
-def check_runtime(job: Job) -> None:
-    """Refuse a gate whose runtime cannot be started, before any work.
+def prepare_job_tools(job: Job) -> GateTools:
+    """As `prepare_tools`, for the exports of a job; nothing where it has no gate.
 
     Raises:
-        InputError: as `check_interpreter`.
+        InputError: as `check_interpreter` and `load_tasks`.
     """
     spec = job.loaded.recipe.gate
-    if spec is not None and job.evaluation is not None:
-        for export in job.loaded.recipe.export:
-            check_interpreter(spec, export.format)
+    if spec is None or job.evaluation is None:
+        return GateTools()
+    for export in job.loaded.recipe.export:
+        check_interpreter(spec, export.format)
+    return prepare_tools(spec, job.evaluation, job.checkpoint)
+
+
+def prepare_tools(spec: GateSpec, windows: TokenWindows, baseline: Checkpoint) -> GateTools:
+    """Load the tasks and open the store: what can be refused is, before any work.
+
+    Raises:
+        InputError: as `load_tasks`, `open_store` and `check_prompts`.
+    """
+    if spec.probes is not None:
+        check_prompts(spec.probes.prompts)
+    store = open_store(spec.reuse_baseline)
+    vocabulary = baseline.config.get("vocab_size")
+    if store is not None and isinstance(vocabulary, int):
+        first_look = windows.ids[: spec.samples]
+        store.expect(_LOGIT_BYTES * first_look.size * vocabulary)
+    return GateTools(load_tasks(spec.tasks), store)
 
 
 def check_interpreter(spec: GateSpec, written: str) -> None:
@@ -74,7 +91,7 @@ def check_interpreter(spec: GateSpec, written: str) -> None:
 
     Raises:
         InputError: it does not; or the recipe names a program that is not there, or none for a
-            runtime that this environment lacks.
+            runtime that neither this interpreter nor an environment of its own has.
     """
     runtime = find_runtime(spec, written)
     only = _FORMATS.get(runtime)
@@ -84,13 +101,11 @@ def check_interpreter(spec: GateSpec, written: str) -> None:
             f"{find_runtime(None, written)} for {written}"
         )
     for name in {runtime, find_baseline_runtime(runtime)}:
-        find_interpreter(spec.python.get(name))
-    package = _PACKAGES.get(runtime, runtime)
-    if spec.python.get(runtime) is None and importlib.util.find_spec(package) is None:
-        raise InputError(f"gate.runtime {runtime}: it is not installed here; {_INSTALL[runtime]}")
+        find_interpreter(find_python(name, spec.python))
+    check_is_found(runtime, spec.python)
 
 
-def judge_artifact(job: Job, artifact: Artifact, tell: Progress) -> Judgement:
+def judge_artifact(job: Job, artifact: Artifact, tools: GateTools, tell: Progress) -> Judgement:
     """Judge what a job wrote; without a gate it stays UNJUDGED."""
     spec = job.loaded.recipe.gate
     if spec is None or job.evaluation is None:
@@ -101,6 +116,7 @@ def judge_artifact(job: Job, artifact: Artifact, tell: Progress) -> Judgement:
         artifact.path,
         job.evaluation,
         spec,
+        tools=tools,
         written=artifact.format,
         device=job.device.type,
         suspicions=(
@@ -141,7 +157,7 @@ def add_decoder_speed(
         speed = measure_decoder_speed(
             checkpoint,
             artifact,
-            python=spec.python.get(ONNX_RUNTIME),
+            python=find_python(ONNX_RUNTIME, spec.python),
             timeout_seconds=spec.timeout_seconds,
             progress=tell,
         )
@@ -167,6 +183,7 @@ def judge_files(
     windows: TokenWindows,
     spec: GateSpec,
     *,
+    tools: GateTools,
     written: str,
     device: str,
     suspicions: Sequence[str],
@@ -179,6 +196,7 @@ def judge_files(
 
     Args:
         windows: all that may be measured.
+        tools: the tasks, and what is known of the baseline.
         written: format of the candidate, a folder or a file.
     """
     runtime = find_runtime(spec, written)
@@ -194,8 +212,12 @@ def judge_files(
             shuffle_windows(windows, spec.seed),
             samples=spec.samples,
             is_undecided=is_undecided,
-            python=spec.python.get(runtime),
-            baseline_python=spec.python.get(find_baseline_runtime(runtime)),
+            probes=spec.probes,
+            tasks=tools.tasks,
+            task_confidence=spec.confidence,
+            start_baseline=start_with(tools.store, spec.timeout_seconds),
+            python=find_python(runtime, spec.python),
+            baseline_python=find_python(find_baseline_runtime(runtime), spec.python),
             runtime=runtime,
             timeout_seconds=spec.timeout_seconds,
             device=device,
@@ -203,7 +225,9 @@ def judge_files(
         )
     except WorkerError as error:
         return fail_worker(error, spec.confidence)
-    return judge(result, spec, suspicions=suspicions)
+    judgement = judge(result, spec, suspicions=suspicions)
+    kept = () if tools.store is None else tools.store.take_notes()
+    return replace(judgement, notes=(*judgement.notes, *kept))
 
 
 def find_gate_spec(

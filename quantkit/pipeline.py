@@ -35,10 +35,7 @@ from quantkit.errors import RecipeError
 from quantkit.evidence import build_report, write_evidence
 from quantkit.exports import write_exports
 from quantkit.fisher import measure_fisher
-from quantkit.gating import (
-    check_runtime,
-    judge_artifact,
-)
+from quantkit.gating import judge_artifact, prepare_job_tools
 from quantkit.inputs import RecipeLike, check_inputs, load
 from quantkit.job import Job, depends_on, needs_calibration, plan_job, prepare, settle
 from quantkit.records import (
@@ -157,7 +154,7 @@ def quantize(
         )
     with watch.time("prepare"):
         job = prepare(loaded, checkpoint, device=device, gate=gate)
-        check_runtime(job)
+        tools = prepare_job_tools(job)
         tell(Event("prepare", 1, 1))
     with staged(loaded.output, overwrite=overwrite) as partial, memory_errors():
         workspace = open_workspace(partial, depends_on(job), restart=overwrite)
@@ -169,7 +166,7 @@ def quantize(
         with watch.time("write"):
             artifacts = _write(job, workspace, partial, tell)
         with watch.time("gate"):
-            judgements = [judge_artifact(job, artifact, tell) for artifact in artifacts]
+            judgements = [judge_artifact(job, artifact, tools, tell) for artifact in artifacts]
         layers = _layer_records(job.plan, workspace)
         kv_cache = _kv_records(job.plan, workspace)
         report = build_report(job, artifacts, judgements, layers, kv_cache, watch, partial)

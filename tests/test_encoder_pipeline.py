@@ -21,7 +21,13 @@ from quantkit.encoder_pipeline import _find_float
 from quantkit.encoder_pipeline.gate import add_speed, time_encoder
 from quantkit.encoder_pipeline.job import prepare_encoder
 from quantkit.encoders.model import load_encoder
-from quantkit.errors import CalibrationError, CheckpointError, OutputError, PlanError
+from quantkit.errors import (
+    CalibrationError,
+    CheckpointError,
+    OutputError,
+    PlanError,
+    RecipeError,
+)
 from quantkit.inputs import load
 from quantkit.records import Artifact, EncoderPlan, Event, Judgement, Result
 from tests.cli.running import run_here as run
@@ -258,6 +264,17 @@ def test_an_output_that_exists_stays(encoder: Path, tmp_path: Path) -> None:
 def test_an_evaluation_on_calibration_texts_is_refused(encoder: Path, tmp_path: Path) -> None:
     recipe = _write_recipe(tmp_path, gate={"data": str(tmp_path / "calibration.jsonl")})
     with pytest.raises(CalibrationError, match="use the same data"):
+        quantkit.quantize(recipe, model=encoder, output=tmp_path / "out")
+    assert _left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(("key", "value"), [("tasks", ["arc_easy"]), ("domain_column", "source")])
+def test_what_is_about_decoders_is_refused(
+    encoder: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    """It could not change anything."""
+    recipe = _write_recipe(tmp_path, gate={"data": str(tmp_path / "evaluation.jsonl"), key: value})
+    with pytest.raises(RecipeError, match=rf"gate\.{key}: .* encoder"):
         quantkit.quantize(recipe, model=encoder, output=tmp_path / "out")
     assert _left_behind(tmp_path) == []
 

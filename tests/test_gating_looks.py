@@ -11,7 +11,7 @@ from quantkit.calibration.tokenizer import load_tokenizer
 from quantkit.checkpoint.reader import open_checkpoint
 from quantkit.checkpoint.source import resolve_source
 from quantkit.errors import RecipeError
-from quantkit.gating import judge_files
+from quantkit.gating import GateTools, judge_files
 from quantkit.job import load_evaluation
 from quantkit.recipe import GateSpec, validate
 from quantkit.records import Event, Judgement, TokenWindows
@@ -38,12 +38,14 @@ def judge_pair(pair: tuple[Path, Path], max_kl: float) -> tuple[Judgement, list[
     ids = np.random.default_rng(0).integers(3, 250, (32, 16))
     windows = TokenWindows(ids, np.ones(ids.shape, np.float32), "test", "0" * 64)
     limits = {"max_perplexity_increase": None, "min_top1_agreement": None, "max_kl": max_kl}
-    spec = GateSpec.model_validate({"data": "test", "samples": 8, "timeout_seconds": 120} | limits)
+    others = {"data": "test", "samples": 8, "probes": None, "timeout_seconds": 120}
+    spec = GateSpec.model_validate(others | limits)
     events: list[Event] = []
     judgement = judge_files(
         *pair,
         windows,
         spec,
+        tools=GateTools(),
         written="compressed-tensors",
         device="cpu",
         suspicions=(),

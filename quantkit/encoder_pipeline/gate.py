@@ -9,6 +9,7 @@ from pathlib import Path
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.encoders.model import load_encoder
+from quantkit.environments.places import find_python
 from quantkit.errors import InputError, ResourceError, WorkerError
 from quantkit.formats.onnx.encoder import write_float_encoder
 from quantkit.judging.checks import fail_worker, note_no_speed
@@ -52,8 +53,8 @@ def judge_graph(
             rows,
             info,
             top_k=spec.top_k,
-            python=spec.python.get(ONNX_RUNTIME),
-            baseline_python=spec.python.get("transformers"),
+            python=find_python(ONNX_RUNTIME, spec.python),
+            baseline_python=find_python("transformers", spec.python),
             timeout_seconds=spec.timeout_seconds,
             device=device,
             progress=tell,
@@ -81,7 +82,7 @@ def add_speed(
             graph,
             rows,
             info,
-            python=spec.python.get(ONNX_RUNTIME),
+            python=find_python(ONNX_RUNTIME, spec.python),
             timeout_seconds=spec.timeout_seconds,
             progress=tell,
         )

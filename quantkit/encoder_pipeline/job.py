@@ -15,7 +15,7 @@ from quantkit.checkpoint.reader import Checkpoint, hash_files
 from quantkit.describe import describe_model, describe_texts, package_versions
 from quantkit.encoders.data import Order, check_shared_texts, load_rows
 from quantkit.encoders.planning import looks_at_texts, plan_exports
-from quantkit.errors import CalibrationError
+from quantkit.errors import CalibrationError, RecipeError
 from quantkit.formats.onnx.packages import ENCODERS, require_onnx
 from quantkit.gating import check_interpreter
 from quantkit.inputs import LoadedRecipe
@@ -109,8 +109,23 @@ def load_evaluation_rows(
 
     Raises:
         CalibrationError: the data cannot be used, or the tokenizer is not the model's.
+        RecipeError: the gate asks for what is about decoders.
     """
+    _refuse_decoders_keys(spec)
     return _load_rows(spec, tokenizer, checkpoint, info, spec.label_column, "sequential")
+
+
+def _refuse_decoders_keys(spec: GateSpec) -> None:
+    if spec.tasks:
+        raise RecipeError(
+            "gate.tasks: lm-eval asks models that continue a text, and this one is an encoder: "
+            "name gate.label_column to judge it by labels"
+        )
+    if spec.domain_column is not None:
+        raise RecipeError(
+            "gate.domain_column: windows of text are told apart by it, and an encoder is judged "
+            "text by text: leave it out"
+        )
 
 
 def depends_on(job: EncoderJob) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from quantkit.errors import WorkerError
 from quantkit.judging.words import name_check
-from quantkit.records import Check, Judgement, Metric, Verdict
+from quantkit.records import Check, Judgement, Metric, TaskResult, Verdict
 
 UNJUDGED = Judgement("UNJUDGED", (), ("the gate was not run",), None, None, None, 0.0, 0)
 """The judgement of an artifact that no gate has seen."""
@@ -39,7 +39,7 @@ def compare_limit(name: str, limit: float, metric: Metric) -> Verdict:
     return "FAIL" if outside else "INCONCLUSIVE"
 
 
-def combine_checks(checks: Sequence[Check]) -> Verdict:
+def combine_checks(checks: Sequence[Check | TaskResult]) -> Verdict:
     """Return the verdict of all checks together; none at all proves nothing."""
     verdicts = {check.verdict for check in checks}
     if "FAIL" in verdicts:
@@ -57,6 +57,18 @@ def explain_check(check: Check, confidence: float) -> str:
     place = f"{side} the limit" if check.verdict == "FAIL" else "not proven to be within the limit"
     return (
         f"{words} of {value} ({100 * confidence:g}% interval {low} to {high}) is {place} of {limit}"
+    )
+
+
+def explain_task(task: TaskResult, confidence: float) -> str:
+    """Return one sentence on a task with a limit that it did not pass."""
+    value, low, high, limit = _write_apart(
+        (task.recovery, task.low, task.high, task.limit or 0.0), True
+    )
+    place = "below the limit" if task.verdict == "FAIL" else "not proven to be within the limit"
+    return (
+        f"recovery of {value} at task {task.name} ({task.metric}, {task.samples} documents; "
+        f"{100 * confidence:g}% interval {low} to {high}) is {place} of {limit}"
     )
 
 

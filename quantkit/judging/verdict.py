@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from quantkit.judging.checks import combine_checks, compare_limit, explain_check
+from quantkit.judging.checks import combine_checks, compare_limit, explain_check, explain_task
+from quantkit.judging.details import LARGEST_EXPONENT, describe_details
 from quantkit.judging.sampling import (
     estimate_windows,
     explain_windows,
@@ -17,18 +18,16 @@ from quantkit.judging.statistics import mean_intervals
 from quantkit.recipe import MIN_WINDOWS, GateSpec
 from quantkit.records import Check, EvalResult, Judgement, Metric
 
-_LARGEST_EXPONENT = 700.0
-"""exp() of more overflows; no limit is anywhere near, and JSON has no infinity."""
-
 
 def judge(result: EvalResult, spec: GateSpec, *, suspicions: Sequence[str] = ()) -> Judgement:
     """Judge what was measured by the limits of `spec`.
 
     Every limit that is set gives a check: PASS when the whole confidence interval is within the
-    limit, FAIL when it is wholly outside, else INCONCLUSIVE. The artifact fails if a check fails
-    or if anything is suspicious; it passes if every check passes, and there is one. With fewer
-    than `MIN_WINDOWS` windows, or without a limit, nothing can pass. Where the result is one of
-    several `looks`, intervals are as wide as all of them together need.
+    limit, FAIL when it is wholly outside, else INCONCLUSIVE. The artifact fails if a check, a task
+    or a probe fails or if anything is suspicious; it passes if every check and every task with a
+    limit passes, and there is one.
+    With fewer than `MIN_WINDOWS` windows, or without a limit, nothing can pass. Where the result is
+    one of several `looks`, intervals are as wide as all of them together need.
 
     Args:
         result: both models on the same windows.
@@ -37,6 +36,7 @@ def judge(result: EvalResult, spec: GateSpec, *, suspicions: Sequence[str] = ())
     """
     windows = len(result.kl)
     doubts = [*_find_doubts(result), *result.suspicions, *suspicions]
+    failed = [probe.detail for probe in result.probes if probe.verdict == "FAIL"]
     confidence = find_look_confidence(spec.confidence, max(1, len(result.looks)))
     notes = (*result.notes, *_note_look(result, spec, confidence))
     if spec.tokenizer == "fail":
@@ -47,7 +47,7 @@ def judge(result: EvalResult, spec: GateSpec, *, suspicions: Sequence[str] = ())
         return Judgement(
             verdict="FAIL",
             checks=(),
-            reasons=tuple(doubts),
+            reasons=(*doubts, *failed),
             perplexity=None,
             kl=None,
             top1_agreement=None,
@@ -56,16 +56,22 @@ def judge(result: EvalResult, spec: GateSpec, *, suspicions: Sequence[str] = ())
             measured_with=result.versions,
             looks=result.looks,
             notes=notes,
+            probes=result.probes,
+            tasks=result.tasks,
         )
     perplexity, kl, agreement = _measure(result, confidence)
     checks = _check_limits(spec, perplexity, kl, agreement, windows)
-    verdict = "FAIL" if doubts else combine_checks(checks)
+    # A task without a limit decides nothing.
+    asked = [task for task in result.tasks if task.limit is not None]
+    verdict = "FAIL" if doubts or failed else combine_checks([*checks, *asked])
     return Judgement(
         verdict=verdict,
         checks=checks,
         reasons=(
             *doubts,
+            *failed,
             *_explain(result, spec, checks, confidence),
+            *(explain_task(task, spec.confidence) for task in asked if task.verdict != "PASS"),
             *(_want_windows(result, spec, checks) if verdict == "INCONCLUSIVE" else ()),
         ),
         perplexity=perplexity,
@@ -76,6 +82,9 @@ def judge(result: EvalResult, spec: GateSpec, *, suspicions: Sequence[str] = ())
         measured_with=result.versions,
         looks=result.looks,
         notes=notes,
+        details=describe_details(result, confidence),
+        probes=result.probes,
+        tasks=result.tasks,
     )
 
 
@@ -113,7 +122,8 @@ def _explain(
 def _want_windows(result: EvalResult, spec: GateSpec, checks: Sequence[Check]) -> tuple[str, ...]:
     """Say how many windows would decide; nothing where that is said already, or none would."""
     windows = len(result.kl)
-    if not checks or windows < MIN_WINDOWS:
+    undecided = any(check.verdict == "INCONCLUSIVE" for check in checks)
+    if not undecided or windows < MIN_WINDOWS:
         return ()
     needed = estimate_windows(checks, windows)
     available = max(windows, *result.looks, 0)
@@ -203,8 +213,8 @@ def _check_limits(
 
 
 def _increase(difference: float) -> float:
-    return math.expm1(min(float(difference), _LARGEST_EXPONENT))
+    return math.expm1(min(float(difference), LARGEST_EXPONENT))
 
 
 def _exp(nll: float) -> float:
-    return math.exp(min(nll, _LARGEST_EXPONENT))
+    return math.exp(min(nll, LARGEST_EXPONENT))

@@ -106,6 +106,7 @@ class EvalResult:
     """What was not looked at, and why; one sentence each."""
     details: WindowDetails | None = None
     probes: tuple[Probe, ...] = ()
+    tasks: tuple[TaskResult, ...] = ()
     load_seconds: float | None = None
     """How long the candidate's runtime took to load it."""
     memory_bytes: int | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from quantkit.records.encoders import EncoderPlan
 from quantkit.records.judging import EXIT_CODES, Artifact, Judgement
-from quantkit.records.measuring import Difference
+from quantkit.records.measuring import Difference, Footprint
 from quantkit.records.metrics import Verdict
 from quantkit.records.plan import Allocation, Plan
 from quantkit.records.solving import KvRecord, LayerRecord
@@ -50,6 +50,8 @@ class Report:
     """Whether the artifacts compete; the verdict is then the best of theirs, else the worst."""
     differences: tuple[Difference, ...] = ()
     """Of each pair of artifacts that compete."""
+    baseline_footprint: Footprint | None = None
+    """Of the baseline in its runtime, where artifacts compete."""
 
 
 @dataclass(frozen=True)

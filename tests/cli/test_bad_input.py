@@ -102,8 +102,16 @@ CASES = {
         ("recipe.yaml:4: calibration.samples: a whole number is expected, got 'eight'",),
     ),
     "a key that is not built yet": Case(
-        lambda _: ["--set", "gate.tasks=[arc_easy]"],
-        ("gate.tasks: judging by lm-eval tasks is not yet built",),
+        lambda _: ["--set", "publish.repo=me/model"],
+        ("publish: publishing to the Hub is not yet built",),
+    ),
+    "a task that is not there": Case(
+        lambda _: ["--set", "gate.tasks=[tasks/mine.yaml]"],
+        ("gate.tasks: ", "tasks/mine.yaml"),
+    ),
+    "prompts that are not there": Case(
+        lambda _: ["--set", "gate.probes.prompts=prompts.jsonl"],
+        ("gate.probes.prompts", "prompts.jsonl"),
     ),
     "a missing recipe": Case(
         lambda bench: remove(bench.recipe),
@@ -144,6 +152,14 @@ CASES = {
     "missing evaluation data": Case(
         lambda bench: remove(bench.evaluation),
         ("evaluation.txt",),
+    ),
+    "evaluation data that is too short": Case(
+        lambda bench: write(bench.evaluation, "too short"),
+        ("evaluation.txt is too short", "a window needs 32"),
+    ),
+    "domains of a plain text": Case(
+        lambda _: ["--set", "gate.domain_column=topic"],
+        ("gate.domain_column 'topic' needs rows", "evaluation.txt"),
     ),
     "calibration on the evaluation data": Case(
         lambda bench: [f"--set=gate.data={bench.calibration}"],

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantkit.calibration.tokenizer import load_tokenizer
 from quantkit.errors import (
     ArtifactError,
     CalibrationError,
@@ -23,10 +24,15 @@ from quantkit.errors import (
     ResourceError,
     WorkerError,
 )
-from quantkit.judging import evaluate as module
+from quantkit.judging import scoring as module
 from quantkit.judging.evaluate import evaluate
-from quantkit.judging.worker import Answers, Worker, child_environment, worker_threads
+from quantkit.judging.partings import show_token
+from quantkit.judging.sampling import shuffle_windows
+from quantkit.judging.verdict import judge
+from quantkit.judging.worker import Answers, WorkerProcess, child_environment, worker_threads
+from quantkit.recipe import GateSpec, ProbesSpec
 from quantkit.records import EvalResult, Event, TokenWindows
+from tests.helpers import write_pico_tokenizer
 from tests.judging.fake_worker import make_table
 
 FAKE = Path(__file__).with_name("fake_worker.py")
@@ -44,7 +50,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def make_fake(folder: Path, **model: object) -> Path:
     """Write a folder that the fake worker can load."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "fake.json").write_text(json.dumps({"vocab": VOCAB, "seed": 1} | model))
     return folder
 
@@ -57,13 +63,18 @@ def make_windows(count: int = 5, length: int = 9, **fields: object) -> TokenWind
 
 
 def run(
-    tmp_path: Path, windows: TokenWindows | None = None, timeout: float = 60.0, **candidate: object
+    tmp_path: Path,
+    windows: TokenWindows | None = None,
+    timeout: float = 60.0,
+    probes: ProbesSpec | None = None,
+    **candidate: object,
 ) -> EvalResult:
     """Evaluate a fake candidate, by default one with another table, against a fake baseline."""
     return evaluate(
         make_fake(tmp_path / "baseline"),
         make_fake(tmp_path / "candidate", **({"seed": 2} | candidate)),
         windows or make_windows(),
+        probes=probes,
         timeout_seconds=timeout,
         device="cpu",
         worker=FAKE,
@@ -145,6 +156,114 @@ def test_positions_count_by_the_weight_of_the_token_that_they_predict(tmp_path: 
     np.testing.assert_allclose(got.kl, [row[2] for row in rows], rtol=1e-6)
     np.testing.assert_allclose(got.candidate_nll, [row[1] for row in rows], rtol=1e-6)
     assert got.tokens == 4 + 8 + 8
+
+
+def test_every_other_number_of_a_window_equals_the_slow_reference(tmp_path: Path) -> None:
+    """In a random order too: ranges of positions, domains, and what is in the data's numbers."""
+    rng = np.random.default_rng(3)
+    weights = (rng.random((6, 40)) < 0.8).astype(np.float32)
+    weights[1] = 0
+    ids = rng.integers(0, VOCAB, weights.shape)
+    domains = np.repeat(rng.integers(0, 2, (6, 4)), 10, axis=1).astype(np.int16)
+    windows = make_windows(
+        ids=ids, weights=weights, domains=domains, domain_names=("prose", "code")
+    )
+
+    got = run(tmp_path, shuffle_windows(windows, 7)).details
+
+    assert got is not None
+    assert sorted(got.windows) == [0, 2, 3, 4, 5]
+    assert got.windows != (0, 2, 3, 4, 5)
+    assert got.ranges == ((0, 16), (16, 39))
+    tables = [make_table(VOCAB, seed).astype(np.float64) for seed in (1, 2)]
+    p_table, q_table = (np.exp(t) / np.exp(t).sum(axis=1, keepdims=True) for t in tables)
+    by_domain: dict[int, list[list[tuple[float, bool]]]] = {0: [], 1: []}
+    for row, window in enumerate(got.windows):
+        scores = []
+        for t in range(39):
+            if weights[window, t + 1] == 0:
+                continue
+            p, q = p_table[ids[window, t]], q_table[ids[window, t]]
+            first, second = (sorted(range(VOCAB), key=lambda v: -d[v])[:5] for d in (p, q))
+            came = ids[window, t + 1]
+            kl = float(sum(p[v] * np.log(p[v] / q[v]) for v in range(VOCAB)))
+            scores.append(
+                {
+                    "t": t,
+                    "domain": domains[window, t + 1],
+                    "kl": kl,
+                    "agree": first[0] == second[0],
+                    "reverse_kl": float(sum(q[v] * np.log(q[v] / p[v]) for v in range(VOCAB))),
+                    "top5_agreement": len(set(first) & set(second)) / 5,
+                    "lost": first[0] == came != second[0],
+                    "won": second[0] == came != first[0],
+                }
+            )
+        for name in ("reverse_kl", "top5_agreement", "lost", "won"):
+            want = np.mean([score[name] for score in scores])
+            assert getattr(got, name)[row] == pytest.approx(want, rel=1e-6)
+        for number, (start, stop) in enumerate(got.ranges):
+            inside = [score for score in scores if start <= score["t"] < stop]
+            kl = np.mean([score["kl"] for score in inside])
+            assert got.range_kl[row][number] == pytest.approx(kl, rel=1e-6)
+            agreement = np.mean([score["agree"] for score in inside])
+            assert got.range_agreement[row][number] == pytest.approx(agreement)
+        for domain, found in by_domain.items():
+            pairs = [(s["kl"], s["agree"]) for s in scores if s["domain"] == domain]
+            found += [pairs] if pairs else []
+    assert [each.name for each in got.domains] == ["prose", "code"]
+    for domain, each in enumerate(got.domains):
+        parts = by_domain[domain]
+        assert each.tokens == sum(map(len, parts))
+        np.testing.assert_allclose(each.kl, [np.mean([kl for kl, _ in p]) for p in parts], 1e-6)
+        np.testing.assert_allclose(each.agreement, [np.mean([a for _, a in p]) for p in parts])
+
+
+def test_the_worst_windows_are_shown_in_words(tmp_path: Path) -> None:
+    """With the baseline's tokenizer; without one, a note says why they are not."""
+    baseline = make_fake(tmp_path / "baseline", vocab=300)
+    candidate = make_fake(tmp_path / "candidate", vocab=300, seed=2)
+    windows = make_windows(7, 12)
+    arguments = {"timeout_seconds": 60, "device": "cpu", "worker": FAKE}
+
+    bare = evaluate(baseline, candidate, windows, **arguments)  # type: ignore[arg-type]
+    write_pico_tokenizer(baseline, vocab=300)
+    got = evaluate(baseline, candidate, windows, **arguments)  # type: ignore[arg-type]
+
+    assert bare.details is not None
+    assert got.details is not None
+    assert bare.details.partings == ()
+    (note,) = bare.notes
+    assert note.startswith("no text of windows and continuations is shown: no tokenizer in ")
+    assert got.notes == ()
+    partings = got.details.partings
+    assert [parting.kl for parting in partings] == sorted(got.kl, reverse=True)[:5]
+    worst = partings[0]
+    assert worst.window == int(np.argmax(got.kl))
+    assert worst.position_kl == pytest.approx(got.kl_max, rel=1e-6)
+    logits = make_table(300, 1)[windows.ids[worst.window, worst.position]].astype(np.float64)
+    p = np.exp(logits) / np.exp(logits).sum()
+    tokenizer = load_tokenizer(baseline)
+    assert [choice.text for choice in worst.baseline] == [
+        show_token(int(token), tokenizer) for token in np.argsort(-p)[:3]
+    ]
+    assert [choice.probability for choice in worst.baseline] == pytest.approx(sorted(p)[:-4:-1])
+    assert worst.actual == show_token(int(windows.ids[worst.window, worst.position + 1]), tokenizer)
+
+
+def test_loading_and_memory_of_the_candidate_are_told(tmp_path: Path) -> None:
+    """As its worker says; a worker that does not know leaves them open."""
+    got = run(tmp_path / "a")
+    assert (got.load_seconds, got.memory_bytes) == (0.25, 1 << 20)
+    assert run(tmp_path / "b", memory=None).memory_bytes is None
+
+
+def test_another_model_with_the_same_vocabulary_fails_by_its_numbers(tmp_path: Path) -> None:
+    """Nothing but its numbers tells that it is none of this baseline's artifacts."""
+    got = judge(run(tmp_path, make_windows(12)), GateSpec(data="test"))
+
+    assert got.verdict == "FAIL"
+    assert {check.name: check.verdict for check in got.checks}["max_kl"] == "FAIL"
 
 
 def test_progress_counts_windows_and_two_batches_lie_on_the_disk_at_most(
@@ -298,9 +417,12 @@ def test_numbers_that_are_not_finite_are_reported_and_not_hidden(tmp_path: Path)
     assert np.isfinite(got.kl).tolist() == [False, True, True, True, True]
 
 
-def test_a_candidate_that_loops_is_suspicious(tmp_path: Path) -> None:
-    """The greedy continuations of both models are compared."""
-    assert "end in a loop" in run(tmp_path, fault="loop").suspicions[0]
+def test_probes_are_made_once_and_reach_the_result(tmp_path: Path) -> None:
+    """The greedy continuations of both models are compared; unasked for, nothing is."""
+    got = run(tmp_path / "a", make_windows(8, 40), probes=ProbesSpec(), fault="loop")
+
+    assert {probe.name: probe.verdict for probe in got.probes}["new_loops"] == "FAIL"
+    assert run(tmp_path / "b", fault="loop").probes == ()
 
 
 def test_tensors_that_the_runtime_ignores_are_suspicious(tmp_path: Path) -> None:
@@ -361,7 +483,7 @@ def test_asking_a_worker_that_reads_nothing_does_not_block(tmp_path: Path) -> No
     script = tmp_path / "deaf.py"
     script.write_text("import time; time.sleep(600)")
     answers: Answers = Answers()
-    worker = Worker("candidate", [sys.executable, str(script)], answers, 1)
+    worker = WorkerProcess("candidate", [sys.executable, str(script)], answers, 1)
     started = time.monotonic()
 
     worker.ask({"op": "logits", "ids": [[1] * 500_000]})

@@ -16,7 +16,7 @@ from quantkit.judging.sampling import find_look_confidence, plan_looks
 from quantkit.judging.statistics import mean_intervals
 from quantkit.judging.verdict import MIN_WINDOWS, judge
 from quantkit.recipe import GateSpec
-from quantkit.records import EvalResult
+from quantkit.records import EvalResult, Probe, WindowDetails
 
 
 def make_result(
@@ -90,6 +90,48 @@ def test_one_value_wholly_outside_its_limit_fails(
     assert [check.name for check in got.checks if check.verdict == "FAIL"] == [name]
     (found,) = got.reasons
     assert re.fullmatch(reason, found)
+
+
+def test_a_probe_that_fails_fails_the_artifact() -> None:
+    """Its sentence is the reason; one that could not be looked at decides nothing."""
+    fine = Probe("lost_json", None, 0.25, "UNJUDGED", "the baseline writes no JSON")
+    bad = Probe("new_loops", 0.5, 0.25, "FAIL", "6 of 12 continuations loop anew, at most 3 may")
+
+    kept = judge(dataclasses.replace(make_result(), probes=(fine,)), spec())
+    failed = judge(dataclasses.replace(make_result(), probes=(fine, bad)), spec())
+
+    assert (kept.verdict, kept.reasons, kept.probes) == ("PASS", (), (fine,))
+    assert (failed.verdict, failed.reasons) == ("FAIL", (bad.detail,))
+    assert failed.probes == (fine, bad)
+    assert [check.verdict for check in failed.checks] == ["PASS"] * 3
+
+
+def test_details_have_intervals_of_the_same_confidence() -> None:
+    """Of several looks, those of the one that decided; what is not finite has none."""
+    result = make_result()
+    many = tuple(0.02 + 0.001 * math.sin(window) for window in range(64))
+    details = WindowDetails(
+        windows=tuple(range(64)),
+        reverse_kl=many,
+        top5_agreement=(0.9,) * 64,
+        lost=(0.01,) * 64,
+        won=(0.02,) * 64,
+        ranges=((0, 511),),
+        range_kl=tuple((value,) for value in many),
+        range_agreement=((0.9,),) * 64,
+    )
+    looked = dataclasses.replace(result, details=details, looks=(64, 128))
+
+    got = judge(looked, spec()).details
+    broken = judge(dataclasses.replace(looked, finite=False), spec())
+
+    assert got is not None
+    low, high = mean_intervals(np.array(many)[:, None], 0.975)[0]
+    assert (got.reverse_kl.low, got.reverse_kl.high) == (low, high)
+    assert got.flips.value == pytest.approx(0.03)
+    assert got.windows == tuple(range(64))
+    assert broken.details is None
+    assert judge(result, spec()).details is None
 
 
 @pytest.mark.parametrize("kl", [0.0495, 0.0505])
