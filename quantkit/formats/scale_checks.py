@@ -7,7 +7,6 @@ those of a wrong scale are of one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,6 +17,10 @@ PIECE = 32
 _LEAST_SPREAD = 0.06
 """Clipped groups are a few percent too small."""
 _TIMES_USUAL = 3.0
+_LARGEST_LEVERAGE = 0.5
+"""Share of one weight in the square of a piece, at the most."""
+_LEAST_PIECES, _LEAST_SHARE = 16, 0.05
+"""Pieces of a layer, and their share, without which nothing is said."""
 LARGEST_BIAS = 0.5
 """Mean of a layer's errors, relative to their root mean square: rounding to the nearest code has
 almost none, cutting off or a zero point that is off by one has 0.87 to 1."""
@@ -52,25 +55,31 @@ class Spread:
 def measure_spread(found: Tensor, weight: Tensor) -> Spread:
     """Measure how the factor that brings a piece of a row of `found` nearest to `weight` varies.
 
-    Both numbers are deviations of logarithms by medians, so that a few odd pieces do not count.
-    What is usual follows from the angle between the two: errors of either sign turn a piece by as
-    much as they lengthen or shorten all such pieces, over the square root of its length.
+    Both numbers are medians over pieces, so that a few odd ones do not count. `found` is the
+    deviation of the factors' logarithms; `usual` is the standard error of a factor, from what it
+    leaves of the piece (MacKinnon and White's HC3, 1985, which divides what is left of a weight by
+    1 less its leverage: a weight that makes up most of a piece pulls the factor to itself). A piece
+    that is little more than one weight has a factor that tells of its rounding alone, and is
+    left out.
 
     Args:
         found, weight: float32 [O, I]. Columns behind the last whole piece are left out.
     """
     whole = found.shape[1] // PIECE * PIECE
     pieces, expected = (each[:, :whole].reshape(-1, PIECE) for each in (found, weight))
-    power, length = (pieces * pieces).sum(1), (expected * expected).sum(1)
-    product = (pieces * expected).sum(1)
-    sound = (power > 0) & (product > 0)
-    if not bool(sound.any()):
+    power, product = (pieces * pieces).sum(1), (pieces * expected).sum(1)
+    largest = pieces.abs().amax(1).square()
+    sound = (power > 0) & (product > 0) & (largest <= _LARGEST_LEVERAGE * power)
+    if int(sound.sum()) < max(_LEAST_PIECES, _LEAST_SHARE * len(sound)):
         return Spread()
-    power, length, product = power[sound], length[sound], product[sound]
-    logarithms = (product / power).log()
-    tangent = (length * power / product.square() - 1).clamp(min=0).sqrt()
+    pieces, expected, power = pieces[sound], expected[sound], power[sound]
+    factors = product[sound] / power
+    left = expected - pieces * factors[:, None]
+    left /= 1 - pieces.square() / power[:, None]
+    errors = (left * pieces).square().sum(1).sqrt() / (power * factors)
+    logarithms = factors.log()
     deviation = 1.4826 * float((logarithms - logarithms.median()).abs().median())
-    return Spread(deviation, float(tangent.median()) / math.sqrt(PIECE))
+    return Spread(deviation, float(errors.median()))
 
 
 def measure_bias(found: Tensor, weight: Tensor) -> float:

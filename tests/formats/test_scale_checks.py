@@ -44,10 +44,14 @@ def test_a_rounding_has_no_problem_and_little_spread(weight: torch.Tensor, large
     assert compare(codes, clipped, weight).find_problem(4, 0.5) is None
 
 
-@pytest.mark.parametrize("largest", [7, 127])
-def test_columns_of_outliers_are_no_wrong_scales(weight: torch.Tensor, largest: int) -> None:
-    """They leave the other weights of a row few codes, and large errors."""
-    weight[:, ::50] *= 30
+@pytest.mark.parametrize("times", [5, 10, 24, 30])
+@pytest.mark.parametrize("largest", [3, 7, 127])
+def test_columns_of_outliers_are_no_wrong_scales(
+    weight: torch.Tensor, largest: int, times: int
+) -> None:
+    """They leave the other weights of a row few codes, and large errors, or are alone in a piece,
+    whose factor is then their own rounding."""
+    weight[:, ::40] *= times
     scales = weight.abs().amax(1, keepdim=True) / largest
     layer = explain_layer("a.0.b", (weight / scales).round() * scales, weight, {})
 
