@@ -1,0 +1,145 @@
+"""A bisection in words: rows of a table, lines, a document, and the files of `--output`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from quantkit.bisection.records import AGAIN, Bisection, Suspect
+from quantkit.durable import write_text
+from quantkit.records import Judgement
+from quantkit.report.rounding import format_bytes, format_percent, format_significant
+from quantkit.running import staged
+from quantkit.staging import commit
+
+MOST_ROWS = 12
+"""Of a table for people; the document has all."""
+_TITLES = ("restored", "KL then", "of the loss", "weight error", "adds")
+
+
+def list_rows(suspects: Sequence[Suspect]) -> Iterator[tuple[str, ...]]:
+    """Yield the cells of a ranking, its titles first."""
+    yield _TITLES
+    for suspect in suspects[:MOST_ROWS]:
+        error = suspect.relative_error
+        yield (
+            f"{suspect.name}{' (broken)' if suspect.flaw else ''}",
+            format_significant(suspect.kl),
+            format_percent(suspect.share),
+            "" if error is None else format_percent(error),
+            format_bytes(suspect.added_bytes),
+        )
+
+
+def list_facts(found: Bisection) -> Iterator[tuple[str, str]]:
+    """Yield what was measured: a name and what is to be said."""
+    yield "artifact", f"{found.artifact} ({found.format}, {found.scheme})"
+    yield "windows", f"{found.windows} of {found.window_tokens} tokens"
+    yield "KL", f"{format_significant(found.kl)}{_show_limit(found, 'max_kl')}"
+    increase = format_percent(found.perplexity_increase)
+    yield "perplexity", f"{increase} above{_show_limit(found, 'max_perplexity_increase')}"
+    agreement = format_percent(found.top1_agreement)
+    yield "top-1 agreement", f"{agreement}{_show_limit(found, 'min_top1_agreement')}"
+
+
+def list_proposal(found: Bisection) -> Iterator[str]:
+    """Yield the lines of the proposal; none where there is none."""
+    proposal = found.proposal
+    if proposal is None:
+        return
+    yield f"measured on {proposal.judgement.windows} windows: {_show_checks(proposal.judgement)}"
+    before = f"{format_bytes(found.tensor_bytes)}, {found.bits_per_weight:.2f} bits per weight"
+    after = f"{format_bytes(proposal.tensor_bytes)}, {proposal.bits_per_weight:.2f}"
+    if proposal.scheme != AGAIN:
+        yield f"size: {before}; with the proposal {after}"
+    if proposal.recipe:
+        yield "put in front of what the recipe has there, quantize, and let the gate judge again:"
+        yield ""
+        yield from proposal.recipe.rstrip("\n").splitlines()
+
+
+def make_document(found: Bisection) -> dict[str, Any]:
+    """Return all of it, ready for JSON: what is not finite is null."""
+    document: dict[str, Any] = {"exit_code": found.exit_code, **asdict(found)}
+    for key in ("judgement",):
+        document[key] = _summarize(found.judgement)
+    if found.proposal is not None:
+        document["proposal"]["judgement"] = _summarize(found.proposal.judgement)
+    clean: dict[str, Any] = _without_infinities(document)
+    return clean
+
+
+def write_results(found: Bisection, output: Path) -> None:
+    """Write bisect.json and bisect.md into a folder that appears whole.
+
+    Raises:
+        ResourceError, OutputError: they cannot be written.
+    """
+    with staged(output, overwrite=False) as partial:
+        text = json.dumps(make_document(found), indent=2, ensure_ascii=False, allow_nan=False)
+        write_text(partial / "bisect.json", f"{text}\n")
+        write_text(partial / "bisect.md", _make_page(found))
+        commit(partial, output)
+
+
+def _make_page(found: Bisection) -> str:
+    lines = [f"# Bisection of {found.artifact}", "", f"**{found.outcome}**: {found.summary}", ""]
+    lines += [f"- {name}: {words}" for name, words in list_facts(found)]
+    for suspects in (found.blocks, found.units):
+        titles, *rows = list_rows(suspects)
+        lines += ["", _make_row(titles), _make_row(["---"] * len(titles)), *map(_make_row, rows)]
+    if found.proposal is not None:
+        recipe = found.proposal.recipe
+        told = list(list_proposal(found))
+        kept = told[: told.index("")] if "" in told else told
+        lines += ["", "## Proposal", "", *(f"- {line}" for line in kept)]
+        lines += ["", "```yaml", recipe.rstrip("\n"), "```"] if recipe else []
+    lines += ["", *(f"- note: {note}" for note in found.notes)]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _make_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _show_limit(found: Bisection, name: str) -> str:
+    limit = found.limits.get(name)
+    if limit is None:
+        return ""
+    is_percentage = name != "max_kl"
+    words = format_percent(limit) if is_percentage else format_significant(limit)
+    return f" (limit {words})"
+
+
+def _show_checks(judgement: Judgement) -> str:
+    words = []
+    for check in judgement.checks:
+        show = format_significant if check.name == "max_kl" else format_percent
+        bound = check.high if check.name.startswith("max_") else check.low
+        side = "at most" if check.name.startswith("max_") else "at least"
+        words.append(f"{check.name} {show(check.value)}, {side} {show(bound)}: {check.verdict}")
+    return "; ".join(words)
+
+
+def _summarize(judgement: Judgement | None) -> dict[str, Any] | None:
+    if judgement is None:
+        return None
+    return {
+        "verdict": judgement.verdict,
+        "windows": judgement.windows,
+        "confidence": judgement.confidence,
+        "checks": [asdict(check) for check in judgement.checks],
+        "reasons": list(judgement.reasons),
+    }
+
+
+def _without_infinities(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _without_infinities(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_without_infinities(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
