@@ -45,7 +45,7 @@ minilm: setup
 vllm: setup
 	scripts/check_vllm.sh artifacts/demo/compressed-tensors
 	$(TEST_ENVIRONMENT) QUANTKIT_VLLM_PYTHON=$${VLLM_ENV:-.venv-vllm}/bin/python \
-	  $(BIN)/python -m pytest -q -m vllm tests/e2e/test_vllm_gate.py
+	  $(BIN)/python -m pytest -q -m vllm tests/e2e/test_vllm_gate.py tests/e2e/test_vllm_footprint.py
 
 bench: setup
 	scripts/setup_rival.sh llm-compressor

@@ -94,7 +94,13 @@ def judge(name: str, model: Path, made: list[tuple[str, Made]], output: Path) ->
     """Measure all files of one model on the same windows."""
     files = [each.file for _, each in made]
     report = quantkit.compare(
-        model, files, data=EVALUATION, output=output, overwrite=True, device="cpu"
+        model,
+        files,
+        data=EVALUATION,
+        output=output,
+        overwrite=True,
+        device="cpu",
+        footprint=False,
     )
     rows = []
     for (mix, each), found in zip(made, report.artifacts, strict=True):

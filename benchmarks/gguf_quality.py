@@ -183,6 +183,7 @@ def judge(
         output=output,
         overwrite=True,
         device="cpu",
+        footprint=False,
     )
     rows = []
     for (file_type, contestant, file, seconds), found in zip(made, report.artifacts, strict=True):

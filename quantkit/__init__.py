@@ -15,10 +15,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quantkit.artifacts import compare as compare
     from quantkit.artifacts import gate as gate
     from quantkit.artifacts import inspect as inspect
     from quantkit.artifacts import verify as verify
+    from quantkit.bisection import bisect as bisect
+    from quantkit.comparing import compare as compare
     from quantkit.conversion import convert as convert
     from quantkit.errors import ArtifactError as ArtifactError
     from quantkit.errors import CalibrationError as CalibrationError
@@ -65,6 +66,7 @@ __all__ = [
     "Result",
     "WorkerError",
     "__version__",
+    "bisect",
     "compare",
     "convert",
     "gate",
@@ -76,7 +78,7 @@ __all__ = [
     "verify",
 ]
 
-_ARTIFACTS = frozenset({"compare", "gate", "inspect", "verify"})
+_ARTIFACTS = frozenset({"gate", "inspect", "verify"})
 _PIPELINE = frozenset({"plan", "quantize"})
 _RECIPE = {"Recipe": "Recipe", "load_recipe": "load_recipe", "recipe_schema": "json_schema"}
 _RECORDS = frozenset({"Event", "Plan", "Report", "Result"})
@@ -88,6 +90,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'quantkit' has no attribute {name!r}")
     if name in _ARTIFACTS:
         return getattr(import_module("quantkit.artifacts"), name)
+    if name == "bisect":
+        return import_module("quantkit.bisection").bisect
+    if name == "compare":
+        return import_module("quantkit.comparing").compare
     if name == "convert":
         return import_module("quantkit.conversion").convert
     if name in _PIPELINE:

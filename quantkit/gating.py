@@ -29,6 +29,7 @@ from quantkit.judging.evaluate import (
     evaluate,
     find_baseline_runtime,
 )
+from quantkit.judging.footprint import find_judging_footprint
 from quantkit.judging.probing.probes import check_prompts
 from quantkit.judging.sampling import shuffle_windows
 from quantkit.judging.side_files import compare_gguf_sides, compare_side_files
@@ -227,7 +228,8 @@ def judge_files(
         return fail_worker(error, spec.confidence)
     judgement = judge(result, spec, suspicions=suspicions)
     kept = () if tools.store is None else tools.store.take_notes()
-    return replace(judgement, notes=(*judgement.notes, *kept))
+    footprint = find_judging_footprint(result)
+    return replace(judgement, notes=(*judgement.notes, *kept), footprint=footprint)
 
 
 def find_gate_spec(

@@ -65,6 +65,7 @@ def test_gptq_and_its_repacking_get_the_same_numbers(bench: Path, tmp_path: Path
         output=tmp_path / "out",
         overrides=GATE,
         device="cpu",
+        footprint=False,
     )
     first, second = (row.judgement for row in report.artifacts)
     assert first.kl is not None

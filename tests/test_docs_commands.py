@@ -149,6 +149,40 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
     assert not [target for target in targets if not (page.parent / target).exists()]
 
 
+def read_anchors(page: Path) -> set[str]:
+    """What a link to a heading of the page says behind `#`."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
+    titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_to_headings_lead_to_one(page: Path) -> None:
+    """On the page itself, or on another one."""
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text(encoding="utf-8"))
+    assert not [
+        (target, anchor)
+        for target, anchor in links
+        if anchor not in read_anchors(page.parent / target if target else page)
+    ]
+
+
+def test_the_headings_that_the_code_cites_are_there() -> None:
+    """As in `docs/gate.md, "Metrics"`."""
+    cited = {
+        found
+        for folder in ("quantkit", "benchmarks", "scripts")
+        for path in (ROOT / folder).rglob("*.py")
+        for found in re.findall(r'(docs/[\w-]+\.md), "([^"]+)"', path.read_text(encoding="utf-8"))
+    }
+    assert ("docs/gate.md", "Metrics") in cited
+    assert not [
+        (page, title)
+        for page, title in cited
+        if not re.search(rf"^#+ {re.escape(title)}$", (ROOT / page).read_text(), flags=re.M)
+    ]
+
+
 def test_recipes_name_commands_that_parse() -> None:
     """The comment on top of a shipped recipe shows how it is used."""
     for path in sorted((ROOT / "recipes").glob("*.yaml")):

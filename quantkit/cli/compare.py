@@ -43,10 +43,17 @@ def compare(
     overrides: OverridesOption = None,
     device: DeviceOption = None,
     overwrite: OverwriteOption = None,
+    footprint: Annotated[
+        bool | None,
+        typer.Option(
+            " /--no-footprint",
+            help="Do not measure load time, memory and speed, for which each is loaded again.",
+        ),
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Reply:
-    """Measure quantized models side by side: same tokens, one report, the picture of both costs.
+    """Measure quantized models side by side, each in its runtime: same tokens, one report.
 
     PASS means that at least one of them holds every limit.
     """
@@ -65,6 +72,7 @@ def compare(
                 overrides=overrides,
                 device=device,
                 overwrite=overwrite,
+                footprint=footprint,
                 progress=progress,
             ),
         )

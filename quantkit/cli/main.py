@@ -20,6 +20,8 @@ from typer.main import get_command
 
 import quantkit
 from quantkit.cli import (
+    baselines,
+    bisect,
     compare,
     convert,
     doctor,
@@ -29,6 +31,7 @@ from quantkit.cli import (
     plan,
     quantize,
     recipes,
+    runtimes,
     verify,
 )
 from quantkit.cli.console import Reply, print_error, render_reply, write
@@ -54,10 +57,13 @@ app.command("quantize", epilog=quantize.EXAMPLE)(quantize.quantize)
 app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command("gate", epilog=gate.EXAMPLE)(gate.gate)
 app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
+app.command("bisect", epilog=bisect.EXAMPLE)(bisect.bisect)
 app.command("convert", epilog=convert.EXAMPLE)(convert.convert)
 app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command("verify", epilog=verify.EXAMPLE)(verify.verify)
 app.add_typer(recipes.app)
+app.add_typer(runtimes.app)
+app.command("baselines", epilog=baselines.EXAMPLE)(baselines.baselines)
 app.command("init", epilog=init.EXAMPLE)(init.init)
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 

@@ -43,8 +43,8 @@ NEEDED_BYTES = {
     ("llama.cpp", "cpu"): 400_000_000,
     ("onnxruntime", "cpu"): 500_000_000,
 }
-"""Disk that an install takes, its downloads included: measured for CPU builds (docs/gate.md), an
-estimate for CUDA."""
+"""Disk that an install takes, its downloads included: measured for CPU builds (docs/runtimes.md),
+an estimate for CUDA."""
 
 _WIDTH = 100
 """Characters of what pip says, in a message of progress."""

@@ -6,7 +6,6 @@ import glob
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -14,17 +13,11 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import ResourceError
 from quantkit.formats.onnx.decoder import write_float_decoder
 from quantkit.judging.evaluate import ONNX_RUNTIME, WORKERS
+from quantkit.judging.timing import LONGEST_SECONDS, SHORTER, Work, plan_work, read_durations
 from quantkit.judging.worker import Pair, machine_threads, running_pair, worker_command
 from quantkit.records import Event, Progress, Speed
 
-PROMPT_TOKENS = 256
-NEW_TOKENS = 64
-SHORTER = 8
-"""By what both are divided where the model is too slow for `LONGEST_SECONDS`."""
-
 REPETITIONS = 7
-LONGEST_SECONDS = 120.0
-"""What all repetitions of both models may take, about."""
 
 _MARGIN = 1 << 28
 """Bytes of memory and disk beside the weights."""
@@ -104,7 +97,7 @@ def time_decoders(
     threads = threads or machine_threads()
     command = worker_command(python, WORKERS[ONNX_RUNTIME])
     with running_pair(command, command, timeout_seconds, threads=threads) as pair:
-        work = _load(pair, (baseline, artifact), threads)
+        work, runtime = _load(pair, (baseline, artifact), threads)
         work, prefills, decodings = _repeat(pair, work, repetitions, progress)
     rows = (
         (decodings, work.new, f"decoding of {work.new} tokens after {work.prompt}"),
@@ -116,7 +109,7 @@ def time_decoders(
             what=what,
             baseline=count / median(seconds[0]),
             artifact=count / median(seconds[1]),
-            runtime=work.runtime,
+            runtime=runtime,
             threads=threads,
             repetitions=repetitions,
         )
@@ -124,51 +117,27 @@ def time_decoders(
     )
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What both workers do in one repetition: read `prompt` tokens, and go on by `new` ones."""
-
-    prompt: int
-    new: int
-    vocabulary: int
-    generator: bool
-    """Whether onnxruntime-genai does it."""
-    runtime: str
-
-
-def _load(pair: Pair, paths: Sequence[Path], threads: int) -> _Work:
+def _load(pair: Pair, paths: Sequence[Path], threads: int) -> tuple[Work, str]:
+    """Return what both can do, and what does it."""
     common = {"op": "load", "device": "cpu", "threads": threads}
     requests = [common | {"path": str(path.resolve())} for path in paths]
     pair.ask(requests[0], requests[1])
     loaded = pair.answers()
-    for worker, answer in zip(pair.workers, loaded, strict=True):
-        sizes = (answer.get("vocab"), answer.get("positions"))
-        if not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise worker.error("answered without the sizes of its model")
-    generator = all(answer.get("generator") is True for answer in loaded)
-    package = "onnxruntime-genai" if generator else "onnxruntime"
+    work = plan_work(pair.workers, loaded)
+    package = "onnxruntime-genai" if work.generator else "onnxruntime"
     versions = loaded[1].get("versions")
     version = versions.get(package, "") if isinstance(versions, dict) else ""
-    positions = min(answer["positions"] for answer in loaded)
-    prompt = max(1, min(PROMPT_TOKENS, positions // 2))
-    return _Work(
-        prompt=prompt,
-        new=max(1, min(NEW_TOKENS, positions - prompt - 2)),
-        vocabulary=min(answer["vocab"] for answer in loaded),
-        generator=generator,
-        runtime=f"{package} {version}".strip(),
-    )
+    return work, f"{package} {version}".strip()
 
 
 def _repeat(
-    pair: Pair, work: _Work, repetitions: int, progress: Progress | None
-) -> tuple[_Work, list[list[float]], list[list[float]]]:
+    pair: Pair, work: Work, repetitions: int, progress: Progress | None
+) -> tuple[Work, list[list[float]], list[list[float]]]:
     """Return what was done, shortened where it takes too long, and the seconds of prefill and of
     decoding: for each worker those of each repetition."""
-    shorter = replace(work, prompt=max(1, work.prompt // SHORTER), new=max(1, work.new // SHORTER))
-    first = sum(sum(_time(pair, which, shorter)) for which in (0, 1))
+    first = sum(sum(_time(pair, which, work.shorter)) for which in (0, 1))
     if SHORTER * (repetitions + 1) * first > LONGEST_SECONDS:
-        work = shorter
+        work = work.shorter
     prefills: list[list[float]] = [[], []]
     decodings: list[list[float]] = [[], []]
     for number in range(repetitions + 1):
@@ -182,20 +151,9 @@ def _repeat(
     return work, prefills, decodings
 
 
-def _time(pair: Pair, which: int, work: _Work) -> tuple[float, float]:
+def _time(pair: Pair, which: int, work: Work) -> tuple[float, float]:
     """Let one worker compute while the other waits; return seconds of prefill and of decoding."""
-    # What the tokens are makes no difference.
-    ids = [[token % work.vocabulary for token in range(work.prompt)]]
-    answer = pair.ask_one(
-        which, {"op": "time", "ids": ids, "new_tokens": work.new, "generator": work.generator}
-    )
-    found = []
-    for name in ("prefill", "decoding"):
-        seconds = answer.get(name)
-        if not isinstance(seconds, float) or seconds <= 0:
-            raise pair.workers[which].error(f"answered {seconds!r} for a duration")
-        found.append(seconds)
-    return found[0], found[1]
+    return read_durations(pair.workers[which], pair.ask_one(which, work.request))
 
 
 def _check_room(folder: Path, *, disk: int, memory: int) -> None:

@@ -50,7 +50,13 @@ def test_artifacts_of_several_formats_compete_each_in_its_runtime(tmp_path: Path
     output = tmp_path / "out"
 
     report = quantkit.compare(
-        DEMO, [file, copy], data=TEXT, output=output, overrides=GATE, device="cpu"
+        DEMO,
+        [file, copy],
+        data=TEXT,
+        output=output,
+        overrides=GATE,
+        device="cpu",
+        footprint=False,
     )
     with pytest.raises(InputError, match="transformers does not load gguf"):
         quantkit.compare(

@@ -15,8 +15,8 @@ these differences:
 
 The logits of all positions are llama.cpp's own, as its users get them: its defaults are kept, which
 are a key/value cache in float16 and flash attention where the machine has it. Of float32 weights
-they make a mean KL of some 1e-6 (docs/gate.md). Tokens are given as ids, nothing is added to them,
-and the cache is emptied before each window.
+they make a mean KL of some 1e-6 (docs/runtimes.md). Tokens are given as ids, nothing is added to
+them, and the cache is emptied before each window.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ import pytest
 
 from quantkit.calibration.tokenizer import load_tokenizer
 from quantkit.errors import CheckpointError, InputError, WorkerError
-from quantkit.judging.tasks import answering as module
 from quantkit.judging.evaluate import WORKERS
+from quantkit.judging.tasks import answering as module
 from quantkit.judging.tasks.answering import answer_requests, key_of
 from quantkit.judging.tasks.requests import Reader, Span, make_reader, read_request
 from quantkit.judging.worker import Pair, running_pair, worker_command
