@@ -21,7 +21,12 @@ from tests.formats.readers.packers import (
 )
 from tests.helpers import make_pico_model, pico_text
 
-GATE = ("gate.samples=8", "gate.sequence_length=32", "gate.timeout_seconds=120")
+GATE = (
+    "gate.samples=8",
+    "gate.sequence_length=32",
+    "gate.probes=null",
+    "gate.timeout_seconds=120",
+)
 
 
 @pytest.fixture(scope="module")

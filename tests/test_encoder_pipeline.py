@@ -131,6 +131,7 @@ def test_progress_is_told_of_every_stage(job: tuple[Result, list[Event]]) -> Non
         "prepare",
         "quantize",
         "write",
+        "weights",
         "gate",
         "speed",
     ]

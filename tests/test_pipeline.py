@@ -28,6 +28,7 @@ def make_job(folder: Path, python: str) -> Recipe:
                 "data": str(folder / "evaluation.txt"),
                 "samples": 8,
                 "sequence_length": 16,
+                "probes": None,
                 "python": {"transformers": python},
             },
         }

@@ -20,6 +20,7 @@ gate:
   data: evaluation.txt
   samples: 8
   sequence_length: 32
+  probes: {max_new_tokens: 8}
   max_perplexity_increase: 900%
   max_kl: 9
   min_top1_agreement: 0

@@ -19,6 +19,7 @@ SETTINGS = (
     "gate.sequence_length=64",
     "export=[{format: compressed-tensors}, {format: gguf, type: Q4_K_M}, {format: onnx}]",
 )
+WINDOWS = ("gate.samples=8", "gate.sequence_length=64", "gate.probes.max_new_tokens=8")
 FOLDERS = {"w4a16": "compressed-tensors", "gguf": "gguf", "onnx_int4": "onnx"}
 VERIFIED = (
     ("w4a16", "scales shifted"),
@@ -92,7 +93,7 @@ def test_the_gate_sees_damage(sound: Path, tmp_path: Path, artifact: str, name: 
         break_copy(sound, tmp_path, artifact, name),
         baseline=MODEL,
         data=ROOT / "calib_data" / "docs_evaluation.txt",
-        overrides=["gate.samples=8", "gate.sequence_length=64"],
+        overrides=WINDOWS,
         device="cpu",
     )
 
@@ -106,7 +107,7 @@ def test_the_user_may_make_notes_of_what_lies_beside(sound: Path, tmp_path: Path
         break_copy(sound, tmp_path, "gguf", "chat template lost"),
         baseline=MODEL,
         data=ROOT / "calib_data" / "docs_evaluation.txt",
-        overrides=["gate.samples=8", "gate.sequence_length=64", "gate.tokenizer=note"],
+        overrides=(*WINDOWS, "gate.tokenizer=note"),
         device="cpu",
     )
 

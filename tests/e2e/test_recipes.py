@@ -22,6 +22,7 @@ MODEL = ROOT / "models" / "demo-llama"
 FEW_WINDOWS = {
     "gate.samples": 8,
     "gate.sequence_length": 128,
+    "gate.probes.max_new_tokens": 8,
     "gate.max_perplexity_increase": "100%",
     "gate.max_kl": 1,
     "gate.min_top1_agreement": "50%",

@@ -15,7 +15,12 @@ from tests.judging.gguf_files import write_gguf
 
 DEMO = Path(__file__).parent.parent.parent / "models" / "demo-llama"
 TEXT = Path(__file__).parent.parent.parent / "calib_data" / "docs_evaluation.txt"
-GATE = ("gate.samples=8", "gate.sequence_length=64", "gate.timeout_seconds=120")
+GATE = (
+    "gate.samples=8",
+    "gate.sequence_length=64",
+    "gate.probes=null",
+    "gate.timeout_seconds=120",
+)
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
 

@@ -18,7 +18,12 @@ from tests.encoder_models import encoder_sentences, write_encoder_checkpoint
 from tests.helpers import make_pico_model, pico_text
 from tests.judging.onnx_files import round_onnx, write_onnx
 
-GATE = ("gate.samples=8", "gate.sequence_length=32", "gate.timeout_seconds=120")
+GATE = (
+    "gate.samples=8",
+    "gate.sequence_length=32",
+    "gate.probes=null",
+    "gate.timeout_seconds=120",
+)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +114,7 @@ def test_a_job_judges_each_of_its_graphs_by_its_own_plan(text: Path, tmp_path: P
                 {"format": "onnx", "precision": "int8"},
                 {"format": "onnx", "precision": "fp32"},
             ],
-            "gate": {"data": str(text), "samples": 8, "sequence_length": 32},
+            "gate": {"data": str(text), "samples": 8, "sequence_length": 32, "probes": None},
         }
     )
 
