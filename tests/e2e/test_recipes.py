@@ -22,7 +22,6 @@ MODEL = ROOT / "models" / "demo-llama"
 FEW_WINDOWS = {
     "gate.samples": 8,
     "gate.sequence_length": 128,
-    "gate.probes.max_new_tokens": 8,
     "gate.max_perplexity_increase": "100%",
     "gate.max_kl": 1,
     "gate.min_top1_agreement": "50%",
@@ -31,15 +30,18 @@ FEW_CALIBRATION_WINDOWS = {"calibration.samples": 8, "calibration.sequence_lengt
 # The same for texts, which hold the limits of the recipe.
 FEW_TEXTS = {"calibration.samples": 32, "gate.samples": 64, "gate.sequence_length": 64}
 ENCODERS = ("onnx-int8-encoder",)
+# One of each runtime; the others would be asked the same.
+PROBED = ("demo", "gguf-q4", "onnx-int4")
 
 
 def settings_of(name: str) -> dict[str, object]:
     """What makes a recipe small."""
     if name in ENCODERS:
         return dict(FEW_TEXTS)
+    probes = {"gate.probes.max_new_tokens": 8} if name in PROBED else {"gate.probes": "null"}
     if load_recipe(name).calibration is None:
-        return dict(FEW_WINDOWS)
-    return FEW_WINDOWS | FEW_CALIBRATION_WINDOWS
+        return FEW_WINDOWS | probes
+    return FEW_WINDOWS | FEW_CALIBRATION_WINDOWS | probes
 
 
 def run_recipe(name: str, model: Path, folder: Path) -> subprocess.CompletedProcess[str]:
