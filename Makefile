@@ -35,11 +35,11 @@ format: setup
 	$(BIN)/ruff format .
 
 browser: setup
-	$(TEST_ENVIRONMENT) QUANTKIT_CHROMIUM=$$(scripts/setup_chromium.sh) \
+	browser=$$(scripts/setup_chromium.sh) && $(TEST_ENVIRONMENT) QUANTKIT_CHROMIUM=$$browser \
 	  $(BIN)/python -m pytest -q -m browser tests/e2e/test_report_page.py
 
 minilm: setup
-	$(TEST_ENVIRONMENT) QUANTKIT_MINILM=$$(scripts/setup_minilm.sh) \
+	model=$$(scripts/setup_minilm.sh) && $(TEST_ENVIRONMENT) QUANTKIT_MINILM=$$model \
 	  $(BIN)/python -m pytest -q -m minilm tests/e2e/test_minilm.py
 
 vllm: setup

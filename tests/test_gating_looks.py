@@ -13,6 +13,7 @@ from quantkit.checkpoint.source import resolve_source
 from quantkit.errors import RecipeError
 from quantkit.gating import GateTools, judge_files
 from quantkit.job import load_evaluation
+from quantkit.judging.baseline.store import open_store
 from quantkit.recipe import GateSpec, validate
 from quantkit.records import Event, Judgement, TokenWindows
 from tests.helpers import make_pico_model, pico_text
@@ -119,3 +120,33 @@ def test_fewer_windows_at_the_most_than_at_first_are_refused() -> None:
 
     words = "gate.max_samples: at least gate.samples is expected, which is 128, got 100"
     assert words in str(caught.value)
+
+
+def test_what_was_known_before_a_worker_failed_is_in_the_judgement(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """It may be why; and the store's notes are those of this artifact, not of the next one."""
+    ids = np.random.default_rng(0).integers(3, 250, (8, 16))
+    windows = TokenWindows(ids, np.ones(ids.shape, np.float32), "test", "0" * 64)
+    store = open_store(True)
+    assert store is not None
+    store.say("the store was full")
+
+    judgement = judge_files(
+        pair[0],
+        tmp_path / "nothing",
+        windows,
+        GateSpec(data="test", probes=None, timeout_seconds=120),
+        tools=GateTools(store=store),
+        written="compressed-tensors",
+        device="cpu",
+        suspicions=("the file 'config.json' is missing",),
+        progress=lambda event: None,
+    )
+
+    failure, suspicion = judgement.reasons
+    assert judgement.verdict == "FAIL"
+    assert "is not a folder" in failure
+    assert suspicion == "the file 'config.json' is missing"
+    assert "the store was full" in judgement.notes
+    assert store.take_notes() == ()

@@ -28,12 +28,13 @@ def propose(
     if found.format == GGUF:
         rows = [_type_row(name, choice.remedy, base) for name in choice.layers]
         # The mix is the recipe's own; only what is new is said.
-        tree: dict[str, Any] = {"export": [{"format": GGUF, "overrides": _shorten(rows, units)}]}
+        rows = _shorten(rows, units, base)
+        tree: dict[str, Any] = {"export": [{"format": GGUF, "overrides": rows}]}
         scheme = str(rows[0]["type"])
     else:
         scheme = "none" if choice.remedy == ORIGINAL else choice.remedy
         rows = [_scheme_row(units[name], scheme) for name in choice.layers]
-        tree = {"quantize": {"overrides": _shorten(rows, units)}}
+        tree = {"quantize": {"overrides": _shorten(rows, units, base)}}
     return Proposal(
         scheme=scheme,
         layers=choice.layers,
@@ -54,23 +55,27 @@ def _scheme_row(unit: Unit, scheme: str) -> dict[str, Any]:
 def _type_row(name: str, remedy: Remedy, base: Checkpoint) -> dict[str, Any]:
     kind = remedy
     if remedy == ORIGINAL:
-        kind = _FLOATS.get(base.tensors[f"{name}.weight"].dtype, "F32")
+        # A head of the artifact's own may be tied in the original.
+        stored = base.tensors.get(f"{name}.weight")
+        kind = "F32" if stored is None else _FLOATS.get(stored.dtype, "F32")
     return {"match": f"{name}.weight", "type": kind}
 
 
-def _shorten(rows: Sequence[Mapping[str, Any]], units: Mapping[str, Unit]) -> list[dict[str, Any]]:
-    """Bring rows together whose kind of layer is there in every block that has one."""
-    kinds: dict[str, set[str]] = {}
-    for unit in units.values():
-        if unit.quantized and unit.block is not None:
-            kinds.setdefault(unit.kind, set()).add(unit.name)
+def _shorten(
+    rows: Sequence[Mapping[str, Any]], units: Mapping[str, Unit], base: Checkpoint
+) -> list[dict[str, Any]]:
+    """Bring rows together where one pattern matches the chosen layers and no others.
+
+    Others of the same kind may be in float, and would be rounded by what was not measured.
+    """
+    matrices = [name.removesuffix(".weight") for name in base.tensors if name.endswith(".weight")]
     chosen = {str(row["match"]).removesuffix(".weight") for row in rows}
     short: dict[str, dict[str, Any]] = {}
     for row in rows:
         name = str(row["match"]).removesuffix(".weight")
         ending = str(row["match"]).removeprefix(name)
         unit = units[name]
-        alike = kinds.get(unit.kind, set())
+        alike = {each for each in matrices if each.endswith(f".{unit.kind}")}
         whole = unit.block is not None and len(alike) > 1 and alike <= chosen
         match = f"*.{unit.kind}{ending}" if whole else str(row["match"])
         short.setdefault(match, {**row, "match": match})

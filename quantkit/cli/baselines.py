@@ -9,7 +9,7 @@ import typer
 
 from quantkit.cli.console import Reply, make_table
 from quantkit.cli.options import JsonOption, QuietOption
-from quantkit.report.rounding import format_bytes
+from quantkit.report.rounding import format_bytes, format_count
 
 EXAMPLE = "Example: quantkit baselines --clear"
 
@@ -27,9 +27,10 @@ def baselines(
 
     found = clear_store() if clear else describe_store()
     document = {**asdict(found), "folder": str(found.folder), "cleared": clear}
+    kept = f"{format_count(found.entries, 'answer')}, {format_bytes(found.bytes)}"
     rows = (
         ("folder", str(found.folder)),
-        ("removed" if clear else "kept", f"{found.entries:,} answers, {format_bytes(found.bytes)}"),
+        ("removed" if clear else "kept", kept),
         ("at most", format_bytes(found.bound) if found.bound else "nothing: it is switched off"),
     )
     return Reply(document, [make_table(rows)])

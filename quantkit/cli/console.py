@@ -56,15 +56,18 @@ def printable(text: str, keep: str = "\n") -> str:
 
 
 def make_table(rows: Iterable[Sequence[str]]) -> Table:
-    """Return a table of names in bold and what is to be said about each, made printable."""
+    """Return a table of names in bold and what is to be said about each, made printable.
+
+    What has no room goes on in the next line: cut, names that begin alike would be the same.
+    """
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, *cells in rows:
         if not table.columns:
-            table.add_column(style="bold")
+            table.add_column(style="bold", overflow="fold")
             for _ in cells:
-                table.add_column()
+                table.add_column(overflow="fold")
         table.add_row(printable(name), *map(printable, cells))
     return table
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from quantkit.cli.console import Reply, make_table
+from quantkit.cli.console import Reply, make_table, printable
 from quantkit.ggml_types import GGUF
 from quantkit.records import EXIT_CODES, Artifact, ArtifactReport, Report, Result, Verdict
 from quantkit.report.advice import all_reasons, verdict_sentence
@@ -49,10 +49,8 @@ _STYLES: dict[Verdict, str] = {
     "UNJUDGED": "bold yellow",
 }
 
-
 GENAI_CONFIG = "genai_config.json"
 """File of a decoder's ONNX artifact, which ONNX Runtime GenAI loads it by."""
-
 
 _MOST_COLUMNS = 2
 """More artifacts than these are not told apart side by side in 80 columns."""
@@ -89,9 +87,8 @@ def _document(report: Report, exit_code: int) -> dict[str, Any]:
 
 def _lines(report: Report, page: Path, serve: str | None) -> list[RenderableType]:
     table = make_table(_table_rows(report))
-    verdict = Text.assemble(
-        "verdict  ", (report.verdict, _STYLES[report.verdict]), f"  {verdict_sentence(report)}"
-    )
+    sentence = printable(verdict_sentence(report))
+    verdict = Text.assemble("verdict  ", (report.verdict, _STYLES[report.verdict]), f"  {sentence}")
     lines: list[RenderableType] = ["", table, "", verdict]
     lines += [f"         {reason}" for reason in all_reasons(report)]
     lines += [line for artifact in report.artifacts for line in _measured(report, artifact)]

@@ -92,13 +92,22 @@ def check_runtime_name(runtime: str) -> None:
 
 
 def runtimes_folder(folder: str | os.PathLike[str] | None = None) -> Path:
-    """Folder of the environments: `folder`, $QUANTKIT_RUNTIMES, or the user's data folder."""
+    """Folder of the environments: `folder`, $QUANTKIT_RUNTIMES, or the user's data folder.
+
+    Raises:
+        InputError: the user has no home folder, as in some containers, and none is named.
+    """
     chosen = folder or os.environ.get("QUANTKIT_RUNTIMES")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
     data = os.environ.get("XDG_DATA_HOME", "")
-    # The specification of XDG: a relative path is to be ignored.
-    base = Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share"
+    try:
+        if chosen:
+            return Path(chosen).expanduser().absolute()
+        # The specification of XDG: a relative path is to be ignored.
+        base = Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share"
+    except RuntimeError:
+        raise InputError(
+            "this user has no home folder: name one for runtimes with QUANTKIT_RUNTIMES"
+        ) from None
     return base / "quantkit" / "runtimes"
 
 

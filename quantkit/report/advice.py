@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from quantkit.judging.percentile import LOWEST_COSINE, texts_for_percentile
-from quantkit.records import Check, LayerRecord, Report, Verdict
+from quantkit.records import Check, LayerRecord, Report, TaskResult, Verdict
 from quantkit.report.choice import comparison_sentence
 from quantkit.report.layers import layer_error, worst_layers
-from quantkit.report.probes import probe_rows, task_rows
-from quantkit.report.rounding import format_percent
+from quantkit.report.probes import ProbeRow, TaskRow, probe_rows, task_rows
+from quantkit.report.rounding import format_count, format_percent
 from quantkit.report.rows import is_encoder
-from quantkit.schemes import GROUP_SIZES
+from quantkit.schemes import GROUP_SIZES, ONNX
 
 _FUSED = MappingProxyType(
     {
@@ -45,50 +45,62 @@ def verdict_sentence(report: Report) -> str:
     """Say in one sentence what the verdict rests on."""
     if report.comparison:
         return comparison_sentence(report)
-    checks = _checks(report)
-    confidence = max((a.judgement.confidence for a in report.artifacts), default=0.0)
-    interval = f"{100 * confidence:.4g}% interval"
     if report.verdict == "UNJUDGED":
         return "Nothing was measured: how close this is to its baseline is not known."
     if report.verdict == "PASS":
-        return _passing_sentence(report, interval)
+        return _passing_sentence(report)
     found = _of_limits(report, report.verdict)
     if report.verdict == "FAIL":
         failed = f"{found} failed. " if found else "It failed without a broken limit. "
         return f"{failed}Do not serve or publish this artifact."
     if not found:
         return "What was measured is not enough to decide."
-    ours = [check for check in checks if check.verdict == report.verdict]
-    if all(check.low <= check.limit <= check.high for check in ours):
-        return f"{found} cannot be decided: the {interval} reaches across the limit."
+    asked: list[Check | TaskResult] = [*_checks(report)]
+    asked += [row.task for row in _judged_tasks(report)]
+    ours = [each for each in asked if each.verdict == report.verdict]
+    if all(each.limit is None or each.low <= each.limit <= each.high for each in ours):
+        return f"{found} cannot be decided: the {_interval(report)} reaches across the limit."
     return f"{found} cannot be decided: too little was measured."
 
 
-def _passing_sentence(report: Report, interval: str) -> str:
-    probes = [row for each in report.artifacts for row in probe_rows(each) if row.is_judged]
-    tasks = [row for each in report.artifacts for row in task_rows(each) if row.is_judged]
-    what = "check and task" if tasks else "check"
+def _passing_sentence(report: Report) -> str:
+    probes = _judged_probes(report)
+    what = "check and task" if _judged_tasks(report) else "check"
     held = sum(row.verdict == "PASS" for row in probes)
-    more = f", and {_count(held, 'probe')} of behaviour hold{'s' if held == 1 else ''} too"
-    sentence = f"Every limit holds: the whole {interval} of each {what} lies within it"
+    more = f", and {format_count(held, 'probe')} of behaviour hold{'s' if held == 1 else ''} too"
+    sentence = f"Every limit holds: the whole {_interval(report)} of each {what} lies within it"
     sentence += f"{more if held else ''}."
     unseen = len(probes) - held
     if unseen:
         was = "was" if unseen == 1 else "were"
-        sentence += f" {_count(unseen, 'probe')} {was} not looked at."
+        sentence += f" {format_count(unseen, 'probe')} {was} not looked at."
     return sentence
+
+
+def _interval(report: Report) -> str:
+    """Name the intervals, without a number where they may differ: a look's share in the error
+    makes those of checks wider, and not those of tasks."""
+    levels = {artifact.judgement.confidence for artifact in report.artifacts}
+    looks = any(len(artifact.judgement.looks) > 1 for artifact in report.artifacts)
+    if len(levels) != 1 or (looks and _judged_tasks(report)):
+        return "confidence interval"
+    return f"{100 * levels.pop():.4g}% interval"
+
+
+def _judged_probes(report: Report) -> list[ProbeRow]:
+    return [row for each in report.artifacts for row in probe_rows(each) if row.is_judged]
+
+
+def _judged_tasks(report: Report) -> list[TaskRow]:
+    return [row for each in report.artifacts for row in task_rows(each) if row.is_judged]
 
 
 def _of_limits(report: Report, verdict: Verdict) -> str:
     """Name what has this verdict: `2 of 3 checks and 1 of 5 probes`; empty for nothing."""
     kinds: dict[str, list[Verdict]] = {
         "check": [check.verdict for check in _checks(report)],
-        "probe": [
-            row.verdict for each in report.artifacts for row in probe_rows(each) if row.is_judged
-        ],
-        "task": [
-            row.verdict for each in report.artifacts for row in task_rows(each) if row.is_judged
-        ],
+        "probe": [row.verdict for row in _judged_probes(report)],
+        "task": [row.verdict for row in _judged_tasks(report)],
     }
     found = [
         _of(verdicts.count(verdict), len(verdicts), noun)
@@ -112,10 +124,10 @@ def all_reasons(report: Report) -> tuple[str, ...]:
 def suggestions(report: Report) -> tuple[Suggestion, ...]:
     """Return what to try next, most promising first; nothing for a PASS.
 
-    A failed limit is a matter of accuracy, so the advice is finer groups, a better method and more
-    bits for the three worst layers. A failure without a failed limit (an artifact that is not
-    finite, a worker that died) gets none: no setting of the recipe mends it. Nor do more windows
-    decide anything where a limit is broken already.
+    A failed limit, a task's too, is a matter of accuracy, so the advice is finer groups, a better
+    method and more bits for the three worst layers. A failure without a failed limit (an artifact
+    that is not finite, a worker that died) gets none: no setting of the recipe mends it. Nor do
+    more windows decide anything where a limit is broken already.
     """
     if report.comparison:
         return ()
@@ -123,12 +135,14 @@ def suggestions(report: Report) -> tuple[Suggestion, ...]:
         return (_judge_it(report),)
     checks = _checks(report)
     found: list[Suggestion] = []
-    if any(check.verdict == "FAIL" for check in checks):
+    tasks = [row.verdict for row in _judged_tasks(report)]
+    if "FAIL" in [*(check.verdict for check in checks), *tasks]:
         if any(map(is_encoder, report.artifacts)):
             kept = report.evidence.get("encoder", {}).get("float_layers", ())
             found += _better_encoder(report.layers, len(kept))
         else:
             found += _better_rounding(report.layers)
+            found += _find_the_guilty(report)
     undecided = [check for check in checks if check.verdict == "INCONCLUSIVE"]
     if undecided and report.verdict == "INCONCLUSIVE":
         found += _more_windows(report, undecided)
@@ -144,6 +158,31 @@ def _judge_it(report: Report) -> Suggestion:
     )
 
 
+def _find_the_guilty(report: Report) -> list[Suggestion]:
+    """The command that tells a defect from a budget, for formats that it reads."""
+    failed = [
+        artifact
+        for artifact in report.artifacts
+        if artifact.format != ONNX
+        and any(check.verdict == "FAIL" for check in artifact.judgement.checks)
+    ]
+    if not failed:
+        return []
+    # A job knows its artifacts by their place in its output, a gate as they were given to it.
+    is_job = "recipe" in report.evidence
+    paths = [f"OUTPUT/{artifact.path}" if is_job else artifact.path for artifact in failed]
+    where = "; OUTPUT is the folder of the job" if is_job else ""
+    return [
+        Suggestion(
+            f"Let bisect find the layers that cost most, and what would make it pass{where}.",
+            "\n".join(
+                f"quantkit bisect {shlex.quote(path)} --baseline {shlex.quote(report.model)}"
+                for path in paths
+            ),
+        )
+    ]
+
+
 def _checks(report: Report) -> list[Check]:
     return [check for artifact in report.artifacts for check in artifact.judgement.checks]
 
@@ -152,10 +191,6 @@ def _of(some: int, total: int, noun: str) -> str:
     if some == total:
         return f"the only {noun}" if total == 1 else f"all {total} {noun}s"
     return f"{some} of {total} {noun}s"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _better_rounding(layers: Sequence[LayerRecord]) -> list[Suggestion]:

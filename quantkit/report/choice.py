@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from quantkit.records import ArtifactReport, Report, Verdict
 from quantkit.report.closeness import DISTANCE_WORDS, KL, common_distance, find_distance
-from quantkit.report.footprints import find_difference
+from quantkit.report.footprints import find_closer, find_difference
 from quantkit.report.rounding import format_bytes, format_significant
 
 
@@ -68,8 +68,14 @@ def _trade(report: Report, smallest: ArtifactReport, closest: ArtifactReport, ki
     found = find_difference(report.differences, smallest.name, closest.name) if kind == KL else None
     if found is None:
         return sentence
-    if found.significant:
+    if found.significant and find_closer(found) == closest.name:
         return sentence + _as_close(report, smallest, closest)
+    if found.significant:
+        # Each was judged on windows of its own; these are those that both have.
+        return (
+            f"{sentence} On the windows that both were measured on, {smallest.name} is the closer "
+            f"one: take it."
+        )
     return f"{sentence} Their difference is not significant: take {smallest.name}."
 
 
@@ -98,8 +104,8 @@ def _none_passed(report: Report) -> str:
     }
     found = [f"{counts[verdict]} {word}" for verdict, word in words.items() if counts[verdict]]
     if len(report.artifacts) == 1:
-        return f"The only artifact does not hold every limit ({found[0][2:]})."
-    none = f"None of {len(report.artifacts)} artifacts holds every limit ({', '.join(found)})"
+        return f"The only artifact did not pass ({found[0][2:]})."
+    none = f"None of {len(report.artifacts)} artifacts passed ({', '.join(found)})"
     kind = common_distance(report.artifacts)
     closest = _closest(report.artifacts, kind)
     if kind is None or closest is None:

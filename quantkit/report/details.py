@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantkit.records import Metric, PositionRange, Report
+from quantkit.records import PositionRange, Report
 from quantkit.report.rounding import (
     ABSENT,
     format_percent,
     format_significant,
     format_together,
 )
+from quantkit.report.rows import metric_figure
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,15 @@ def metric_rows(report: Report) -> tuple[MetricRow, ...]:
         details, kl = artifact.judgement.details, artifact.judgement.kl
         if details is None:
             continue
-        won = details.flips.value - details.lost
+        won = max(0.0, details.flips.value - details.lost)
         rows.append(
             MetricRow(
                 artifact=artifact.name,
                 kl_p99=ABSENT if kl is None else format_significant(kl.p99),
                 kl_max=ABSENT if kl is None else format_significant(kl.maximum),
-                reverse_kl=_figure(details.reverse_kl),
-                top5_agreement=_figure(details.top5_agreement, percent=True),
-                flips=_figure(details.flips, percent=True),
+                reverse_kl=metric_figure(details.reverse_kl),
+                top5_agreement=metric_figure(details.top5_agreement, percent=True),
+                flips=metric_figure(details.flips, percent=True),
                 lost_won=" / ".join(format_together((details.lost, won), percent=True)),
             )
         )
@@ -88,8 +89,8 @@ def domain_rows(report: Report) -> tuple[DomainRow, ...]:
     found.sort(key=lambda pair: order.index(pair[1].name))
     rows = []
     for name, domain in found:
-        kl, interval = _figure(domain.kl)
-        increase = format_percent(domain.perplexity_increase)
+        kl, interval = metric_figure(domain.kl)
+        (increase,) = format_together((domain.perplexity_increase,), percent=True, sign=True)
         rows.append(
             DomainRow(
                 artifact=name,
@@ -98,7 +99,7 @@ def domain_rows(report: Report) -> tuple[DomainRow, ...]:
                 tokens=domain.tokens,
                 kl=kl,
                 interval=interval,
-                perplexity_increase=f"+{increase}" if domain.perplexity_increase > 0 else increase,
+                perplexity_increase=increase,
                 top1_agreement=format_percent(domain.top1_agreement),
                 numbers=(domain.kl.value, domain.perplexity_increase, domain.top1_agreement),
             )
@@ -109,7 +110,7 @@ def domain_rows(report: Report) -> tuple[DomainRow, ...]:
 def range_rows(report: Report) -> tuple[RangeRow, ...]:
     """Return one row for each artifact and range of positions."""
     return tuple(
-        RangeRow(artifact.name, range_label(each), *_figure(each.kl), _agreement(each))
+        RangeRow(artifact.name, range_label(each), *metric_figure(each.kl), _agreement(each))
         for artifact in report.artifacts
         if artifact.judgement.details is not None
         for each in artifact.judgement.details.positions
@@ -129,8 +130,3 @@ def several(rows: Sequence[MetricRow | DomainRow | RangeRow]) -> bool:
 
 def _agreement(positions: PositionRange) -> str:
     return format_percent(positions.top1_agreement.value)
-
-
-def _figure(metric: Metric, *, percent: bool = False) -> tuple[str, str]:
-    value, low, high = format_together((metric.value, metric.low, metric.high), percent=percent)
-    return value, f"{low} to {high}"

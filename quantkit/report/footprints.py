@@ -11,6 +11,7 @@ from quantkit.records import ArtifactReport, Difference, Footprint, Report
 from quantkit.report.rounding import (
     ABSENT,
     format_bytes,
+    format_count,
     format_seconds,
     format_significant,
     format_together,
@@ -89,8 +90,9 @@ def difference_rows(report: Report) -> tuple[DifferenceRow, ...]:
 def order_sentence(report: Report) -> str:
     """Say in which order the artifacts lie behind the baseline, and what is not told apart.
 
-    Empty where a neighbour in that order has no difference that was taken, or where there are more
-    artifacts than a sentence holds.
+    Empty where a neighbour in that order has no difference that was taken, or one that contradicts
+    it (artifacts may be judged after different numbers of windows, and are compared on those that
+    both have); and where there are more artifacts than a sentence holds.
     """
     measured = [each for each in report.artifacts if each.judgement.kl is not None]
     if not 2 <= len(measured) <= _MOST_ORDERED:
@@ -99,7 +101,7 @@ def order_sentence(report: Report) -> str:
     groups: list[list[str]] = [[measured[0].name]]
     for before, after in pairwise(measured):
         found = find_difference(report.differences, before.name, after.name)
-        if found is None:
+        if found is None or (found.significant and find_closer(found) != before.name):
             return ""
         if found.significant:
             groups.append([after.name])
@@ -118,6 +120,11 @@ def find_difference(differences: Sequence[Difference], one: str, other: str) -> 
     return None
 
 
+def find_closer(difference: Difference) -> str:
+    """Return which of the two has the smaller divergence on the windows that both have."""
+    return difference.second if difference.kl.value > 0 else difference.first
+
+
 def _join(group: Sequence[str]) -> str:
     """Name artifacts of which each is not told apart from the next."""
     if len(group) == 1:
@@ -133,14 +140,13 @@ def _kl(artifact: ArtifactReport) -> float:
 
 def _footprint_row(name: str, footprint: Footprint) -> FootprintRow:
     memory = footprint.memory_bytes
-    threads = f"{footprint.threads} thread{'' if footprint.threads == 1 else 's'}"
     return FootprintRow(
         artifact=name,
         load=format_seconds(footprint.load_seconds),
         memory=ABSENT if memory is None else format_bytes(memory),
         prefill=_rate(footprint.prefill),
         decoding=_rate(footprint.decoding),
-        where=f"{footprint.runtime}, {threads}",
+        where=f"{footprint.runtime}, {format_count(footprint.threads, 'thread')}",
         what=footprint.what,
     )
 
@@ -151,17 +157,13 @@ def _rate(tokens: float | None) -> str:
 
 def _difference_row(difference: Difference) -> DifferenceRow:
     metric = difference.kl
-    closer, further = difference.first, difference.second
-    numbers = (metric.value, metric.low, metric.high)
-    if metric.value > 0:
-        closer, further = further, closer
-    else:
+    closer, numbers = find_closer(difference), (metric.value, metric.low, metric.high)
+    if closer == difference.first:
         numbers = (-metric.value, -metric.high, -metric.low)
-    # A minus before a zero says nothing.
-    value, low, high = format_together(tuple(number + 0.0 for number in numbers))
+    value, low, high = format_together(numbers)
     return DifferenceRow(
         closer=closer,
-        further=further,
+        further=difference.second if closer == difference.first else difference.first,
         difference=value,
         interval=f"{low} to {high}",
         windows=difference.windows,

@@ -21,7 +21,7 @@ from quantkit.report.partings import (
     parting_views,
 )
 from quantkit.report.probes import ProbeRow, count_judged, probe_rows, task_rows, unsettled_probes
-from quantkit.report.rounding import ABSENT
+from quantkit.report.rounding import ABSENT, format_count
 from quantkit.report.tables import fold, table
 from quantkit.report.text import code_block, code_span, escape_markdown
 
@@ -55,7 +55,11 @@ def probe_fold(report: Report) -> str:
     """Return all probes, folded."""
     rows = [cells for each in report.artifacts for cells in _probe_cells(each, probe_rows(each))]
     titles = ["Artifact", "Probe", "Value", "Limit", "Verdict", "Found"]
-    return fold(f"{len(rows)} probes of behaviour", table(titles, rows)) if rows else ""
+    return (
+        fold(f"{format_count(len(rows), 'probe')} of behaviour", table(titles, rows))
+        if rows
+        else ""
+    )
 
 
 def task_part(report: Report) -> str:
@@ -108,7 +112,7 @@ def difference_part(report: Report) -> str:
     titles = ["Closer", "Further", "By (KL, nats)", "Interval", "Windows", "Significant"]
     sentence = escape_markdown(order_sentence(report))
     parts = ["### Which differences are significant", *([sentence] if sentence else [])]
-    return "\n\n".join([*parts, fold(f"{len(rows)} pairs", table(titles, rows))])
+    return "\n\n".join([*parts, fold(format_count(len(rows), "pair"), table(titles, rows))])
 
 
 def footprint_part(report: Report) -> str:
@@ -189,7 +193,7 @@ def parting_fold(artifact: ArtifactReport, *, named: bool) -> str:
     parts = [code_span(artifact.name)] if named else []
     for view in views:
         parts += _parting(view)
-    return fold(f"{len(views)} worst windows{whose}", "\n\n".join(parts))
+    return fold(f"{format_count(len(views), 'worst window')}{whose}", "\n\n".join(parts))
 
 
 def generation_fold(artifact: ArtifactReport, *, named: bool) -> str:
@@ -201,7 +205,8 @@ def generation_fold(artifact: ArtifactReport, *, named: bool) -> str:
     parts = [code_span(artifact.name)] if named else []
     for view in views[:MOST_CONTINUATIONS]:
         parts += _generation(view)
-    summary = f"{len(views)} continuations side by side{whose}, {count_same(views)} the same"
+    summary = f"{format_count(len(views), 'continuation')} side by side{whose}"
+    summary += f", {count_same(views)} the same"
     if len(views) > MOST_CONTINUATIONS:
         summary += f", {MOST_CONTINUATIONS} shown"
     return fold(summary, "\n\n".join(parts))
@@ -209,7 +214,7 @@ def generation_fold(artifact: ArtifactReport, *, named: bool) -> str:
 
 def _parting(view: PartingView) -> list[str]:
     head = (
-        f"**Window {view.window}** (KL {view.kl}), after {view.tokens_read:,} tokens "
+        f"**Window {view.window}** (KL {view.kl}), after {format_count(view.tokens_read, 'token')} "
         f"({view.position_kl} nats). {escape_markdown(view.sentence)} "
         f"In the text came {code_span(view.actual)}."
     )
@@ -230,11 +235,11 @@ def _choice(choices: Sequence[ChoiceView], number: int) -> list[str]:
 def _generation(view: GenerationView) -> list[str]:
     if view.is_same:
         return [
-            f"The same to the end ({view.same_tokens} tokens):",
+            f"The same to the end ({format_count(view.same_tokens, 'token')}):",
             code_block(f"{view.prompt}\n---\n{view.common}"),
         ]
     return [
-        f"The same for {view.same_tokens} tokens; baseline, then artifact:",
+        f"The same for {format_count(view.same_tokens, 'token')}; baseline, then artifact:",
         code_block(view.prompt),
         code_block(view.common + view.baseline_rest + _end(view.baseline_ended)),
         code_block(view.common + view.artifact_rest + _end(view.artifact_ended)),

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from quantkit.records import ArtifactReport, Probe, TaskResult, Verdict
 from quantkit.report.rounding import (
     ABSENT,
+    count_digits,
     format_pair,
     format_percent,
     format_significant,
@@ -17,15 +18,15 @@ from quantkit.report.rounding import (
 )
 
 
-def _nats(value: float) -> str:
-    return f"{format_significant(value)} nats"
+def _nats(value: float, digits: int = 3) -> str:
+    return f"{format_significant(value, digits)} nats"
 
 
-def _times(value: float) -> str:
-    return f"{format_significant(value)}×"
+def _times(value: float, digits: int = 3) -> str:
+    return f"{format_significant(value, digits)}×"
 
 
-_PROBES: Mapping[str, tuple[str, Callable[[float], str]]] = MappingProxyType(
+_PROBES: Mapping[str, tuple[str, Callable[[float, int], str]]] = MappingProxyType(
     {
         "new_loops": ("New loops", format_percent),
         "changed_endings": ("Changed endings", format_percent),
@@ -126,10 +127,13 @@ def count_judged(rows: Iterable[ProbeRow | TaskRow]) -> int:
 def _probe_row(probe: Probe) -> ProbeRow:
     plain = probe.name.replace("_", " ").capitalize()
     label, write = _PROBES.get(probe.name, (plain, format_significant))
+    digits = 3
+    if probe.value is not None and probe.limit is not None:
+        digits = count_digits(probe.value, probe.limit)
     return ProbeRow(
         label=label,
-        value=ABSENT if probe.value is None else write(probe.value),
-        limit=ABSENT if probe.limit is None else f"at most {write(probe.limit)}",
+        value=ABSENT if probe.value is None else write(probe.value, digits),
+        limit=ABSENT if probe.limit is None else f"at most {write(probe.limit, digits)}",
         verdict=probe.verdict,
         detail=probe.detail,
         probe=probe,

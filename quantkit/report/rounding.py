@@ -52,6 +52,11 @@ def format_ratio(size: int, baseline: int) -> str:
     return f"{format_significant(ratio)}× {word}"
 
 
+def format_count(number: int, noun: str) -> str:
+    """Return a number of things: `1 probe`, `2,048 tokens`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration: `0.31 s`, `12.3 s`, `3 min 20 s`, `2 h 5 min`."""
     if not math.isfinite(seconds) or seconds < 0:
@@ -82,16 +87,26 @@ def format_together(
     form = ".3g" if largest >= _LONGEST else f".{decimals}f"
     plus = "+" if sign else ""
     end = "%" if percent else ""
+    # Rounded before it is written: a minus before a zero says nothing.
     return tuple(
-        f"{number * scale:{plus}{form}}{end}" if math.isfinite(number) else NOT_FINITE
+        f"{round(number * scale, decimals) + 0.0:{plus}{form}}{end}"
+        if math.isfinite(number)
+        else NOT_FINITE
         for number in numbers
     )
 
 
 def format_pair(first: float, second: float) -> tuple[str, str]:
     """Round two numbers to four significant digits, or to more where they would look equal."""
-    for digits in (4, 5, 6, 7):
-        pair = format_significant(first, digits), format_significant(second, digits)
-        if pair[0] != pair[1] or first == second:
-            break
-    return pair
+    digits = count_digits(first, second, 4)
+    return format_significant(first, digits), format_significant(second, digits)
+
+
+def count_digits(first: float, second: float, fewest: int = 3) -> int:
+    """Return how many significant digits tell two numbers apart: from `fewest` to seven."""
+    if first == second:
+        return fewest
+    for digits in range(fewest, 7):
+        if format_significant(first, digits) != format_significant(second, digits):
+            return digits
+    return 7

@@ -21,6 +21,7 @@ from quantkit.records import (
 from quantkit.report.rounding import (
     ABSENT,
     format_bytes,
+    format_count,
     format_pair,
     format_ratio,
     format_significant,
@@ -148,6 +149,15 @@ def check_rows(judgement: Judgement) -> tuple[CheckRow, ...]:
     return tuple(_check_row(check) for check in judgement.checks)
 
 
+def metric_figure(metric: Metric | None, *, percent: bool = False) -> tuple[str, str]:
+    """Return a value and its interval; a dash and nothing for what was not measured."""
+    if metric is None:
+        return ABSENT, ""
+    numbers = (metric.value, metric.low, metric.high)
+    value, low, high = format_together(numbers, percent=percent)
+    return value, f"{low} to {high}"
+
+
 def _figures(row: HeadlineRow, *, decoders: bool) -> tuple[Figure, ...]:
     perplexity = (row.perplexity_increase, row.perplexity_interval)
     return (
@@ -175,8 +185,8 @@ def _in_one_line(figure: Figure) -> str:
 def _headline_row(report: Report, artifact: ArtifactReport) -> HeadlineRow:
     judgement = artifact.judgement
     perplexity, increase, increase_interval = _perplexity(judgement.perplexity)
-    kl, kl_interval = _figure(judgement.kl)
-    agreement, agreement_interval = _figure(judgement.top1_agreement, percent=True)
+    kl, kl_interval = metric_figure(judgement.kl)
+    agreement, agreement_interval = metric_figure(judgement.top1_agreement, percent=True)
     bits = artifact.bits_per_weight
     return HeadlineRow(
         name=artifact.name,
@@ -204,7 +214,9 @@ def _measure(measure: Measure) -> Figure:
     metric = measure.metric
     if metric.baseline is None:
         unbounded = measure.name == COSINE_P1 and metric.low == LOWEST_COSINE
-        value, interval = _percentile(metric) if unbounded else _figure(metric, percent=percent)
+        value, interval = (
+            _percentile(metric) if unbounded else metric_figure(metric, percent=percent)
+        )
         return Figure(title, value, (interval,))
     numbers = (metric.baseline, metric.value, metric.low, metric.high)
     before, after, low, high = format_together(numbers, percent=percent)
@@ -226,14 +238,13 @@ def _speeds(speeds: Sequence[Speed]) -> tuple[Figure, ...]:
 def _speed_row(name: str, speed: Speed) -> SpeedRow:
     before, after = (format_significant(value) for value in (speed.baseline, speed.artifact))
     known = speed.baseline > 0 and math.isfinite(speed.artifact / speed.baseline)
-    threads = f"{speed.threads} thread{'' if speed.threads == 1 else 's'}"
     times = f", median of {speed.repetitions}" if speed.repetitions > 1 else ""
     return SpeedRow(
         artifact=name,
         what=speed.what,
         figure=f"{before} → {after} {speed.unit}/s",
         ratio=f"{format_significant(speed.artifact / speed.baseline)}×" if known else ABSENT,
-        where=f"{speed.runtime}, {threads}{times}",
+        where=f"{speed.runtime}, {format_count(speed.threads, 'thread')}{times}",
     )
 
 
@@ -248,14 +259,6 @@ def _perplexity(metric: Metric | None) -> tuple[str, str, str]:
         (metric.increase, metric.low, metric.high), percent=True, sign=True
     )
     return f"{before} → {after}", increase, f"{low} to {high}"
-
-
-def _figure(metric: Metric | None, *, percent: bool = False) -> tuple[str, str]:
-    if metric is None:
-        return ABSENT, ""
-    numbers = (metric.value, metric.low, metric.high)
-    value, low, high = format_together(numbers, percent=percent)
-    return value, f"{low} to {high}"
 
 
 def _percentile(metric: Metric) -> tuple[str, str]:

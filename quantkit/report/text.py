@@ -11,6 +11,8 @@ _UNSHOWABLE = re.compile(
 )
 # An underscore inside of a word is no markup; a number begins a list only before ". ".
 _INLINE_MARKUP = re.compile(r"([\\`*\[\]<>#|~&$]|(?<![^\W_])_|_(?![^\W_]))")
+# Where GitHub would see a name that is addressed, or a link.
+_LINK = re.compile(r"(?<=@)|(?<=:)(?=//)|(?<=www)(?=\.)")
 _BLOCK_MARKUP = re.compile(r"^([-+=]|\d+(?=[.)](?:\s|$)))")
 _ZERO_WIDTH_SPACE = "\u200b"
 
@@ -28,11 +30,12 @@ def clean_line(text: str) -> str:
 def escape_markdown(text: str) -> str:
     """Return one line of Markdown that shows `text` as it is, in a table cell too.
 
-    Every character that could start markup is escaped, and an `@` cannot address anybody.
+    Every character that could start markup is escaped; an `@` cannot address anybody, and nothing
+    becomes a link.
     """
     escaped = _INLINE_MARKUP.sub(r"\\\1", clean_line(text))
     escaped = _BLOCK_MARKUP.sub(_escape_block, escaped)
-    return escaped.replace("@", f"@{_ZERO_WIDTH_SPACE}").replace("://", f":{_ZERO_WIDTH_SPACE}//")
+    return _LINK.sub(_ZERO_WIDTH_SPACE, escaped)
 
 
 def _escape_block(match: re.Match[str]) -> str:

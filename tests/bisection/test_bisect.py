@@ -13,6 +13,7 @@ from torch import Tensor
 
 import quantkit
 from quantkit.errors import ArtifactError, InputError, OutputError
+from quantkit.judging.sampling import find_look_confidence
 from tests.bisection.artifacts import (
     DOWN,
     GATE,
@@ -153,6 +154,17 @@ def test_the_original_itself_has_no_guilty_weight(model: Path, text: Path) -> No
     found = run(model, model, text, LIMIT)
     assert found.kl == 0
     assert (found.blocks, found.units) == ((), ())
+
+
+def test_a_verdict_is_as_sure_as_the_gates(sound: Path, model: Path, text: Path) -> None:
+    """At its first look, which shares the error with those that may follow."""
+    settings = ("samples=16", "max_samples=64", "sequence_length=32", f"max_kl={LIMIT}")
+    overrides = [f"gate.{each}" for each in settings]
+    overrides += ["gate.max_perplexity_increase=null", "gate.min_top1_agreement=null"]
+    found = quantkit.bisect(sound, baseline=model, data=text, windows=8, overrides=overrides)
+    assert found.judgement is not None
+    assert (found.judgement.windows, found.judgement.looks) == (16, (16, 32, 64))
+    assert found.judgement.confidence == find_look_confidence(0.95, 3)
 
 
 def test_results_are_written_whole(sound: Path, model: Path, text: Path, tmp_path: Path) -> None:

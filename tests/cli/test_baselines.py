@@ -34,10 +34,10 @@ def test_it_shows_what_is_kept_and_clears_it(own_store: Path) -> None:
     assert document["folder"] == str(own_store / "baselines")
     assert (document["entries"], document["cleared"]) == (1, False)
     assert 0 < document["bytes"] < document["bound"]
-    assert "kept     1 answers, " in text_of(shown)
+    assert "kept     1 answer, " in text_of(shown)
 
     cleared = baselines(clear=True)
-    assert "removed  1 answers, " in text_of(cleared)
+    assert "removed  1 answer, " in text_of(cleared)
     assert dict(baselines().document)["entries"] == 0  # type: ignore[arg-type]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from quantkit.cli.console import render_lines, render_reply
 from quantkit.cli.reports import gate_reply
 from quantkit.records import Report
+from tests.report.hostile import make_hostile_comparison
 from tests.report.measured import make_comparison, make_measured_report
 from tests.report.sample import make_encoder_artifact, make_encoder_report, make_report
 
@@ -64,6 +66,20 @@ def test_a_comparison_fits_into_a_terminal_of_80_columns(
     assert " ".join(table[2].split()) == ("demo-llama-Q4_K_M.gguf 3.78 MB +1.83% 0.0219 94.2% PASS")
 
 
+def test_nothing_is_cut_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that begin alike go on in the next line."""
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    table = render_lines(gate_reply(make_comparison(), Path("out")).lines[:2], Terminal())
+
+    assert "…" not in table
+    assert all(len(line) <= 60 for line in re.sub("\x1b[^m]*m", "", table).splitlines())
+    assert "demo-llama-IQ3_M.gguf" in "".join(
+        line[:10] for line in re.sub("\x1b[^m]*m", "", table).splitlines()
+    )
+
+
 def test_a_comparison_says_the_order_and_what_running_takes() -> None:
     """What was timed is said once."""
     lines = say(make_comparison())
@@ -71,6 +87,13 @@ def test_a_comparison_says_the_order_and_what_running_takes() -> None:
     assert len([line for line in lines if line.startswith("order ")]) == 1
     assert len([line for line in lines if line.startswith("runs ")]) == 6
     assert len([line for line in lines if line.startswith("timed ")]) == 2
+
+
+def test_no_name_of_a_folder_controls_the_terminal() -> None:
+    """Also in the sentence of the verdict, which names artifacts."""
+    text = render_lines(gate_reply(make_hostile_comparison(), Path("out")).lines, io.StringIO())
+
+    assert {letter for letter in text if not letter.isprintable()} == {"\n"}
 
 
 def test_many_encoders_have_a_row_each() -> None:

@@ -44,6 +44,15 @@ def test_the_folder_is_the_users_data_folder_or_what_is_named(
     assert runtimes_folder() == Path.home() / ".local" / "share" / "quantkit" / "runtimes"
 
 
+def test_a_user_without_a_home_is_asked_to_name_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in containers that run as any number."""
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.delenv("QUANTKIT_RUNTIMES")
+    monkeypatch.setenv("XDG_DATA_HOME", "")
+    with pytest.raises(InputError, match=r"has no home folder: name one .* QUANTKIT_RUNTIMES"):
+        runtimes_folder()
+
+
 def test_an_interpreter_is_named_or_this_one_or_the_environments() -> None:
     """In this order; an environment beside this interpreter's own runtime is not used."""
     assert find_python("vllm", {}) is None

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantkit.errors import WorkerError
+from quantkit.errors import ResourceError
 from quantkit.judging.evaluate import WORKERS, evaluate
 from quantkit.judging.verdict import judge
 from quantkit.recipe import GateSpec
@@ -126,7 +126,7 @@ def test_a_worker_that_is_killed_in_the_middle_is_an_error(baseline: Path, tmp_p
             os.kill(killed[0], signal.SIGKILL)
 
     many = TokenWindows(np.tile(WINDOWS.ids, (40, 20)), np.ones((360, 480), np.float32), "test", "")
-    with pytest.raises(WorkerError, match="worker was killed by SIGKILL"):
+    with pytest.raises(ResourceError, match="worker was killed by SIGKILL, as the kernel does"):
         evaluate(baseline, baseline, many, timeout_seconds=120, device="cpu", progress=kill_one)
 
     assert set(children_of_this_process()) <= before

@@ -17,6 +17,7 @@ from quantkit.judging.statistics import mean_intervals
 from quantkit.judging.verdict import MIN_WINDOWS, judge
 from quantkit.recipe import GateSpec
 from quantkit.records import EvalResult, Probe, WindowDetails
+from tests.report.measured import make_tasks
 
 
 def make_result(
@@ -229,6 +230,20 @@ def test_without_any_limit_nothing_passes() -> None:
 
     assert (got.verdict, got.checks) == ("INCONCLUSIVE", ())
     assert "no limit" in got.reasons[0]
+
+
+@pytest.mark.parametrize(("windows", "verdict"), [(MIN_WINDOWS, "PASS"), (2, "INCONCLUSIVE")])
+def test_a_tasks_limit_is_a_limit_and_takes_the_windows_place_in_nothing(
+    windows: int, verdict: str
+) -> None:
+    """Where it is the only one, it decides; with too few windows nothing passes all the same."""
+    none = {"max_kl": None, "min_top1_agreement": None, "max_perplexity_increase": None}
+    (passed, *_) = (task for task in make_tasks() if task.verdict == "PASS")
+
+    got = judge(dataclasses.replace(make_result(windows), tasks=(passed,)), spec(**none))
+
+    assert got.verdict == verdict
+    assert ["at least 8 are needed" in reason for reason in got.reasons] == [True] * (windows < 8)
 
 
 @pytest.mark.parametrize("windows", [1, 2, MIN_WINDOWS - 1])

@@ -91,6 +91,34 @@ def test_what_cannot_be_compared_is_said(baseline: Checkpoint, artifact: Path) -
     assert "the baseline is quantized itself" in found.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [
+        ("transform_config", {"config_groups": {"R1": {"type": "hadamard"}}}),
+        ("sparsity_config", {"format": "sparse-24-bitmask"}),
+    ],
+)
+def test_weights_that_are_no_roundings_are_left_with_a_note(
+    baseline: Checkpoint, artifact: Path, part: str, content: dict[str, object]
+) -> None:
+    """Rotated or pruned ones are far from the original's, and sound."""
+    described = json.loads((artifact / "config.json").read_text())["quantization_config"]
+    tensors = load_file(artifact / "model.safetensors")
+    name = f"{Q}.weight_scale"
+    tensors[name] = tensors[name].roll(1, dims=0).contiguous()
+    save_file(tensors, artifact / "model.safetensors", metadata={"format": "pt"})
+
+    edit_config(artifact, described | {part: content})
+    found = compare_weights(baseline, artifact, silent)
+    assert found.suspicions == ()
+    assert f"quantization_config has a {part}" in found.notes[0]
+
+    edit_config(
+        artifact, described | {"transform_config": {}, "sparsity_config": {"format": "dense"}}
+    )
+    assert compare_weights(baseline, artifact, silent).suspicions
+
+
 def test_many_problems_are_counted(baseline: Checkpoint, artifact: Path) -> None:
     """A file with every layer wrong does not fill the report."""
     tensors = load_file(artifact / "model.safetensors")

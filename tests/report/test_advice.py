@@ -9,12 +9,19 @@ import yaml
 from quantkit.records import Check, LayerRecord, Report, Verdict
 from quantkit.report.advice import suggestions, verdict_sentence
 from quantkit.report.layers import locate, short_kinds, worst_layers
-from tests.report.sample import make_check, make_layers, make_report
+from tests.report.measured import make_measured_report
+from tests.report.sample import make_check, make_judgement, make_layers, make_report
+
+
+def is_command(setting: str) -> bool:
+    """Whether it is for the shell and not for the recipe."""
+    return setting.startswith("quantkit ")
 
 
 def settings(report: Report) -> list[Any]:
     """What the advice says to put into the recipe, read as YAML."""
-    return [yaml.safe_load(suggestion.setting) for suggestion in suggestions(report)]
+    found = [suggestion.setting for suggestion in suggestions(report)]
+    return [yaml.safe_load(setting) for setting in found if not is_command(setting)]
 
 
 def with_layers(report: Report, **changes: Any) -> Report:
@@ -38,7 +45,7 @@ def test_failure_names_the_three_worst_layers_and_gives_them_eight_bits() -> Non
     """The overrides are those of the largest errors, with the layers that vLLM fuses."""
     report = make_report("FAIL", blocks=32)
     worst = sorted(report.layers, key=lambda layer: -(layer.relative_error or 0))[:3]
-    *_, last = suggestions(report)
+    *_, last, _ = suggestions(report)
     matches = [row["match"] for row in yaml.safe_load(last.setting)["quantize"]["overrides"]]
 
     assert all(layer.name in last.why and layer.name in matches for layer in worst)
@@ -67,7 +74,7 @@ def test_eight_bit_artifact_is_not_told_to_use_eight_bits() -> None:
     """Where every layer has 8 bits already, the recipe has nothing more to give."""
     report = with_layers(make_report("FAIL"), scheme="w8a16", bits_per_weight=8.125)
 
-    assert suggestions(report) == ()
+    assert settings(report) == []
 
 
 def test_failure_without_a_broken_limit_gets_no_accuracy_advice() -> None:
@@ -78,9 +85,16 @@ def test_failure_without_a_broken_limit_gets_no_accuracy_advice() -> None:
     assert verdict_sentence(report).startswith("It failed without a broken limit.")
 
 
-def test_advice_for_a_failed_report_without_layers_is_empty() -> None:
-    """A gate on somebody else's artifact knows no layers to name."""
-    assert suggestions(replace(make_report("FAIL"), layers=())) == ()
+def test_a_failed_artifact_of_somebody_else_is_left_to_bisect() -> None:
+    """A gate knows no layers to name; its paths are those that it was given."""
+    report = replace(make_report("FAIL"), layers=(), evidence={}, model="my model")
+    artifact = replace(report.artifacts[0], path="/their artifact")
+
+    (found,) = suggestions(replace(report, artifacts=(artifact,)))
+
+    assert found.setting == "quantkit bisect '/their artifact' --baseline 'my model'"
+    graph = replace(artifact, format="onnx")
+    assert suggestions(replace(report, artifacts=(graph,))) == ()
 
 
 def test_inconclusive_asks_for_as_many_windows_as_the_interval_needs() -> None:
@@ -159,6 +173,17 @@ def test_worst_layers_put_a_nan_first_and_do_not_mix_kinds_of_error() -> None:
 
     assert [found.name for found in worst_layers(layers)] == ["b", "d", "a"]
     assert [found.name for found in worst_layers(layers[2:3])] == ["c"]
+
+
+def test_a_failed_task_is_a_matter_of_accuracy_too() -> None:
+    """The layers' bits mend it as they do a failed check."""
+    report = replace(make_measured_report("FAIL"), layers=make_report("FAIL").layers)
+    (artifact,) = report.artifacts
+    judgement = replace(artifact.judgement, checks=make_judgement("PASS").checks)
+    report = replace(report, artifacts=(replace(artifact, judgement=judgement),))
+    assert suggestions(report)
+    judgement = replace(judgement, tasks=())
+    assert not suggestions(replace(report, artifacts=(replace(artifact, judgement=judgement),)))
 
 
 def test_layer_names_are_taken_apart() -> None:

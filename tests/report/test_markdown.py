@@ -63,6 +63,7 @@ def test_hostile_text_makes_no_markup() -> None:
         assert re.fullmatch(r"(<details>\n<summary>[\w ,]+</summary>|</details>)", piece)
     assert "<script>alert(1)</script>" in shown(tokens)
     assert "@everyone" not in re.sub("`+[^`]*`+", "", escape_markdown(HOSTILE))
+    assert "www." not in escape_markdown("see www.evil.example")
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from quantkit.records import Report
+from quantkit.records import Metric, Probe, Report
 from quantkit.report.advice import verdict_sentence
+from quantkit.report.footprints import order_sentence
 from quantkit.report.html import render_html
 from quantkit.report.junit import render_junit
 from quantkit.report.markdown import MOST_CHARACTERS, render_markdown
 from quantkit.report.model_card import render_model_card
+from quantkit.report.probes import probe_rows
 from tests.report.hostile import make_hostile_comparison
 from tests.report.measured import make_comparison, make_measured_report
 from tests.report.page import Page, read
@@ -152,6 +154,54 @@ def test_a_failure_names_checks_probes_and_tasks() -> None:
     checks = make_judgement("PASS").checks
     sentence = verdict_sentence(with_judgement(make_measured_report("FAIL"), checks=checks))
     assert sentence.startswith("1 of 4 probes and the only task failed.")
+
+
+def test_a_level_is_named_only_where_all_intervals_have_it() -> None:
+    """Those of tasks have the recipe's, those of checks a look's share of it."""
+    report = with_judgement(make_measured_report("PASS"), looks=(64, 128), confidence=0.975)
+    assert "the whole confidence interval of each check and task" in verdict_sentence(report)
+    assert "the whole 97.5% interval of each check" in verdict_sentence(
+        with_judgement(report, tasks=())
+    )
+
+
+def test_a_task_that_is_undecided_is_named() -> None:
+    """Whether its interval reaches across the limit or too little was asked."""
+    first, second = make_measured_report("PASS").artifacts[0].judgement.tasks
+    report = replace(make_measured_report("PASS"), verdict="INCONCLUSIVE")
+    for low, words in ((0.96, "reaches across the limit."), (0.98, "too little was measured.")):
+        tasks = (replace(first, low=low, verdict="INCONCLUSIVE"), second)
+        sentence = verdict_sentence(with_judgement(report, tasks=tasks))
+        assert sentence.startswith("The only task cannot be decided: ")
+        assert sentence.endswith(words)
+
+
+def test_a_probe_beyond_its_limit_does_not_look_equal_to_it() -> None:
+    """More digits where three do not tell them apart."""
+    probes = (Probe("special_tokens", 0.10004, 0.1, "FAIL", "of 5 tokens"),)
+    (artifact,) = with_judgement(make_measured_report("FAIL"), probes=probes).artifacts
+    (row,) = probe_rows(artifact)
+    assert (row.value, row.limit) == ("0.10004 nats", "at most 0.10000 nats")
+
+
+def test_no_order_is_said_that_a_difference_contradicts() -> None:
+    """Artifacts that were judged on different windows, beside those that both have."""
+    report = make_comparison()
+    smallest, closest = report.artifacts[1].name, report.artifacts[-1].name
+    turned = tuple(
+        replace(each, kl=Metric(-each.kl.value, -each.kl.high, -each.kl.low))
+        if {each.first, each.second} == {smallest, closest}
+        else each
+        for each in report.differences
+    )
+    sentence = verdict_sentence(replace(report, differences=turned))
+    assert sentence.endswith(
+        f"On the windows that both were measured on, {smallest} is the closer one: take it."
+    )
+    alone = tuple(each for each in report.artifacts if each.name in (smallest, closest))
+    pair = replace(report, artifacts=alone)
+    assert order_sentence(pair) == f"From the closest to the furthest: {closest}, then {smallest}."
+    assert order_sentence(replace(pair, differences=turned)) == ""
 
 
 def test_a_comparison_says_what_is_not_told_apart() -> None:

@@ -71,11 +71,11 @@ def test_there_is_no_picture_of_one_artifact_or_of_unmeasured_ones() -> None:
             "(8.00 MB, KL 0.00100; 2.00× the size).",
         ),
         ((LARGE, BEATEN), "1 of 2 artifacts holds every limit: take large (8.00 MB, KL 0.00100)."),
-        ((BEATEN,), "The only artifact does not hold every limit (failed)."),
+        ((BEATEN,), "The only artifact did not pass (failed)."),
         (
             (BEATEN, replace(BEATEN, name="worse", judgement=make_judgement("UNJUDGED"))),
-            "None of 2 artifacts holds every limit (1 failed, 1 not measured); the closest is "
-            "beaten (8.00 MB, KL 0.0300).",
+            "None of 2 artifacts passed (1 failed, 1 not measured); the closest is beaten "
+            "(8.00 MB, KL 0.0300).",
         ),
     ],
 )

@@ -143,6 +143,12 @@ def test_pair_is_told_apart_where_four_digits_are_too_few() -> None:
     assert first != second
 
 
+def test_a_zero_has_no_minus() -> None:
+    """What is below the last digit is nothing."""
+    assert format_together((-1e-12, 0.012)) == ("0.0000", "0.0120")
+    assert format_together((-1e-12, 0.012), percent=True, sign=True)[0] == "+0.00%"
+
+
 def test_huge_percentages_are_short() -> None:
     """The increase of a model that broke is an exponent, not three hundred digits."""
     shown = format_together((1e304, 1e303, 1.1e304), percent=True, sign=True)

@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from stat import S_IMODE
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +136,31 @@ def test_a_lower_bound_is_kept_when_the_store_is_opened(
     opened()
 
     assert kept_numbers() == [3]
+
+
+def test_many_small_answers_are_kept_without_counting_all_before_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A task's take no time that grows with their square, and the bound holds."""
+    monkeypatch.setenv("QUANTKIT_CACHE_BYTES", "40000")
+    store = opened()
+    counted = []
+    monkeypatch.setattr(entries, "list_entries", _counting(entries.list_entries, counted))
+
+    for number in range(300):
+        keep(store, number)
+
+    assert len(counted) < 100
+    assert describe_store().bytes <= 40000
+    assert 200 < len(kept_numbers()) < 300
+
+
+def _counting(function: Callable[[Path], list[entries.Entry]], calls: list[Path]) -> Any:
+    def count(folder: Path) -> list[entries.Entry]:
+        calls.append(folder)
+        return function(folder)
+
+    return count
 
 
 def test_one_entry_beyond_the_bound_is_not_kept(

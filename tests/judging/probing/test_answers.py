@@ -63,6 +63,18 @@ def test_ends_that_are_missing_and_early_ones_are_told_apart() -> None:
     assert probe_endings(chance, 64, 0.5).value == 0
 
 
+def test_an_end_that_only_the_artifacts_runtime_knows_is_none() -> None:
+    """llama.cpp stops where a turn ends, also where generation_config.json does not name it."""
+    turned = (*TEXT[:20], 9, *TEXT[21:])
+    pairs = answers(*[(turned, turned[:21])] * 8)
+
+    probe = probe_endings(pairs, 64, 0.5, special=(9,))
+    assert (probe.value, probe.verdict) == (0, "PASS")
+    assert "after 8 its runtime ended at a special token that the baseline put too" in probe.detail
+    assert probe_endings(pairs, 64, 0.5, special=(8,)).value == 1
+    assert probe_endings(answers(*[(TEXT, turned[:21])] * 8), 64, 0.5, special=(9,)).value == 1
+
+
 def test_few_ends_say_nothing() -> None:
     """Three of them are no reason to fail."""
     probe = probe_endings(answers(*[(SHORT, TEXT)] * 3, (TEXT, TEXT)), 64, 0.5)

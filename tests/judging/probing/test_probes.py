@@ -280,5 +280,15 @@ def test_prompts_that_a_model_cannot_take_are_left_out_with_a_note(tmp_path: Pat
         "the shipped prompts: N left out, which are longer than the N tokens that the model has "
         "room for",
     ]
+    tokenizer.chat_template = "{{ 1 / 0 }}"
+    found = load_prompts(None, tokenizer, vocabulary=300, longest=448)
+    assert [prompt.where for prompt in found.prompts if "jsonl:13" in prompt.where] == []
+    assert found.notes == (
+        "the shipped prompts: 9 left out, which are conversations that the chat template refuses",
+    )
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"messages": [{"role": "user", "content": "a"}]}')
+    with pytest.raises(CalibrationError, match=r"own.jsonl:1: the chat template refuses it"):
+        load_prompts(str(own), tokenizer, vocabulary=300, longest=448)
     with pytest.raises(CalibrationError, match=r"cannot read .*none.jsonl"):
         load_prompts(str(tmp_path / "none.jsonl"), tokenizer, vocabulary=300, longest=80)
