@@ -225,11 +225,13 @@ def judge_files(
             progress=progress,
         )
     except WorkerError as error:
-        return fail_worker(error, spec.confidence)
-    judgement = judge(result, spec, suspicions=suspicions)
+        judgement = fail_worker(error, spec.confidence, suspicions)
+    else:
+        judgement = judge(result, spec, suspicions=suspicions)
+        judgement = replace(judgement, footprint=find_judging_footprint(result))
+    # Taken here in any case: else the next artifact's report would have them.
     kept = () if tools.store is None else tools.store.take_notes()
-    footprint = find_judging_footprint(result)
-    return replace(judgement, notes=(*judgement.notes, *kept), footprint=footprint)
+    return replace(judgement, notes=(*judgement.notes, *kept))
 
 
 def find_gate_spec(

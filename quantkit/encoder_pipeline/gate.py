@@ -60,7 +60,7 @@ def judge_graph(
             progress=tell,
         )
     except WorkerError as error:
-        return fail_worker(error, spec.confidence)
+        return fail_worker(error, spec.confidence, suspicions)
     return judge_encoder(result, spec, suspicions=suspicions, quantized=quantized)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 PIECE = 32
@@ -19,6 +20,8 @@ _LEAST_SPREAD = 0.06
 _TIMES_USUAL = 3.0
 _LARGEST_LEVERAGE = 0.5
 """Share of one weight in the square of a piece, at the most."""
+_STEP = 1 << 24
+"""Weights that are looked at together."""
 _LEAST_PIECES, _LEAST_SHARE = 16, 0.05
 """Pieces of a layer, and their share, without which nothing is said."""
 LARGEST_BIAS = 0.5
@@ -65,21 +68,34 @@ def measure_spread(found: Tensor, weight: Tensor) -> Spread:
     Args:
         found, weight: float32 [O, I]. Columns behind the last whole piece are left out.
     """
+    count = len(found) * (found.shape[1] // PIECE)
+    # A whole head in float32, several times over, may be more than the memory.
+    step = max(1, _STEP // max(1, found.shape[1]))
+    fits = [_fit_pieces(*pair) for pair in zip(found.split(step), weight.split(step), strict=True)]
+    factors, errors = (torch.cat(part) for part in zip(*fits, strict=True))
+    if len(factors) < max(_LEAST_PIECES, _LEAST_SHARE * count):
+        return Spread()
+    logarithms = factors.log()
+    deviation = 1.4826 * float((logarithms - logarithms.median()).abs().median())
+    return Spread(deviation, float(errors.median()))
+
+
+def _fit_pieces(found: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the factor of each piece that has one, and its relative standard error, float32 [n].
+
+    Args:
+        found, weight: float32 [O, I].
+    """
     whole = found.shape[1] // PIECE * PIECE
     pieces, expected = (each[:, :whole].reshape(-1, PIECE) for each in (found, weight))
     power, product = (pieces * pieces).sum(1), (pieces * expected).sum(1)
     largest = pieces.abs().amax(1).square()
     sound = (power > 0) & (product > 0) & (largest <= _LARGEST_LEVERAGE * power)
-    if int(sound.sum()) < max(_LEAST_PIECES, _LEAST_SHARE * len(sound)):
-        return Spread()
     pieces, expected, power = pieces[sound], expected[sound], power[sound]
     factors = product[sound] / power
     left = expected - pieces * factors[:, None]
     left /= 1 - pieces.square() / power[:, None]
-    errors = (left * pieces).square().sum(1).sqrt() / (power * factors)
-    logarithms = factors.log()
-    deviation = 1.4826 * float((logarithms - logarithms.median()).abs().median())
-    return Spread(deviation, float(errors.median()))
+    return factors, (left * pieces).square().sum(1).sqrt() / (power * factors)
 
 
 def measure_bias(found: Tensor, weight: Tensor) -> float:
@@ -104,14 +120,17 @@ def find_lonely_rows(layers: Mapping[str, FittedScales], scaled: Collection[str]
         layers: of one block, those that were fitted.
         scaled: those of them that the fit explains.
     """
+    inverse = {
+        name: [-_take_logarithms(part) for part in (layer.columns, layer.rows)]
+        for name, layer in layers.items()
+    }
     for name in scaled:
         rows = _take_logarithms(layers[name].rows)
         spread = float(rows.std()) if len(rows) > 1 else 0.0
         if spread <= _LEAST_ROWS:
             continue
-        others = [each for other, each in layers.items() if other != name]
-        inverse = [-_take_logarithms(part) for each in others for part in (each.columns, each.rows)]
-        if not any(_is_alike(rows, other, spread) for other in inverse):
+        others = [part for other, parts in inverse.items() if other != name for part in parts]
+        if not any(_is_alike(rows, other, spread) for other in others):
             yield (
                 f"the rows of layer {name} have other scales than the base's (they vary by "
                 f"{100 * spread:.0f} %), and no layer of its block takes that back"

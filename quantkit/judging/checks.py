@@ -13,9 +13,13 @@ UNJUDGED = Judgement("UNJUDGED", (), ("the gate was not run",), None, None, None
 """The judgement of an artifact that no gate has seen."""
 
 
-def fail_worker(error: WorkerError, confidence: float) -> Judgement:
-    """Return the judgement of an artifact whose worker died, hung or answered nonsense."""
-    return Judgement("FAIL", (), (str(error),), None, None, None, confidence, 0)
+def fail_worker(error: WorkerError, confidence: float, suspicions: Sequence[str] = ()) -> Judgement:
+    """Return the judgement of an artifact whose worker died, hung or answered nonsense.
+
+    Args:
+        suspicions: what other checks had found; it may say why.
+    """
+    return Judgement("FAIL", (), (str(error), *suspicions), None, None, None, confidence, 0)
 
 
 def note_no_speed(judgement: Judgement, reason: str) -> Judgement:

@@ -120,7 +120,7 @@ def evaluate(
         samples: windows of the first look; None: all of them.
         is_undecided: whether a result of some looks wants more windows; None: never.
         probes: limits of the probes, which are made once, after the first look; None: none.
-        tasks: of lm-eval, which both models do after the last window.
+        tasks: of lm-eval, which both models do after the last window, if all logits are finite.
         task_confidence: of the intervals of what they recover.
         python: interpreter of the candidate's worker; None is this one.
         baseline_python: of the baseline's, where that is another runtime (`find_baseline_runtime`).
@@ -147,8 +147,7 @@ def evaluate(
     looks = plan_looks(samples or count, count)
     tell = progress or (lambda event: None)
     tell(Event("gate", 0, looks[0], "loading the baseline and the artifact"))
-    words = _find_words(baseline, required=runtime in READERS)
-    plan = None if probes is None else _Plan(probes, long_windows(windows, probes, baseline))
+    words = _find_words(baseline, required=runtime in READERS or bool(tasks))
     with (
         tempfile.TemporaryDirectory(prefix="quantkit-gate-", ignore_cleanup_errors=True) as folder,
         running_pair(*commands, timeout_seconds, start_baseline=start_baseline) as pair,
@@ -156,6 +155,7 @@ def evaluate(
         setup = load_models(pair, baseline, candidate, device, runtime)
         vocabulary = setup.vocabulary
         check_ids(windows.ids, vocabulary)
+        plan = _plan_probes(probes, windows, setup)
         scores: list[WindowScore] = []
         finite = True
         findings: _Findings | None = None
@@ -183,11 +183,15 @@ def evaluate(
             baseline,
             words.tokenizer,
             vocabulary,
-            tasks,
+            tasks if finite else (),
             confidence=task_confidence,
             folder=Path(folder),
+            positions=setup.positions,
             progress=tell,
         )
+    if tasks and not finite:
+        note = "the tasks were not asked: a model whose logits are not finite answers nothing"
+        result = replace(result, notes=(*result.notes, note))
     return replace(result, tasks=done, seconds=time.perf_counter() - started)
 
 
@@ -199,6 +203,12 @@ def _find_words(baseline: Path, *, required: bool) -> _Words:
         if required:
             raise
         return _Words(None, (f"no text of windows and continuations is shown: {error}",))
+
+
+def _plan_probes(probes: ProbesSpec | None, windows: TokenWindows, setup: Setup) -> _Plan | None:
+    if probes is None:
+        return None
+    return _Plan(probes, long_windows(windows, probes, setup.baseline, setup.positions))
 
 
 def _look_besides(
@@ -219,6 +229,7 @@ def _look_besides(
         plan.spec,
         folder,
         baseline=setup.baseline,
+        positions=setup.positions,
     )
     return _Findings(tokenizers, probes, memory)
 
@@ -247,7 +258,12 @@ def _collect(
         versions=setup.versions,
         suspicions=setup.suspicions,
         tokenizer_findings=findings.tokenizers.suspicions,
-        notes=(*findings.tokenizers.notes, *words.notes, *findings.probes.notes),
+        notes=(
+            *setup.notes,
+            *findings.tokenizers.notes,
+            *words.notes,
+            *findings.probes.notes,
+        ),
         details=collect_details(
             scores,
             windows,

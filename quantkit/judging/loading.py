@@ -24,6 +24,9 @@ class Setup:
     suspicions: tuple[str, ...]
     load_seconds: float | None
     """The candidate's; None where the worker did not say."""
+    positions: int | None
+    """Tokens of a sequence that both take at the most; None where neither says."""
+    notes: tuple[str, ...]
 
 
 def load_models(pair: Pair, baseline: Path, candidate: Path, device: str, runtime: str) -> Setup:
@@ -63,6 +66,7 @@ def load_models(pair: Pair, baseline: Path, candidate: Path, device: str, runtim
     if isinstance(second.get("kv_cache"), str):
         versions["kv_cache"] = second["kv_cache"]
     seconds = second.get("load_seconds")
+    positions, notes = _find_positions(first.get("positions"), second.get("positions"), runtime)
     return Setup(
         baseline=baseline,
         runtime=runtime,
@@ -71,7 +75,26 @@ def load_models(pair: Pair, baseline: Path, candidate: Path, device: str, runtim
         versions=versions,
         suspicions=compare_unexpected(first.get("unexpected", []), second.get("unexpected", [])),
         load_seconds=float(seconds) if isinstance(seconds, int | float) else None,
+        positions=positions,
+        notes=notes,
     )
+
+
+def _find_positions(
+    baseline: object, candidate: object, runtime: str
+) -> tuple[int | None, tuple[str, ...]]:
+    """Return the longest sequence that both workers take, and a note where the candidate's is the
+    shorter one."""
+    mine, theirs = (each if type(each) is int else None for each in (baseline, candidate))
+    if mine is None or theirs is None:
+        return theirs if mine is None else mine, ()
+    if theirs >= mine:
+        return mine, ()
+    note = (
+        f"the artifact takes sequences of up to {theirs} tokens in {runtime}, and its baseline of "
+        f"up to {mine}: what is longer was not looked at"
+    )
+    return theirs, (note,)
 
 
 def check_ids(ids: np.ndarray, vocabulary: int) -> None:

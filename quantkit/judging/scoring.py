@@ -167,7 +167,7 @@ def score_windows(
         answers = pair.answers()
         shape = (len(batch), length, vocabulary)
         for worker, answer, file in zip(pair.workers, answers, files, strict=True):
-            _check_logits(worker, answer, file, shape)
+            check_logits(worker, answer, file, shape)
         following = request(number + 1) if number + 1 < len(batches) else []
         scores = [
             _score_window(files, row, windows, window, vocabulary)
@@ -179,10 +179,14 @@ def score_windows(
         yield scores, all(answer.get("finite") is True for answer in answers)
 
 
-def _check_logits(
-    worker: Worker, answer: dict[str, Any], file: Path, shape: tuple[int, ...]
+def check_logits(
+    worker: Worker, answer: Mapping[str, Any], file: Path, shape: tuple[int, ...]
 ) -> None:
-    """Refuse an answer whose shape, or whose file's size, is not what was asked for."""
+    """Refuse an answer whose shape, or whose file's size, is not what was asked for.
+
+    Raises:
+        WorkerError: it is not.
+    """
     size = file.stat().st_size if file.is_file() else 0
     if answer.get("shape") != list(shape) or size != 4 * int(np.prod(shape)):
         raise worker.error(

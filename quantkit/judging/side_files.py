@@ -166,7 +166,15 @@ def _render(
             tokenize=False,
             add_generation_prompt=True,
         )
-    except (TemplateError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError):
+    except (
+        TemplateError,
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+    ):
         return None
     return str(prompt)
 

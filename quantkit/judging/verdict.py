@@ -64,13 +64,16 @@ def judge(result: EvalResult, spec: GateSpec, *, suspicions: Sequence[str] = ())
     # A task without a limit decides nothing.
     asked = [task for task in result.tasks if task.limit is not None]
     verdict = "FAIL" if doubts or failed else combine_checks([*checks, *asked])
+    if verdict == "PASS" and windows < MIN_WINDOWS:
+        # Tasks alone may pass; they do not stand in for the windows.
+        verdict = "INCONCLUSIVE"
     return Judgement(
         verdict=verdict,
         checks=checks,
         reasons=(
             *doubts,
             *failed,
-            *_explain(result, spec, checks, confidence),
+            *_explain(windows, checks, confidence, has_limit=bool(checks or asked)),
             *(explain_task(task, spec.confidence) for task in asked if task.verdict != "PASS"),
             *(_want_windows(result, spec, checks) if verdict == "INCONCLUSIVE" else ()),
         ),
@@ -101,12 +104,11 @@ def _note_look(result: EvalResult, spec: GateSpec, confidence: float) -> tuple[s
 
 
 def _explain(
-    result: EvalResult, spec: GateSpec, checks: Sequence[Check], confidence: float
+    windows: int, checks: Sequence[Check], confidence: float, *, has_limit: bool
 ) -> list[str]:
     """Return why the checks do not pass."""
-    windows = len(result.kl)
     none = "the recipe sets no limit, so nothing was judged: set one under gate"
-    lacking = [] if checks else [none]
+    lacking = [] if has_limit else [none]
     if windows < MIN_WINDOWS:
         few = (
             f"too few evaluation windows to judge: {windows}, and at least {MIN_WINDOWS} are needed"

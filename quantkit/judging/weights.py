@@ -6,14 +6,21 @@ not hold costs nothing. Numbers do not tell of these; the files do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import ArtifactError, CheckpointError
-from quantkit.formats.inspect import inspect_artifact
+from quantkit.formats.decode import open_artifact
+from quantkit.formats.inspect import COMPRESSED_TENSORS, inspect_artifact
 from quantkit.formats.verify import is_verifiable, verify_artifact
 from quantkit.records import Event, Progress
+
+TRANSFORMS, SPARSITY = "transform_config", "sparsity_config"
+"""Parts of a `quantization_config` with which the stored weights are no roundings of the
+original's: rotations, and weights that were set to zero."""
 
 _MOST = 8
 """Problems that are told of: where all layers are wrong, each has one."""
@@ -55,10 +62,25 @@ def _compare(baseline: Checkpoint, artifact: Path) -> WeightFindings:
     found = inspect_artifact(artifact)
     if not is_verifiable(found):
         return _leave(f"quantkit does not verify {found.format}")
+    if found.format == COMPRESSED_TENSORS:
+        others = _find_other_numbers(open_artifact(found.folder).config)
+        if others:
+            return _leave(f"its quantization_config has a {others}")
     problems = verify_artifact(artifact, str(baseline.source.folder)).problems
     more = len(problems) - _MOST
     rest = (f"{more} more problems: `quantkit verify` lists them",) if more > 0 else ()
     return WeightFindings((*problems[:_MOST], *rest))
+
+
+def _find_other_numbers(config: Mapping[str, Any]) -> str:
+    """Name what makes an artifact's numbers others than rounded weights; empty: nothing."""
+    described = config.get("quantization_config")
+    if not isinstance(described, dict):
+        return ""
+    sparsity = described.get(SPARSITY)
+    # llm-compressor describes what is not sparse as well.
+    is_sparse = isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense"
+    return TRANSFORMS if described.get(TRANSFORMS) else SPARSITY * is_sparse
 
 
 def _leave(reason: str) -> WeightFindings:

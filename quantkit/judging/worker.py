@@ -63,8 +63,11 @@ class Worker(Protocol):
             MissingPackageError: the worker's interpreter lacks a package.
         """
 
-    def death(self) -> WorkerError:
-        """Return what to raise when the output has ended: how the worker died, its last words."""
+    def death(self) -> WorkerError | ResourceError:
+        """Return what to raise when the output has ended: how the worker died, its last words.
+
+        SIGKILL is what the kernel sends where memory runs out, and nothing that a model does.
+        """
 
     def error(self, what: str) -> WorkerError:
         """Return a `WorkerError` that says who, what, during which request, and the last words."""
@@ -141,7 +144,7 @@ class WorkerProcess:
             )
         raise self.error(f"failed at {self._asked!r}: {words}")
 
-    def death(self) -> WorkerError:
+    def death(self) -> WorkerError | ResourceError:
         """Return how the process died; as `Worker`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=2)
@@ -150,8 +153,10 @@ class WorkerProcess:
             return self.error("closed its output")
         if code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
-            likely = " (often: out of memory)" if name == "SIGKILL" else ""
-            return self.error(f"was killed by {name}{likely}")
+            if name == "SIGKILL":
+                lacking = "was killed by SIGKILL, as the kernel does when memory runs out"
+                return ResourceError(str(self.error(lacking)))
+            return self.error(f"was killed by {name}")
         return self.error(f"ended with exit code {code}")
 
     def error(self, what: str) -> WorkerError:
@@ -203,7 +208,8 @@ def collect(
 
     Raises:
         WorkerError: a worker died, was silent for `timeout_seconds`, or answered nonsense.
-        ResourceError, MissingPackageError: as `Worker.read_answer`.
+        ResourceError: as `Worker.death` and `Worker.read_answer`.
+        MissingPackageError: as `Worker.read_answer`.
     """
     by_role = {worker.role: worker for worker in workers}
     got: dict[str, dict[str, Any]] = {}

@@ -37,6 +37,7 @@ def main() -> None:
                 "vocab": model["vocab"],
                 "dtype": "float32",
                 "device": "cpu",
+                "positions": model.get("positions", 4096),
                 "versions": {"fake": "1"},
                 "load_seconds": 0.25,
                 "unexpected": model.get("unexpected", []),

@@ -28,9 +28,11 @@ from quantkit.judging import scoring as module
 from quantkit.judging.evaluate import evaluate
 from quantkit.judging.partings import show_token
 from quantkit.judging.sampling import shuffle_windows
+from quantkit.judging.tasks.loading import LoadedTask
 from quantkit.judging.verdict import judge
 from quantkit.judging.worker import Answers, WorkerProcess, child_environment, worker_threads
 from quantkit.recipe import GateSpec, ProbesSpec
+from quantkit.recipe.judging import TaskSpec
 from quantkit.records import EvalResult, Event, TokenWindows
 from tests.helpers import write_pico_tokenizer
 from tests.judging.fake_worker import make_table
@@ -421,12 +423,45 @@ def test_numbers_that_are_not_finite_are_reported_and_not_hidden(tmp_path: Path)
     assert np.isfinite(got.kl).tolist() == [False, True, True, True, True]
 
 
+def test_tasks_are_not_asked_of_a_model_without_finite_logits(tmp_path: Path) -> None:
+    """The windows' numbers say what is wrong, and a note why there are no tasks."""
+    baseline = make_fake(tmp_path / "baseline", vocab=300)
+    write_pico_tokenizer(baseline, vocab=300)
+    task = LoadedTask("quiz", TaskSpec(name="quiz"), "acc", "none", "mean", True, {})
+
+    got = evaluate(
+        baseline,
+        make_fake(tmp_path / "candidate", vocab=300, seed=2, fault="nan"),
+        make_windows(),
+        tasks=(task,),
+        timeout_seconds=60,
+        device="cpu",
+        worker=FAKE,
+    )
+
+    assert (got.finite, got.tasks) == (False, ())
+    assert "the tasks were not asked" in got.notes[-1]
+    assert "not finite: the artifact's" in judge(got, GateSpec(data="test")).reasons[0]
+
+
 def test_probes_are_made_once_and_reach_the_result(tmp_path: Path) -> None:
     """The greedy continuations of both models are compared; unasked for, nothing is."""
     got = run(tmp_path / "a", make_windows(8, 40), probes=ProbesSpec(), fault="loop")
 
     assert {probe.name: probe.verdict for probe in got.probes}["new_loops"] == "FAIL"
     assert run(tmp_path / "b", fault="loop").probes == ()
+
+
+def test_nothing_is_longer_than_both_runtimes_take(tmp_path: Path) -> None:
+    """A runtime, or a file's metadata, may allow less than the model; a note says so."""
+    got = run(tmp_path, make_windows(8, 40), probes=ProbesSpec(max_new_tokens=8), positions=60)
+
+    assert got.notes[0] == (
+        "the artifact takes sequences of up to 60 tokens in transformers, and its baseline of up "
+        "to 4096: what is longer was not looked at"
+    )
+    (long,) = (probe.detail for probe in got.probes if probe.name == "long_context")
+    assert "positions 40 to 58 of" in long
 
 
 def test_tensors_that_the_runtime_ignores_are_suspicious(tmp_path: Path) -> None:

@@ -186,10 +186,11 @@ def remove_entry(folder: Path, key: str) -> None:
         drop(grave)
 
 
-def make_room(folder: Path, size: int, bound: int, keep: Collection[str]) -> bool:
+def make_room(folder: Path, size: int, bound: int, keep: Collection[str]) -> int:
     """Remove the least recently used entries but `keep`, until `size` more bytes fit in `bound`.
 
-    Returns whether they do; entries are only removed where that is enough.
+    Returns the bytes that are left besides them; negative where they do not fit. Entries are only
+    removed where that is enough.
 
     Raises:
         OSError: an entry cannot be removed.
@@ -198,13 +199,13 @@ def make_room(folder: Path, size: int, bound: int, keep: Collection[str]) -> boo
     surplus = sum(entry.size for entry in entries) + size - bound
     removable = [entry for entry in entries if entry.key not in keep]
     if surplus > sum(entry.size for entry in removable):
-        return False
+        return -surplus
     for entry in removable:
         if surplus <= 0:
             break
         remove_entry(folder, entry.key)
         surplus -= entry.size
-    return True
+    return -surplus
 
 
 def remove_stale(folder: Path) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import WorkerError
+from quantkit.errors import ResourceError, WorkerError
 from quantkit.judging.baseline.fingerprint import (
     FORMAT,
     FileStates,
@@ -112,8 +112,9 @@ class RememberingWorker:
         """Answer from the store, or send the request on, after the model was loaded for it.
 
         Raises:
-            WorkerError: the model cannot be loaded, or is not the one that the answers are of.
-            ResourceError, MissingPackageError: as `Worker.read_answer`, while it is loaded.
+            WorkerError: the model cannot be loaded.
+            ResourceError: it is not the one that the answers are of, or memory or disk ran out.
+            MissingPackageError: as `Worker.read_answer`, while it is loaded.
         """
         if request["op"] == "load":
             self._ask_load(request)
@@ -146,7 +147,7 @@ class RememberingWorker:
             self._draft = self._store.start(awaited.key, answered, file)
         return answer
 
-    def death(self) -> WorkerError:
+    def death(self) -> WorkerError | ResourceError:
         """Return what to raise when the process has ended; as `Worker`."""
         return self._process.death()
 
@@ -252,7 +253,7 @@ class RememberingWorker:
         if self._model is not None and different:
             self._store.forget(self._model.key)
         if different or self._have_files_changed():
-            raise WorkerError(
+            raise ResourceError(
                 f"the {self.role} does not load as when its kept answers were computed: its "
                 f"{', '.join(sorted(different)) or 'files'} changed; repeat the gate"
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -114,15 +114,32 @@ def count_surplus(more: int, fewer: int) -> int:
     return more - fewer if mcnemar(more, fewer) < CHANCE else 0
 
 
-def probe_endings(answers: Sequence[Answer], new_tokens: int, limit: float | None) -> Probe:
+def probe_endings(
+    answers: Sequence[Answer], new_tokens: int, limit: float | None, special: Collection[int] = ()
+) -> Probe:
     """Compare after which prompts a model ends by itself, before `new_tokens` are there.
 
     Chance moves ends in both directions alike, and damage in one: what counts is the surplus of
     ends that are missing over those that come in place of more text, or the reverse, as a share of
     the prompts after which either model ends.
+
+    Args:
+        answers: to all prompts.
+        new_tokens: that were asked for.
+        limit: of that share.
+        special: tokens that end the baseline's answer too where they end the artifact's: llama.cpp
+            stops at every token that is written like an end of a turn, and transformers only at
+            those of generation_config.json. Both models have then put the same.
     """
+    alike = [
+        len(answer.baseline) == new_tokens
+        and len(answer.artifact) < new_tokens
+        and any(token in special and token in answer.baseline for token in answer.artifact[-1:])
+        for answer in answers
+    ]
     ended = [
-        (len(answer.baseline) < new_tokens, len(answer.artifact) < new_tokens) for answer in answers
+        (len(answer.baseline) < new_tokens or is_alike, len(answer.artifact) < new_tokens)
+        for answer, is_alike in zip(answers, alike, strict=True)
     ]
     either = sum(first or second for first, second in ended)
     missing = sum(first and not second for first, second in ended)
@@ -137,6 +154,11 @@ def probe_endings(answers: Sequence[Answer], new_tokens: int, limit: float | Non
         f"of {either} prompts after which a model ended by itself, the artifact went on after "
         f"{missing} where the baseline ended, and ended after {early} where the baseline went on"
     )
+    if any(alike):
+        detail += (
+            f"; after {sum(alike)} its runtime ended at a special token that the baseline put too, "
+            "but may not end at"
+        )
     surplus = abs(count_surplus(missing, early))
     if missing != early and not surplus:
         detail += _BY_CHANCE
@@ -149,7 +171,7 @@ def probe_json(
     """Tell how many of the baseline's valid JSON answers the artifact does not give.
 
     Valid answers that only the artifact gives are subtracted: a model that gives JSON by luck does
-    so at other prompts.
+    so at other prompts. A few that are left count as none: one character spoils an answer.
     """
     name = "lost_json"
     asked = [answer for answer in answers if answer.prompt.wants_json]
@@ -173,7 +195,10 @@ def probe_json(
         f"the baseline answers {given} of {len(asked)} prompts with valid JSON, and the artifact "
         f"fails {lost} of these, and answers {won} others"
     )
-    return judge_probe(name, max(0, lost - won) / given, limit, detail)
+    surplus = lost - won
+    if surplus < MIN_JSON:
+        return judge_probe(name, 0.0, limit, f"{detail}; fewer than {MIN_JSON} more may be chance")
+    return judge_probe(name, surplus / given, limit, detail)
 
 
 def holds_json(text: str) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantkit.judging.scoring import BATCH_FLOATS
+from quantkit.judging.scoring import BATCH_FLOATS, check_logits
 from quantkit.judging.worker import Pair
 from quantkit.numerics.divergence import quick_divergence
 
@@ -69,11 +69,7 @@ def _compare_batch(
     pair.ask(asked[0], asked[1])
     shape = (*rows.shape, vocabulary)
     for worker, answer, file in zip(pair.workers, pair.answers(), files, strict=True):
-        size = file.stat().st_size if file.is_file() else 0
-        if answer.get("shape") != list(shape) or size != 4 * int(np.prod(shape)):
-            raise worker.error(
-                f"answered logits of shape {answer.get('shape')} in {size} bytes for {list(shape)}"
-            )
+        check_logits(worker, answer, file, shape)
     chosen = torch.tensor(list(watched), dtype=torch.int64)
     step = max(1, CHUNK_FLOATS // vocabulary)
     kl: list[Tensor] = []

@@ -41,7 +41,9 @@ class LongWindows:
     note: str | None = None
 
 
-def long_windows(windows: TokenWindows, spec: ProbesSpec, folder: Path) -> LongWindows:
+def long_windows(
+    windows: TokenWindows, spec: ProbesSpec, folder: Path, longest: int | None = None
+) -> LongWindows:
     """Join windows that follow each other in the data to a few long ones.
 
     Where every window begins with the same token, that is the BOS: only the first of those that
@@ -51,12 +53,13 @@ def long_windows(windows: TokenWindows, spec: ProbesSpec, folder: Path) -> LongW
         windows: what the gate read: ids int64 [N, T], in any order that `numbers` tells.
         spec: `long_sequence_length` is read.
         folder: the baseline's: config.json says how many positions the model has.
+        longest: tokens of a sequence that the runtimes take; None: they do not say.
 
     Raises:
         CheckpointError: config.json is damaged.
     """
     within = windows.ids.shape[1]
-    wanted = _choose_length(within, spec.long_sequence_length, folder)
+    wanted = _choose_length(within, spec.long_sequence_length, folder, longest)
     if wanted <= within:
         reason = f"the model has no positions beyond a window's {within}"
         if spec.long_sequence_length is not None and spec.long_sequence_length <= within:
@@ -91,12 +94,12 @@ def long_windows(windows: TokenWindows, spec: ProbesSpec, folder: Path) -> LongW
     return LongWindows(ids, within, note)
 
 
-def _choose_length(within: int, asked: int | None, folder: Path) -> int:
-    """Tokens of a long window that the model allows."""
+def _choose_length(within: int, asked: int | None, folder: Path, longest: int | None) -> int:
+    """Tokens of a long window that the model and the runtimes allow."""
     config = read_json_object(folder / "config.json")
     text = config.get("text_config")
     config = text if isinstance(text, dict) else config
-    positions = find_positions(folder)
+    positions = find_positions(folder, longest)
     if asked is not None:
         return min(asked, positions or asked)
     vocabulary = config.get("vocab_size")
@@ -106,8 +109,10 @@ def _choose_length(within: int, asked: int | None, folder: Path) -> int:
     return min(limit for limit in limits if limit is not None)
 
 
-def find_positions(folder: Path) -> int | None:
-    """Return how many positions a checkpoint's config.json names; None where it names none.
+def find_positions(folder: Path, longest: int | None = None) -> int | None:
+    """Return how many positions a checkpoint's config.json names, `longest` of them at the most.
+
+    None where neither says.
 
     Raises:
         CheckpointError: it is damaged.
@@ -117,8 +122,8 @@ def find_positions(folder: Path) -> int | None:
     for each in (config, text if isinstance(text, dict) else {}):
         positions = each.get("max_position_embeddings")
         if isinstance(positions, int) and positions > 0:
-            return positions
-    return None
+            return positions if longest is None else min(positions, longest)
+    return longest
 
 
 def _find_runs(windows: TokenWindows) -> list[np.ndarray]:

@@ -82,6 +82,7 @@ def run_probes(
     folder: Path,
     *,
     baseline: Path,
+    positions: int | None = None,
 ) -> ProbeFindings:
     """Let both models answer fixed prompts and read a few texts, and compare what they do.
 
@@ -94,6 +95,7 @@ def run_probes(
         spec: limits, and which prompts.
         folder: for files of logits, which are deleted after use.
         baseline: folder of the baseline, whose config files name the ends and the positions.
+        positions: tokens of a sequence that both runtimes take; None: they do not say.
 
     Raises:
         CalibrationError: the file of prompts is missing or damaged.
@@ -101,7 +103,7 @@ def run_probes(
         WorkerError, ResourceError: as `Pair.answers`.
     """
     models = _Models(pair, vocabulary, folder)
-    positions = find_positions(baseline) or sys.maxsize
+    positions = find_positions(baseline, positions) or sys.maxsize
     new_tokens = min(spec.max_new_tokens, positions // 2)
     prompts = _find_prompts(spec, tokenizer, ids, vocabulary, positions - new_tokens)
     answers = continue_prompts(pair, prompts.prompts, new_tokens)
@@ -117,7 +119,7 @@ def run_probes(
     return ProbeFindings(
         probes=(
             probe_loops(answers, spec.max_new_loops),
-            probe_endings(answers, new_tokens, spec.max_changed_endings),
+            probe_endings(answers, new_tokens, spec.max_changed_endings, watched.ids),
             probe_json(answers, tokenizer, spec.max_lost_json),
             probe_special_tokens(watched, first, second, spec.max_special_shift),
             _probe_length(models, near, long_ids, spec.max_long_ratio),

@@ -59,7 +59,7 @@ def load_prompts(
     The tokenizer puts its BOS before a text; of a conversation the chat template writes all
     special tokens, asks for an answer and, where it knows `enable_thinking`, for one without
     thoughts, so that short answers have room. Conversations are left out where there is no
-    template, and shipped prompts that do not fit.
+    template, and shipped prompts that it refuses or that do not fit.
 
     Args:
         file: a .jsonl file; None: the one that comes with quantkit.
@@ -68,7 +68,8 @@ def load_prompts(
         longest: tokens of a prompt, at the most.
 
     Raises:
-        CalibrationError: the file or a line of it is bad, or one of the user's prompts too long.
+        CalibrationError: the file or a line of it is bad, or one of the user's prompts too long or
+            refused by the template.
     """
     path = shipped_folder().parent / SHIPPED if file is None else Path(file)
     label = "the shipped prompts" if file is None else path.name
@@ -78,7 +79,13 @@ def load_prompts(
         if MESSAGES in tree and not tokenizer.chat_template:
             left_out["conversations, and the tokenizer has no chat template"] += 1
             continue
-        ids = _encode(tokenizer, tree, where)
+        try:
+            ids = _encode(tokenizer, tree, where)
+        except CalibrationError:
+            if file is not None:
+                raise
+            left_out["conversations that the chat template refuses"] += 1
+            continue
         if ids and max(ids) >= vocabulary:
             left_out["of tokens that the model does not have"] += 1
         elif len(ids) <= longest:
@@ -206,6 +213,14 @@ def render_chat(
             )
         )
     # A template is a program from elsewhere: these are what its mistakes raise in jinja.
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CalibrationError(f"{where}: the chat template refuses it: {reason}") from error

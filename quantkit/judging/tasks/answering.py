@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from quantkit.judging.scoring import check_logits
 from quantkit.judging.tasks.requests import Prompt, Reader, Span, read_request
 from quantkit.judging.worker import Pair, Worker
 
@@ -133,11 +134,7 @@ def _open_logits(
     """
     if answer.get("shape") == [shape[0], last, shape[2]]:
         shape = (shape[0], last, shape[2])
-    size = file.stat().st_size if file.is_file() else 0
-    if answer.get("shape") != list(shape) or size != 4 * int(np.prod(shape)):
-        raise worker.error(
-            f"answered logits of shape {answer.get('shape')} in {size} bytes for {list(shape)}"
-        )
+    check_logits(worker, answer, file, shape)
     if answer.get("finite") is not True:
         raise worker.error("answered logits with a NaN or an infinity on the text of a task")
     return np.memmap(file, dtype=np.float32, mode="r", shape=shape)

@@ -55,6 +55,7 @@ def run_tasks(
     *,
     confidence: float,
     folder: Path,
+    positions: int | None = None,
     progress: Progress,
 ) -> tuple[TaskResult, ...]:
     """Ask both models the documents of each task, and compare what they score.
@@ -67,6 +68,7 @@ def run_tasks(
         tasks: as `load_tasks` returns them.
         confidence: of the intervals of recovery.
         folder: for files of logits, which are deleted after use.
+        positions: tokens of a sequence that both runtimes take; None: they do not say.
         progress: called after each request.
 
     Raises:
@@ -76,7 +78,7 @@ def run_tasks(
     """
     if not tasks:
         return ()
-    reader = make_reader(baseline, tokenizer, vocabulary)
+    reader = make_reader(baseline, tokenizer, vocabulary, positions)
     results = []
     for task in tasks:
         message = f"task {task.name}"

@@ -227,6 +227,8 @@ def blaming(what: str) -> Iterator[None]:
     """Say in one line where lm-eval, or what it calls, failed: it raises whatever comes."""
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:
         hint = "; its data comes from the Hub" if isinstance(error, OSError) else ""
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]

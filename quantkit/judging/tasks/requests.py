@@ -62,9 +62,15 @@ class Prompt:
 
 
 def make_reader(
-    baseline: Path, tokenizer: PreTrainedTokenizerBase | None, vocabulary: int
+    baseline: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    vocabulary: int,
+    longest: int | None = None,
 ) -> Reader:
     """Return how the model in folder `baseline` reads text.
+
+    Args:
+        longest: tokens of a sequence that both runtimes take; None: they do not say.
 
     Raises:
         CheckpointError: it has no tokenizer, or one that has neither BOS nor EOS.
@@ -80,11 +86,12 @@ def make_reader(
     config = read_json_object(baseline / "config.json")
     inner = config.get("text_config")
     found = [(inner if isinstance(inner, dict) else config).get(key) for key in _POSITION_KEYS]
+    named = next((value for value in found if type(value) is int), POSITIONS)
     own = {tokenizer.eos_token_id} if isinstance(tokenizer.eos_token_id, int) else set()
     return Reader(
         tokenizer=tokenizer,
         vocabulary=vocabulary,
-        positions=next((value for value in found if type(value) is int), POSITIONS),
+        positions=min(named, named if longest is None else longest),
         prefix=prefix,
         ends=find_ends(baseline) | own,
     )

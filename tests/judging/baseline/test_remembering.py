@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.errors import WorkerError
+from quantkit.errors import ResourceError, WorkerError
 from quantkit.judging.baseline.entries import digest_body
 from quantkit.judging.baseline.remembering import start_with
 from quantkit.judging.baseline.store import describe_store, open_store
@@ -202,7 +202,7 @@ def test_a_model_that_loads_otherwise_than_before_ends_the_gate(
     run_gate(bench)
     monkeypatch.setenv("FAKE_DEVICE", "cuda")
 
-    with pytest.raises(WorkerError, match="computed: its device changed"):
+    with pytest.raises(ResourceError, match="computed: its device changed"):
         run_gate(bench, [[[3, 2, 1]]])
 
     assert run_gate(bench).asked == ALL

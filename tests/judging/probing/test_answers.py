@@ -121,14 +121,15 @@ def test_json_counts_where_the_baseline_gives_it() -> None:
 
     good, bad = json.dumps({"a": 1}), '{"a" 1}'
     tokenizer: object = Letters()
-    lost = [ask(good, bad), ask(good, bad), ask(good, bad), ask(good, good), ask(bad, bad)]
+    lost = [*[ask(good, bad)] * 4, ask(good, good), ask(bad, bad)]
 
     probe = probe_json(lost, tokenizer, 0.5)  # type: ignore[arg-type]
-    assert (probe.value, probe.verdict) == (0.75, "FAIL")
-    assert "4 of 5 prompts" in probe.detail
-    won = probe_json([*lost, ask(bad, good), ask(bad, good)], tokenizer, 0.5)  # type: ignore[arg-type]
-    assert (won.value, won.verdict) == (0.25, "PASS")
-    few = probe_json(lost[1:], tokenizer, 0.5)  # type: ignore[arg-type]
+    assert (probe.value, probe.verdict) == (0.8, "FAIL")
+    assert "5 of 6 prompts" in probe.detail
+    won = probe_json([*lost, ask(bad, good)], tokenizer, 0.5)  # type: ignore[arg-type]
+    assert (won.value, won.verdict) == (0, "PASS")
+    assert "fails 4 of these, and answers 1 others; fewer than 4 more may be chance" in won.detail
+    few = probe_json(lost[2:], tokenizer, 0.5)  # type: ignore[arg-type]
     assert (few.value, few.verdict) == (None, "UNJUDGED")
     none = probe_json(lost[-1:], tokenizer, 0.5)  # type: ignore[arg-type]
     assert "0 of 1 prompts" in none.detail

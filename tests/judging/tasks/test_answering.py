@@ -205,6 +205,13 @@ def test_a_context_is_cut_from_the_left(reader: Reader) -> None:
     assert span.ids[-len(span.targets) + 1 :] == span.targets[:-1]
 
 
+def test_a_runtime_may_have_fewer_positions_than_the_model(models: tuple[Path, Path]) -> None:
+    tokenizer = load_tokenizer(models[0])
+
+    assert make_reader(models[0], tokenizer, 300, 8).positions == 8
+    assert make_reader(models[0], tokenizer, 300, 1 << 40).positions == POSITIONS
+
+
 def test_a_model_without_a_tokenizer_has_no_tasks(models: tuple[Path, Path]) -> None:
     with pytest.raises(CheckpointError, match="a BOS or an EOS token"):
         make_reader(models[0], None, 300)
