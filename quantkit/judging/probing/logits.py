@@ -26,12 +26,14 @@ class Compared:
     """What rows of tokens gave.
 
     kl: float32 [B, L], KL(baseline || artifact) in nats, to about one part in a thousand. baseline,
-    artifact: float32 [B, L, S], log-probabilities of the watched tokens as the next one.
+    artifact: float32 [B, L, S], log-probabilities of the watched tokens as the next one. nll:
+    float32 [B, L - 1], the baseline's, of the token that came next.
     """
 
     kl: np.ndarray
     baseline: np.ndarray
     artifact: np.ndarray
+    nll: np.ndarray
 
 
 def compare_rows(
@@ -54,11 +56,11 @@ def compare_rows(
         _compare_batch(pair, rows[start : start + step], watched, vocabulary, folder)
         for start in range(0, len(rows), step)
     ]
-    kl, baseline, artifact = (
+    kl, baseline, artifact, nll = (
         np.concatenate([getattr(part, name) for part in parts])
-        for name in ("kl", "baseline", "artifact")
+        for name in ("kl", "baseline", "artifact", "nll")
     )
-    return Compared(kl, baseline, artifact)
+    return Compared(kl, baseline, artifact, nll)
 
 
 def _compare_batch(
@@ -71,19 +73,26 @@ def _compare_batch(
     for worker, answer, file in zip(pair.workers, pair.answers(), files, strict=True):
         check_logits(worker, answer, file, shape)
     chosen = torch.tensor(list(watched), dtype=torch.int64)
+    # Behind the last token of a row comes the first of the next one, which is cut off again.
+    following = torch.from_numpy(np.roll(rows.reshape(-1), -1))
     step = max(1, CHUNK_FLOATS // vocabulary)
     kl: list[Tensor] = []
+    nll: list[Tensor] = []
     logs: tuple[list[Tensor], list[Tensor]] = ([], [])
     for start in range(0, rows.size, step):
         count = min(step, rows.size - start)
         first, second = (_read_logits(file, start, count, vocabulary) for file in files)
-        kl.append(quick_divergence(torch.log_softmax(first, dim=-1), second))
+        log_p = torch.log_softmax(first, dim=-1)
+        targets = following[start : start + count].unsqueeze(-1)
+        nll.append(-log_p.gather(-1, targets).squeeze(-1))
+        kl.append(quick_divergence(log_p, second))
         for log, logits in zip(logs, (first, second), strict=True):
             log.append(logits[:, chosen] - torch.logsumexp(logits, dim=-1, keepdim=True))
     for file in files:
         file.unlink()
     baseline, artifact = (torch.cat(log).reshape(*rows.shape, len(watched)).numpy() for log in logs)
-    return Compared(torch.cat(kl).reshape(rows.shape).numpy(), baseline, artifact)
+    whole_kl, whole_nll = (torch.cat(part).reshape(rows.shape).numpy() for part in (kl, nll))
+    return Compared(whole_kl, baseline, artifact, whole_nll[:, :-1])
 
 
 def _read_logits(file: Path, start: int, count: int, vocabulary: int) -> Tensor:

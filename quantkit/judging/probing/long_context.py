@@ -26,6 +26,8 @@ MOST_FLOATS = 1 << 28
 SMALL_KL = 0.01
 """Nats. A KL within the windows that is smaller counts as this: far out it may well grow to a
 multiple of next to nothing."""
+MOST_WORSE = 0.5
+"""Nats by which the baseline's own nll may be higher than within the windows."""
 
 
 @dataclass(frozen=True)
@@ -142,20 +144,43 @@ def probe_long_context(
     Args:
         near: the first `within` tokens of the long windows, read alone: some positional encodings
             change for all positions as a sequence grows.
-        far: all of the long windows, or only their positions from `within` on.
+        far: all of the long windows.
         within: tokens of a window of the gate.
         long: tokens of a long window.
         limit: of the ratio.
     """
     name = "long_context"
+    end = _find_end(near, far, within)
+    if end is None:
+        detail = f"the baseline itself does not work beyond the first {within} tokens of a text"
+        return judge_probe(name, None, limit, detail)
     inside = float(near.kl.mean(dtype=np.float64))
-    beyond = float(far.kl[:, within:].mean(dtype=np.float64))
+    beyond = float(far.kl[:, within:end].mean(dtype=np.float64))
     if not np.isfinite(inside + beyond):
         detail = f"not all logits of {len(near.kl)} windows of {long} tokens are finite"
         return fail_probe(name, limit, detail)
     detail = (
-        f"mean KL is {beyond:.3g} nats at positions {within} to {long - 1} of {len(near.kl)} long "
+        f"mean KL is {beyond:.3g} nats at positions {within} to {end - 1} of {len(near.kl)} long "
         f"windows, and {inside:.3g} in their first {within} tokens"
         + (f" (counted as {SMALL_KL:g})" if inside < SMALL_KL else "")
+        + ("" if end == far.kl.shape[1] else "; farther the baseline itself does not work")
     )
     return judge_probe(name, beyond / max(inside, SMALL_KL), limit, detail)
+
+
+def _find_end(near: Compared, far: Compared, within: int) -> int | None:
+    """Return the position up to which the baseline works about as well as within the windows.
+
+    Stretches of `within` positions are looked at one by one. A model may have positions that it was
+    never trained on: there the slightest change of it changes what it says, and nothing is lost.
+    None: it does not work in the first of them.
+    """
+    usual = float(near.nll.mean(dtype=np.float64))
+    end = within
+    while end < far.kl.shape[1]:
+        stretch = far.nll[:, end : end + within]
+        # The baseline's own NaN is told of by the caller.
+        if stretch.size and float(stretch.mean(dtype=np.float64)) > usual + MOST_WORSE:
+            break
+        end = min(end + within, far.kl.shape[1])
+    return None if end == within else end

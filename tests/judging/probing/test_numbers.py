@@ -183,16 +183,41 @@ def test_long_context_is_a_multiple_of_what_the_windows_have(
     inside: float, beyond: float, value: float | None, verdict: str
 ) -> None:
     """Where that is next to nothing, 0.01 nats stand in for it."""
-    none = np.zeros((2, 32, 0), np.float32)
-    near = Compared(np.full((2, 8), inside, np.float32), none, none)
+    near = as_compared(np.full((2, 8), inside), np.full((2, 7), 3.0))
     # What the first positions have in the long windows does not count.
-    kl = np.full((2, 32), beyond, np.float32)
+    kl = np.full((2, 32), beyond)
     kl[:, :8] = 0.5
 
-    probe = probe_long_context(near, Compared(kl, none, none), 8, 32, 8.0)
+    probe = probe_long_context(near, as_compared(kl, np.full((2, 31), 3.0)), 8, 32, 8.0)
 
     assert probe.value == (None if value is None else pytest.approx(value, rel=1e-5))
     assert probe.verdict == verdict
+    assert "does not work" not in probe.detail
+
+
+@pytest.mark.parametrize(("worse_from", "value"), [(8, None), (16, 2.5), (24, 4.5), (31, 6.5)])
+def test_where_the_baseline_itself_does_not_work_nothing_is_lost(
+    worse_from: int, value: float | None
+) -> None:
+    """A model may have more positions than it was trained on; there any change changes much."""
+    near = as_compared(np.full((2, 8), 0.04), np.full((2, 7), 3.0))
+    kl = np.full((2, 32), 0.1)
+    kl[:, 16:] = 0.26
+    kl[:, 24:] = 0.42
+    nll = np.full((2, 31), 3.4)
+    nll[:, worse_from:] = 5.0
+
+    probe = probe_long_context(near, as_compared(kl, nll), 8, 32, 8.0)
+
+    assert probe.value == (None if value is None else pytest.approx(value, rel=1e-5))
+    assert probe.verdict == ("UNJUDGED" if value is None else "PASS")
+    assert ("does not work" in probe.detail) == (worse_from < 31)
+
+
+def as_compared(kl: np.ndarray, nll: np.ndarray) -> Compared:
+    """What two rows gave, without watched tokens."""
+    none = np.zeros((*kl.shape, 0), np.float32)
+    return Compared(kl.astype(np.float32), none, none, nll.astype(np.float32))
 
 
 def test_the_defaults_are_limits() -> None:
