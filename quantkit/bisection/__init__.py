@@ -31,7 +31,8 @@ from quantkit.gating import find_gate_spec, recorded_gate
 from quantkit.ggml_types import GGUF
 from quantkit.inputs import RecipeLike
 from quantkit.job import load_evaluation
-from quantkit.judging.sampling import shuffle_windows
+from quantkit.judging.sampling import plan_looks, shuffle_windows
+from quantkit.judging.scoring import select_scored
 from quantkit.planning.sizes import choose_scale_dtype
 from quantkit.recipe import GateSpec
 from quantkit.records import Progress, TokenWindows
@@ -93,7 +94,7 @@ def bisect(
     if is_encoder(base.config):
         raise InputError(f"{baseline} is an encoder: what is bisected are decoders")
     evaluation = load_evaluation(spec, load_tokenizer(base.source.folder), base)
-    evaluation = shuffle_windows(evaluation, spec.seed)
+    evaluation = select_scored(shuffle_windows(evaluation, spec.seed))
     recorded = recipe is None and bool(recorded_gate(evidence))
     with memory_errors():
         setting, pair = _set_up(found, base, evaluation, spec, windows, device, tell)
@@ -128,18 +129,20 @@ def _set_up(
     pair = pair_up(skeleton, structure, weights, open_base(base))
     units = list(survey(pair, tell))
     shapes = {unit.name: tuple(skeleton.get_parameter(unit.tensors[0]).shape) for unit in units}
+    looks = plan_looks(spec.samples, len(evaluation.ids))
     kept: list[Part] = []
 
     def find_whole() -> Part:
         if not kept:
-            kept.append(prepare(bench, _cut(evaluation, spec.samples, None)))
+            kept.append(prepare(bench, _cut(evaluation, looks[0], None)))
         return kept[0]
 
     bench = set_up(skeleton, pair, find_flaws(units), choose_device(device), tell)
     setting = Setting(
         bench=bench,
-        quick=prepare(bench, _cut(evaluation, min(windows, spec.samples), _WINDOW_TOKENS)),
+        quick=prepare(bench, _cut(evaluation, min(windows, looks[0]), _WINDOW_TOKENS)),
         find_whole=find_whole,
+        looks=looks,
         spec=spec,
         written=found.format,
         scale_dtype=choose_scale_dtype(base, ()),

@@ -14,7 +14,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.inspected import Inspection
 from quantkit.recipe import GateSpec
 from quantkit.records import Judgement
-from quantkit.report.rounding import format_percent, format_significant
+from quantkit.report.rounding import format_count, format_percent, format_significant
 
 CONFIG = "config.json"
 _CONFIG_MATTERS = 1e-4
@@ -144,7 +144,10 @@ def _list_flaws(flawed: Sequence[Unit]) -> str:
 
 def _say_passes(flawed: Sequence[Unit]) -> str:
     if not flawed:
-        return "the artifact holds every limit: nothing has to be mended"
+        return (
+            "the artifact holds every limit on windows: no weight has to be mended (probes and "
+            "tasks are not asked here)"
+        )
     return f"{_list_flaws(flawed)}The artifact holds every limit all the same"
 
 
@@ -162,7 +165,7 @@ def _say_budget(last: Scan, choice: Choice, *, also: bool) -> str:
     shares = ""
     if top is not None:
         shares = f"; the largest share is that of {top.name}, {format_percent(top.share)}"
-    count = f"{len(choice.layers)} layer{'s' if len(choice.layers) != 1 else ''}"
+    count = format_count(len(choice.layers), "layer")
     return (
         f"{'Apart from that, no' if also else 'No'} weight is further from the original's than its "
         f"bits explain: the loss is what they cost{shares}. With more bits for {count} the "

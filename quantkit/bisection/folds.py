@@ -4,7 +4,10 @@ A scale s per channel that multiplies the columns of a group of layers divides t
 of the linear layer, in front of them. Each module of such a fold is a witness of s: the norm by the
 ratio of its weights, a layer by the factors that bring its rows or columns nearest to the
 original's. A witness is believed where its s explains the *other* modules of the fold better than
-no scale does: so a broken module neither passes for a fold nor hides one. Which modules these are
+no scale does: so a broken module neither passes for a fold nor hides one. A norm's s is exact, and
+a gain that is barely more than nothing is proof enough: with found = W s + E, the error of W s is
+below that of W where E has less than half of W (s - 1) in it, and a rounding has next to nothing.
+What layers tell is an estimate, and layers with one input may err alike. Which modules these are
 the family's data file says; other models are taken to have none.
 
 Every s enters both sides of its fold, so a block with all of its modules restored computes exactly
@@ -14,7 +17,7 @@ what the original's does, whatever s is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,15 +29,23 @@ from quantkit.records import FoldPlan
 from quantkit.solvers import expand_heads
 
 _LEAST_GAIN = 0.02
-"""Of the logarithms of the others' errors: what a witness has to explain to be believed."""
+"""Of the logarithms of the others' errors: what a layer behind a norm has to explain to be
+believed, and how much better than the norm."""
+_LEAST_GAIN_BETWEEN = 0.003
+"""The same of two layers with a fold between them, whose roundings have nothing in common."""
+_LEAST_GAIN_OF_NORM = 1e-4
+"""The same of a norm: beyond float32's last digits."""
 _LEAST_OWN_GAIN = 0.2
 """The same of its own error, where all others are broken."""
+_ROUNDED = (0.95, 1.02)
+"""Factors that a rounding may give a weight: most make it a little smaller."""
+_ANY = (0.0, math.inf)
 _LEAST_ERROR = 1e-3
 """Where a witness's s is exact, its own error would count without end."""
 _BROKEN = 0.8
 """Sine of the angle of a module that tells nothing."""
-_EXACT_ENOUGH = 0.9
-"""Of the best witness's gain: then a norm is taken, whose s is no estimate."""
+_GOOD_ENOUGH = 0.9
+"""Of the best witness's gain: then the one in front is taken."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,18 @@ class _Fold:
     """What is known of earlier folds."""
     free: frozenset[str]
     """Modules whose rows may be scaled by a later fold."""
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What a witness tells: s [I], and how much nearer each module of the fold comes under it."""
+
+    witness: str
+    scale: Tensor
+    gains: Mapping[str, float]
+
+    def sum_gains(self, names: Iterable[str]) -> float:
+        return sum(self.gains[name] for name in names)
 
 
 def find_scales(
@@ -98,23 +121,45 @@ def relative_error(found: Tensor, weight: Tensor) -> float:
 def _choose(fold: _Fold) -> Tensor | None:
     """Return s [I] of the witness under which all come nearest; None where none is believed."""
     plain = _measure(fold, None)
-    judges = set(plain)
-    if fold.plan.kind == "norm" and len(fold.group.linears) > 1:
+    plan, judges = fold.plan, frozenset(plain)
+    if plan.kind == "norm" and len(fold.group.linears) > 1:
         # Layers that agree with each other say more than a norm, which may be lost.
-        judges.remove(fold.plan.module)
-    best: tuple[float, Tensor] | None = None
+        judges -= {plan.module}
+    best: _Claim | None = None
     for witness, scale in _witnesses(fold):
         errors = _measure(fold, scale)
-        gains = {name: math.log(plain[name] / errors[name]) for name in errors}
-        others = judges - {witness}
-        gain, needed = sum(gains[name] for name in others), _LEAST_GAIN * len(others)
+        claim = _Claim(witness, scale, _compare(plain, errors))
+        told, others = claim, judges - {witness}
+        if plan.kind == "norm" and witness == plan.module:
+            # A norm tells the size of s, too.
+            strict = (_measure(fold, each, _ROUNDED) for each in (None, scale))
+            told = replace(claim, gains=_compare(*strict))
+        gain, needed = told.sum_gains(others), _least_gain(plan, witness) * len(others)
         if all(min(plain[name], errors[name]) >= _BROKEN for name in others):
-            gain, needed = gains[witness], _LEAST_OWN_GAIN
-        total = sum(gains[name] for name in judges)
-        # The norm comes first.
-        if gain > needed and (best is None or total * _EXACT_ENOUGH > best[0]):
-            best = total, scale
-    return None if best is None else best[1]
+            gain, needed = claim.gains[witness], _LEAST_OWN_GAIN
+        if gain > needed and (best is None or _is_better(claim, best, judges, plan)):
+            best = claim
+    return None if best is None else best.scale
+
+
+def _compare(plain: Mapping[str, float], errors: Mapping[str, float]) -> dict[str, float]:
+    return {name: math.log(plain[name] / errors[name]) for name in plain}
+
+
+def _least_gain(plan: FoldPlan, witness: str) -> float:
+    if plan.kind == "linear":
+        return _LEAST_GAIN_BETWEEN
+    return _LEAST_GAIN_OF_NORM if witness == plan.module else _LEAST_GAIN
+
+
+def _is_better(claim: _Claim, best: _Claim, judges: frozenset[str], plan: FoldPlan) -> bool:
+    """Whether a later witness is believed in place of the best so far."""
+    if plan.kind == "norm" and best.witness == plan.module:
+        # An estimate fits its own rounding, too: the others tell whether the norm is wrong.
+        others = judges - {claim.witness}
+        gained = claim.sum_gains(others) - best.sum_gains(others)
+        return gained > _LEAST_GAIN * len(others)
+    return _GOOD_ENOUGH * claim.sum_gains(judges) > best.sum_gains(judges)
 
 
 def _witnesses(fold: _Fold) -> Iterator[tuple[str, Tensor]]:
@@ -134,28 +179,37 @@ def _witnesses(fold: _Fold) -> Iterator[tuple[str, Tensor]]:
         )
 
 
-def _measure(fold: _Fold, scale: Tensor | None) -> dict[str, float]:
-    """Return the sine of the angle between each module and the original under s [I], within bounds.
+def _measure(
+    fold: _Fold, scale: Tensor | None, factors: tuple[float, float] = _ANY
+) -> dict[str, float]:
+    """Return how far each module is from the original under s [I], within bounds.
 
-    The angle, since a wrong scale is often wrong by a common factor, which says nothing of s.
+    Any common factor goes free, which makes it the sine of the angle between them: a scale that a
+    layer tells is often wrong by one, which says nothing of s. Or only those within `factors` do.
     """
     errors, front = {}, fold.plan.module
     weight = _weigh_front(fold)
     if scale is not None:
         weight = apply_scales(weight, Scales(rows=1 / _collapse(scale, fold.plan)))
-    errors[front] = _measure_angle(fold.found[front], weight)
+    errors[front] = _measure_distance(fold.found[front], weight, factors)
     for name in fold.group.linears:
         weight = apply_scales(fold.base[name], Scales(columns=scale))
         if name in fold.free:
             weight = weight * _fit(fold.found[name], weight, 1).unsqueeze(1)
-        errors[name] = _measure_angle(fold.found[name], weight)
+        errors[name] = _measure_distance(fold.found[name], weight, factors)
     return {name: min(max(error, _LEAST_ERROR), 1.0) for name, error in errors.items()}
 
 
-def _measure_angle(found: Tensor, weight: Tensor) -> float:
-    cosine = torch.nn.functional.cosine_similarity(found.flatten(), weight.flatten(), dim=0)
+def _measure_distance(found: Tensor, weight: Tensor, factors: tuple[float, float]) -> float:
+    """Return ||W' - a W|| / ||W'|| for the best a within bounds; 1 where W' points elsewhere."""
+    product, power = float((found * weight).sum()), float((weight * weight).sum())
     # NaN, of a damaged weight, is no direction.
-    return math.sqrt(max(0.0, 1 - float(cosine) ** 2)) if float(cosine) > 0 else 1.0
+    if not product > 0:
+        return 1.0
+    factor = min(max(product / power, factors[0]), factors[1])
+    # From what is left of the weight: the cosine of two that are near has too few digits.
+    left = torch.linalg.vector_norm(found - weight * factor)
+    return float(left / torch.linalg.vector_norm(found))
 
 
 def _weigh_front(fold: _Fold) -> Tensor:

@@ -85,8 +85,9 @@ def is_within(scores: Scores, spec: GateSpec) -> bool:
     return all(limit is None or value * sign <= limit * sign for limit, value, sign in checks)
 
 
-def judge_scores(scores: Scores, spec: GateSpec) -> Judgement:
-    """Judge as the gate does: by whole confidence intervals, at one look."""
+def judge_scores(scores: Scores, spec: GateSpec, looks: Sequence[int]) -> Judgement:
+    """Judge as the gate does at the first of its looks: by whole confidence intervals, as wide as
+    all looks together need."""
     names = ("baseline_nll", "nll", "kl", "agree")
     columns = [tuple(scores.by_window(getattr(scores, name)).tolist()) for name in names]
     baseline, candidate, kl, agreement = columns
@@ -100,5 +101,6 @@ def judge_scores(scores: Scores, spec: GateSpec) -> Judgement:
         kl_p99=float(np.percentile(scores.kl.numpy(), 99)),
         kl_max=float(scores.kl.max()),
         finite=bool(scores.kl.isfinite().all() and scores.nll.isfinite().all()),
+        looks=tuple(looks),
     )
     return judge(result, spec)

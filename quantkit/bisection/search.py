@@ -26,7 +26,9 @@ class Setting:
     bench: Bench
     quick: Part
     find_whole: Callable[[], Part]
-    """Returns all windows, prepared; asked for once."""
+    """Returns the windows of the gate's first look, prepared; asked for once."""
+    looks: tuple[int, ...]
+    """Numbers of windows at which the gate may decide."""
     spec: GateSpec
     written: str
     """Format."""
@@ -146,7 +148,7 @@ def _mend(unit: Unit) -> Remedy:
 def confirm(setting: Setting, trial: Trial) -> Judgement:
     """Judge a trial on all windows."""
     (scores,) = measure(setting.bench, setting.find_whole(), [trial], "confirm")
-    return judge_scores(scores, setting.spec)
+    return judge_scores(scores, setting.spec, setting.looks)
 
 
 def count_added(setting: Setting, name: str, remedy: Remedy) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,12 +29,17 @@ _EQUAL = 1e-6
 _LARGEST_PLAIN_ERROR = 0.03
 """Of a weight without codes: a fold is rounded to 16 bits, and an estimate of it is less exact."""
 _TIMES_USUAL = 3.0
-"""Plain rounding's error, from which on a layer may be broken ..."""
+"""What rounding explains, from which on a layer may be broken ..."""
 _TIMES_PEERS = 2.0
 """... if this is also so many times what layers of its kind have, relative to plain rounding."""
 _TIMES_ALONE = 6.0
 """Without such layers to compare with."""
 _SAMPLED_ROWS = 512
+_NEARER = 0.5
+"""Share of a layer's columns, those that are nearest to the original's, ..."""
+_TIMES_NEARER = 2.0
+"""... and plain rounding's error of such a share, from which on they too may be broken. Under a
+second moment, columns that inputs hardly reach are anywhere, and may be many."""
 _LIMITS = {8: 0.1}
 _USUAL_LIMIT = 0.5
 """As in `formats/comparison.py`: relative error beyond which a layer may be no rounding at all."""
@@ -153,7 +159,11 @@ def _measure(
     if form.scheme != "none" and weight.dim() == 2 and can_round(form, weight.shape[1]):
         # A part of the rows tells it: the encoders of GGUF's types are slow.
         part = weight[:: max(1, len(weight) // _SAMPLED_ROWS)]
-        usual = relative_error(round_as(part, form), part)
+        rounded = round_as(part, form)
+        usual = relative_error(rounded, part)
+        if _measure_nearer(found, weight) <= _TIMES_NEARER * _measure_nearer(rounded, part):
+            # Then a rounding explains all of it, however far the other half is.
+            usual = max(usual, errors[main])
     plain_size = weight.numel() * 2
     if pair.base.checkpoint is not None and main in pair.base.checkpoint.tensors:
         plain_size = pair.base.checkpoint.tensors[main].size
@@ -168,6 +178,19 @@ def _measure(
         flaw=_find_flaw(module, block, form, found, weight, errors[main]),
         plain_size=plain_size,
     )
+
+
+def _measure_nearer(found: Tensor, weight: Tensor) -> float:
+    """Return the relative error of the columns of `weight` [O, I] that `found` is nearest to."""
+    nearer = _find_nearer(found, weight)
+    return relative_error(found[:, nearer], weight[:, nearer])
+
+
+def _find_nearer(found: Tensor, weight: Tensor) -> Tensor:
+    """Return the columns of `weight` [O, I] that `found` is nearest to, in their order."""
+    errors = (found - weight).square().sum(0) / weight.square().sum(0).clamp(min=1e-30)
+    # NaN, of a damaged weight, is far, and sorted last.
+    return errors.argsort()[: math.ceil(_NEARER * len(errors))].sort().values
 
 
 def _find_flaw(
@@ -188,11 +211,15 @@ def _find_flaw(
     if weight.dim() != 2:
         return None
     cosine = torch.nn.functional.cosine_similarity(found.flatten(), weight.flatten(), dim=0)
+    spread = measure_spread(found, weight)
+    if not spread.is_wrong:
+        nearer = _find_nearer(found, weight)
+        spread = measure_spread(found[:, nearer], weight[:, nearer])
     compared = ComparedLayer(
         module,
         error,
         cosine=float(cosine),
-        spread=measure_spread(found, weight),
+        spread=spread,
         bias=measure_bias(found, weight),
     )
     return compared.find_problem(form.bits, _LIMITS.get(form.bits, _USUAL_LIMIT))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,15 @@ from typing import Any
 from quantkit.bisection.records import AGAIN, Bisection, Suspect
 from quantkit.durable import write_text
 from quantkit.records import Judgement
-from quantkit.report.rounding import format_bytes, format_percent, format_significant
+from quantkit.report.rounding import (
+    format_bytes,
+    format_percent,
+    format_significant,
+    format_together,
+)
+from quantkit.report.rows import check_rows
+from quantkit.report.tables import table
+from quantkit.report.text import code_block, code_span, escape_markdown
 from quantkit.running import staged
 from quantkit.staging import commit
 
@@ -22,7 +30,7 @@ _TITLES = ("restored", "KL then", "of the loss", "weight error", "adds")
 
 
 def list_rows(suspects: Sequence[Suspect]) -> Iterator[tuple[str, ...]]:
-    """Yield the cells of a ranking, its titles first."""
+    """Yield the cells of a ranking, its titles first and what it leaves out last."""
     yield _TITLES
     for suspect in suspects[:MOST_ROWS]:
         error = suspect.relative_error
@@ -33,6 +41,8 @@ def list_rows(suspects: Sequence[Suspect]) -> Iterator[tuple[str, ...]]:
             "" if error is None else format_percent(error),
             format_bytes(suspect.added_bytes),
         )
+    if len(suspects) > MOST_ROWS:
+        yield (f"... and {len(suspects) - MOST_ROWS} more", "", "", "", "")
 
 
 def list_facts(found: Bisection) -> Iterator[tuple[str, str]]:
@@ -40,8 +50,8 @@ def list_facts(found: Bisection) -> Iterator[tuple[str, str]]:
     yield "artifact", f"{found.artifact} ({found.format}, {found.scheme})"
     yield "windows", f"{found.windows} of {found.window_tokens} tokens"
     yield "KL", f"{format_significant(found.kl)}{_show_limit(found, 'max_kl')}"
-    increase = format_percent(found.perplexity_increase)
-    yield "perplexity", f"{increase} above{_show_limit(found, 'max_perplexity_increase')}"
+    (increase,) = format_together((found.perplexity_increase,), percent=True, sign=True)
+    yield "perplexity", f"{increase}{_show_limit(found, 'max_perplexity_increase')}"
     agreement = format_percent(found.top1_agreement)
     yield "top-1 agreement", f"{agreement}{_show_limit(found, 'min_top1_agreement')}"
 
@@ -80,30 +90,33 @@ def write_results(found: Bisection, output: Path) -> None:
         ResourceError, OutputError: they cannot be written.
     """
     with staged(output, overwrite=False) as partial:
-        text = json.dumps(make_document(found), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(make_document(found), indent=2, allow_nan=False)
         write_text(partial / "bisect.json", f"{text}\n")
         write_text(partial / "bisect.md", _make_page(found))
         commit(partial, output)
 
 
 def _make_page(found: Bisection) -> str:
-    lines = [f"# Bisection of {found.artifact}", "", f"**{found.outcome}**: {found.summary}", ""]
-    lines += [f"- {name}: {words}" for name, words in list_facts(found)]
+    parts = [
+        f"# Bisection of {code_span(found.artifact)}",
+        f"**{found.outcome}**: {escape_markdown(found.summary)}",
+        _list_items(f"{name}: {words}" for name, words in list_facts(found)),
+    ]
     for suspects in (found.blocks, found.units):
         titles, *rows = list_rows(suspects)
-        lines += ["", _make_row(titles), _make_row(["---"] * len(titles)), *map(_make_row, rows)]
+        cells = [[code_span(row[0], in_table=True), *map(escape_markdown, row[1:])] for row in rows]
+        parts += [table(titles, cells)] if cells else []
     if found.proposal is not None:
-        recipe = found.proposal.recipe
         told = list(list_proposal(found))
         kept = told[: told.index("")] if "" in told else told
-        lines += ["", "## Proposal", "", *(f"- {line}" for line in kept)]
-        lines += ["", "```yaml", recipe.rstrip("\n"), "```"] if recipe else []
-    lines += ["", *(f"- note: {note}" for note in found.notes)]
-    return "\n".join(lines).rstrip("\n") + "\n"
+        parts += ["## Proposal", _list_items(kept)]
+        parts += [code_block(found.proposal.recipe, "yaml")] if found.proposal.recipe else []
+    parts += [_list_items(f"note: {note}" for note in found.notes)] if found.notes else []
+    return "\n\n".join(parts) + "\n"
 
 
-def _make_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _list_items(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {escape_markdown(line)}" for line in lines)
 
 
 def _show_limit(found: Bisection, name: str) -> str:
@@ -116,13 +129,10 @@ def _show_limit(found: Bisection, name: str) -> str:
 
 
 def _show_checks(judgement: Judgement) -> str:
-    words = []
-    for check in judgement.checks:
-        show = format_significant if check.name == "max_kl" else format_percent
-        bound = check.high if check.name.startswith("max_") else check.low
-        side = "at most" if check.name.startswith("max_") else "at least"
-        words.append(f"{check.name} {show(check.value)}, {side} {show(bound)}: {check.verdict}")
-    return "; ".join(words)
+    return "; ".join(
+        f"{row.label} {row.value} ({row.interval}), {row.limit}: {row.verdict}"
+        for row in check_rows(judgement)
+    )
 
 
 def _summarize(judgement: Judgement | None) -> dict[str, Any] | None:

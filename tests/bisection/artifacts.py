@@ -13,7 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import quantkit
-from quantkit.bisection.records import Bisection
+from quantkit.bisection.reading import open_base, open_weights
+from quantkit.bisection.records import Bisection, Unit
+from quantkit.bisection.survey import find_flaws, pair_up, survey
+from quantkit.checkpoint.reader import open_checkpoint
+from quantkit.checkpoint.skeleton import build_skeleton
+from quantkit.checkpoint.source import resolve_source
+from quantkit.checkpoint.structure import find_groups
+from quantkit.formats.inspect import inspect_artifact
+from quantkit.running import silent
 
 BLOCK = "model.layers.1"
 UP, GATE, DOWN = (f"{BLOCK}.mlp.{name}_proj" for name in ("up", "gate", "down"))
@@ -114,3 +122,12 @@ def run(artifact: Path, model: Path, text: Path, max_kl: float, **options: Any) 
     return quantkit.bisect(
         artifact, baseline=model, data=text, windows=8, overrides=overrides, **options
     )
+
+
+def find_units(artifact: Path, model: Path) -> dict[str, Unit]:
+    """Return what differs from the original's, by name, without measuring anything."""
+    base = open_checkpoint(resolve_source(str(model)))
+    skeleton = build_skeleton(base)
+    weights = open_weights(inspect_artifact(artifact), base)
+    pair = pair_up(skeleton, find_groups(base, skeleton), weights, open_base(base))
+    return {unit.name: unit for unit in find_flaws(list(survey(pair, silent)))}
