@@ -61,7 +61,11 @@ def choose(setting: Setting, found: Scan) -> Choice | None:
                 layers = tuple(name for option in options[:count] for name in option.names)
                 added = sum(count_added(setting, name, remedy) for name in layers)
                 return Choice(trial, layers, remedy, judgement, added)
-            count, tries = _enlarge(options, count, judgement), tries + 1
+            tried, tries = count, tries + 1
+            count = _enlarge(options, tried, judgement)
+            if tried < len(options) and (count > len(options) or tries == _CONFIRMATIONS - 1):
+                # Whether all of them would do is the last thing that is asked.
+                count = len(options)
     return None
 
 

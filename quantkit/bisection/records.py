@@ -69,8 +69,9 @@ class Unit:
     relative_error: float
     """||W' - W|| / ||W||, where W is the original's weight with what was folded into it."""
     usual_error: float
-    """The same of plain rounding under the same scheme; 0 where the weight is not quantized or the
-    scheme is not known."""
+    """The same of plain rounding under the same scheme; its own error, if larger, where the nearer
+    half of its columns is a rounding's; 0 where the weight is not quantized or the scheme is not
+    known."""
     flaw: str | None
     """Why no rounding explains its weight; None: one may."""
     plain_size: int
