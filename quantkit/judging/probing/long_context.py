@@ -26,7 +26,7 @@ MOST_FLOATS = 1 << 28
 SMALL_KL = 0.01
 """Nats. A KL within the windows that is smaller counts as this: far out it may well grow to a
 multiple of next to nothing."""
-MOST_WORSE = 0.5
+MOST_WORSE = 0.25
 """Nats by which the baseline's own nll may be higher than within the windows."""
 
 

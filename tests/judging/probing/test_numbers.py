@@ -204,7 +204,7 @@ def test_where_the_baseline_itself_does_not_work_nothing_is_lost(
     kl = np.full((2, 32), 0.1)
     kl[:, 16:] = 0.26
     kl[:, 24:] = 0.42
-    nll = np.full((2, 31), 3.4)
+    nll = np.full((2, 31), 3.2)
     nll[:, worse_from:] = 5.0
 
     probe = probe_long_context(near, as_compared(kl, nll), 8, 32, 8.0)
