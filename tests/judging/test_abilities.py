@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_an_environment_that_is_broken_is_told_with_its_last_words(tmp_path: Pat
 
 def test_an_interpreter_without_the_packages_is_no_runtime(tmp_path: Path) -> None:
     """The worker answers, and lacks what it needs."""
-    bare = make_interpreter(tmp_path / "python", f'exec {sys.executable} -S "$@"')
+    bare = make_interpreter(tmp_path / "python", f'exec {shlex.quote(sys.executable)} -S "$@"')
     found = examine_runtime("transformers", {"transformers": str(bare)})
     assert found.where == "gate.python"
     assert found.problem == "the interpreter has no torch"
