@@ -6,7 +6,8 @@ Only transformers renders templates: it does so in a sandbox.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -161,9 +162,7 @@ def _apply(
     add_generation_prompt: bool = False,
     return_assistant_tokens_mask: bool = False,
 ) -> Any:
-    from jinja2 import TemplateError
-
-    try:
+    with explaining_refusals(f"{where}: the chat template refuses this row"):
         return tokenizer.apply_chat_template(
             [dict(message) for message in messages],
             tokenize=tokenize,
@@ -171,7 +170,28 @@ def _apply(
             return_dict=tokenize,
             return_assistant_tokens_mask=return_assistant_tokens_mask,
         )
+
+
+@contextmanager
+def explaining_refusals(what: str) -> Iterator[None]:
+    """Turn what a chat template raises into one line that begins with `what`.
+
+    Raises:
+        CalibrationError: the template refused, or tripped over what it did not expect.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        yield
     # A template is a program from elsewhere: these are what its mistakes raise in jinja.
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CalibrationError(f"{where}: the chat template refuses this row: {reason}") from error
+        raise CalibrationError(f"{what}: {reason}") from error

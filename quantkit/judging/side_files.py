@@ -13,8 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from quantkit.calibration.chat import explaining_refusals
 from quantkit.calibration.tokenizer import VOCABULARY_FILES, load_tokenizer, read_json_object
-from quantkit.errors import CheckpointError
+from quantkit.errors import CalibrationError, CheckpointError
 from quantkit.judging.tokens import collect_texts
 
 if TYPE_CHECKING:
@@ -156,27 +157,18 @@ def _render(
     tokenizer: PreTrainedTokenizerBase, template: Any, conversation: Sequence[Mapping[str, str]]
 ) -> str | None:
     """Return the prompt; None where the template refuses the conversation."""
-    from jinja2 import TemplateError
-
-    # A template is a program: it may refuse, or trip over what it does not expect.
     try:
-        prompt = tokenizer.apply_chat_template(
-            [dict(turn) for turn in conversation],
-            chat_template=template if isinstance(template, str) else None,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-    except (
-        TemplateError,
-        ValueError,
-        TypeError,
-        LookupError,
-        ArithmeticError,
-        AttributeError,
-        RecursionError,
-    ):
+        with explaining_refusals("the chat template refuses"):
+            return str(
+                tokenizer.apply_chat_template(
+                    [dict(turn) for turn in conversation],
+                    chat_template=template if isinstance(template, str) else None,
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
+            )
+    except CalibrationError:
         return None
-    return str(prompt)
 
 
 def _find_own_ends(folder: Path) -> frozenset[int]:

@@ -199,6 +199,7 @@ def test_chats_without_a_template_are_refused(chats: Path, tokenizer: Any, load:
         "{{ messages[7]['content'] + 'x' }}",
         "{{ 'a' + 1 }}",
         "{{ messages.nothing.at_all }}",
+        "{{ 1 // 0 }}",
         "{{ messages.append(1) }}",
         "{{ ''.__class__.__mro__ }}{{ ''.__class__.__mro__[1].__subclasses__() }}",
     ],

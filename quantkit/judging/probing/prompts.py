@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantkit.calibration.chat import explaining_refusals
 from quantkit.calibration.sources import MESSAGES, Columns, make_row, read_text
 from quantkit.calibration.tokenizer import encode
 from quantkit.errors import CalibrationError, nearest
@@ -200,9 +201,7 @@ def render_chat(
     Raises:
         CalibrationError: the template refuses it.
     """
-    from jinja2 import TemplateError
-
-    try:
+    with explaining_refusals(f"{where}: the chat template refuses it"):
         return str(
             tokenizer.apply_chat_template(
                 messages,
@@ -212,15 +211,3 @@ def render_chat(
                 enable_thinking=thinks,
             )
         )
-    # A template is a program from elsewhere: these are what its mistakes raise in jinja.
-    except (
-        TemplateError,
-        TypeError,
-        ValueError,
-        LookupError,
-        ArithmeticError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CalibrationError(f"{where}: the chat template refuses it: {reason}") from error
