@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import quantkit.pipeline
+import quantkit.block_loop
 from quantkit.recipe import Recipe
 from tests.helpers import make_pico_model, pico_text
 
@@ -44,11 +44,11 @@ def make_pico_job(
 def count_walks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets longer with every walk of the data through a model."""
     walks: list[int] = []
-    walk = quantkit.pipeline.walk
+    walk = quantkit.block_loop.walk
 
     def count(*arguments: object, **options: object) -> Iterator[object]:
         walks.append(1)
         return walk(*arguments, **options)
 
-    monkeypatch.setattr(quantkit.pipeline, "walk", count)
+    monkeypatch.setattr(quantkit.block_loop, "walk", count)
     return walks

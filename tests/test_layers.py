@@ -29,7 +29,7 @@ LAYERS = (
     {"evidence"},
     {"gating"},
     {"encoder_pipeline"},
-    {"candidates"},
+    {"candidates", "block_loop"},
     {"pipeline", "artifacts", "comparing", "bisection"},
     {"__init__"},
     {"cli"},

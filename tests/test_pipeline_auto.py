@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import quantkit
-from quantkit import pipeline
+from quantkit import block_loop, pipeline
 from quantkit.errors import InputError
 from quantkit.formats.inspect import inspect_artifact
 from quantkit.recipe import Recipe
@@ -122,7 +122,7 @@ def test_a_job_that_was_stopped_after_the_choice_keeps_it(
         raise _StoppedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "solve_input_group", fail)
+        patch.setattr(block_loop, "solve_input_group", fail)
         with pytest.raises(_StoppedError):
             run(recipe)
     assert (tmp_path / "out.partial" / "workspace" / "allocation.json").is_file()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import quantkit
-from quantkit import pipeline
+from quantkit import block_loop
 from quantkit.calibration import stats, walk
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import NotYetError, OutputError, ResourceError
@@ -46,7 +46,7 @@ def test_a_job_holds_one_block_and_one_second_moment(
     recipe = make_job(tmp_path)
     seen: dict[str, list[weakref.ref[Tensor]]] = {"block": [], "moment": []}
     counts = {"block": 0, "moment": 0}
-    read_block, empty_moment = pipeline._read_block, stats.empty_moment
+    read_block, empty_moment = block_loop._read_block, stats.empty_moment
 
     def note(kind: str, *tensors: Tensor) -> None:
         seen[kind] = [weakref.ref(tensor) for tensor in tensors]
@@ -67,7 +67,7 @@ def test_a_job_holds_one_block_and_one_second_moment(
         note("moment", moment.total)
         return moment
 
-    monkeypatch.setattr(pipeline, "_read_block", watch_blocks)
+    monkeypatch.setattr(block_loop, "_read_block", watch_blocks)
     monkeypatch.setattr(walk, "empty_moment", watch_moments)
     quantkit.quantize(recipe, gate=False, device="cpu")
 
