@@ -3,6 +3,9 @@
 # make test    the tests, on JOBS processes
 # make check   style, formatting and types
 # make browser open report.html in a headless Chromium, which it installs where that needs no questions
+# make kernels the Triton kernels in Triton's interpreter, which needs no GPU
+# make ray     sweep over recipes on Ray
+# make resume  kill jobs at many moments, on a full disk too, and compare what comes of them
 # make minilm  quantize and judge a real sentence encoder, which it downloads once
 # make vllm    generate with artifacts and judge them in vLLM's CPU build, in its own environment
 # make bench   the benchmarks of benchmarks/, one after the other
@@ -14,7 +17,7 @@ JOBS ?= 2
 # One thread a process: the tests' tensors are too small to share out.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: setup demo test check format browser minilm vllm bench clean
+.PHONY: setup demo test check format browser kernels ray resume minilm vllm bench clean
 
 setup:
 	@scripts/setup.sh
@@ -38,6 +41,17 @@ browser: setup
 	browser=$$(scripts/setup_chromium.sh) && $(TEST_ENVIRONMENT) QUANTKIT_CHROMIUM=$$browser \
 	  $(BIN)/python -m pytest -q -m browser tests/e2e/test_report_page.py
 
+kernels: setup
+	aside=$$(scripts/setup_aside.sh triton) && $(TEST_ENVIRONMENT) TRITON_INTERPRET=1 PYTHONPATH=$$aside \
+	  $(BIN)/python -m pytest -q -n $(JOBS) -m kernels tests/numerics/kernels
+
+ray: setup
+	aside=$$(scripts/setup_aside.sh ray) && $(TEST_ENVIRONMENT) PYTHONPATH=$$aside \
+	  $(BIN)/python -m pytest -q -m ray tests
+
+resume: setup
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) -m resume tests/e2e
+
 minilm: setup
 	model=$$(scripts/setup_minilm.sh) && $(TEST_ENVIRONMENT) QUANTKIT_MINILM=$$model \
 	  $(BIN)/python -m pytest -q -m minilm tests/e2e/test_minilm.py
@@ -53,6 +67,8 @@ bench: setup
 	scripts/setup_rival.sh llama-cpp-python
 	scripts/setup_minilm.sh
 	$(BIN)/python benchmarks/llm_compressor.py
+	$(BIN)/python benchmarks/run.py gptq-demo awq-demo gptq-0.5b rtn-16gb fp8-16gb gptq-16gb-short
+	$(BIN)/python benchmarks/run.py awq-0.5b --layers 2
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/gguf_encoding.py
 	$(BIN)/python benchmarks/gguf_quality.py
@@ -66,5 +82,5 @@ bench: setup
 	$(BIN)/python benchmarks/onnx_2gb.py
 
 clean:
-	rm -rf .venv .venv-vllm .venv-rival .venv-auto-round .venv-llama-cpp-python .venv-minilm artifacts build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-rival .venv-auto-round .venv-llama-cpp-python .venv-minilm .venv-triton .venv-ray artifacts build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find quantkit tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

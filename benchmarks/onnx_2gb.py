@@ -1,6 +1,6 @@
 """Peak memory of ONNX exports of a checkpoint of more than 2 GB: a Llama of random weights.
 
-Writes the checkpoint shard by shard (as benchmarks/synthetic_2gb.py does), then runs in processes
+Writes the checkpoint tensor by tensor (as benchmarks/synthetic_2gb.py does), then runs in processes
 of their own: the float graph, and a whole job (rtn, no gate) whose only export is an ONNX graph in
 INT4. Anonymous memory is sampled every few milliseconds, with a malloc that gives back what was
 freed; mapped files are not in it. Most of the second job's is the rounding of a block. Beside it
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import ROOT, describe_commit, describe_machine, package_versions, write_results
-from synthetic_2gb import shard_shapes
+from shapes import SHAPES, shards
 
 JOBS = ("float", "int4")
 PACKAGES = ("quantkit", "torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai")
@@ -122,15 +122,17 @@ def main() -> int:
     arguments = parser.parse_args()
     kept = arguments.work.resolve() if arguments.work else None
     os.chdir(ROOT)
-    shapes = [shape for shard in shard_shapes(arguments.layers) for shape in shard.values()]
-    block = next(shard for shard in shard_shapes(1) if any(".layers." in name for name in shard))
+    llama = SHAPES["2gb"].shortened(arguments.layers)
+    written = list(shards(llama))
+    shapes = [shape for shard in written for shape in shard.values()]
+    block = next(shard for shard in written if any(".layers." in name for name in shard))
     with tempfile.TemporaryDirectory(dir=kept) as scratch:
         work = kept or Path(scratch)
         model = work / f"synthetic-{arguments.layers}"
         if not (model / "config.json").exists():
-            beside = Path(__file__).with_name("synthetic_2gb.py")
-            words = [sys.executable, str(beside), "--write", str(model), str(arguments.layers)]
-            subprocess.run(words, check=True)
+            script = str(Path(__file__).with_name("shapes.py"))
+            words = [sys.executable, script, llama.name, str(model)]
+            subprocess.run([*words, "--layers", str(llama.layers)], check=True)
         rows = [run_apart(job, model, Path(scratch)) for job in JOBS]
     document = {
         "rows": rows,
