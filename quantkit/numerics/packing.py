@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quantkit.numerics import kernels
+
 _WIDTHS = (1, 2, 4, 8)
 
 
@@ -25,6 +27,8 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
         ValueError: `bits` does not divide a byte.
     """
     _check_width(bits)
+    if kernels.kernels_available(codes.device):
+        return kernels.pack_rows(codes, bits)
     per_byte, per_word = 8 // bits, 32 // bits
     fill = -codes.shape[1] % per_word
     # Padded after the shift, so that the filling bits are zeros.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quantkit.ggml_types import GgmlType
+from quantkit.numerics import kernels
 from quantkit.numerics.ggml.blocks import GgmlBlocks
 from quantkit.numerics.ggml.encode_k_search import (
     Search,
@@ -33,11 +34,14 @@ def search(kind: GgmlType, weight: Tensor, importance: Tensor | None) -> Search:
         return Search(scale, _in_place(codes, weight))
     weights = _cost_of_errors(kind, x, cost)
     sums = None if cost is None else sum_in_order(weights)
+    on_kernels = kernels.kernels_available(x.device)
     if kind.has_minimum:
         grid = affine_grid(kind, plain=cost is None)
-        scale, minimum, codes = search_affine(x, weights, grid)
+        find_range = kernels.search_affine if on_kernels else search_affine
+        scale, minimum, codes = find_range(x, weights, grid)
         return Search(scale, _in_place(codes, weight), minimum, sums)
-    scale, codes = search_symmetric(x, weights, -kind.codes[0])
+    find_scale = kernels.search_symmetric if on_kernels else search_symmetric
+    scale, codes = find_scale(x, weights, -kind.codes[0])
     return Search(scale, _in_place(codes, weight), weights=sums)
 
 

@@ -1,0 +1,184 @@
+"""The loops of `columns` compiled by numba, an optional package.
+
+Rows are taken side by side, one in each lane, so that the compiler turns a step for all of them
+into vector instructions. A product is added without being rounded first, as torch does.
+
+The kernels let go of Python's lock. Importing this module raises ImportError where numba is
+missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from quantkit.numerics.ggml.kernels import compiled
+
+_LANES = 128
+"""Loops over fewer are unrolled by LLVM before it looks for vectors, and then stay scalar."""
+
+_ROUNDING = np.float32(12582912)
+"""1.5 * 2^23: a float32 below 2^22 that it is added to and taken from is rounded to an integer,
+ties to even."""
+
+Floats = NDArray[np.float32]
+
+
+def _generate_fused(_: Any, left: Any, right: Any, added: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
+_fused = cast(
+    Callable[[np.float32, np.float32, np.float32], np.float32], intrinsic(_generate_fused)
+)
+"""Return left * right + added, rounded once."""
+
+
+@compiled
+def _nearest(value: np.float32, low: np.float32, high: np.float32) -> np.float32:
+    """Hold a value in a range of integers and round it to the nearest, ties to even."""
+    # Written so that a value that is not a number stays so.
+    held = low if value < low else value
+    held = high if held > high else held
+    return (held + _ROUNDING) - _ROUNDING
+
+
+@compiled
+def _load(source: Floats, first: int, lanes: Floats) -> None:
+    """Load rows of the weight into lanes [B, lanes]; the last stands in for those after it."""
+    last = source.shape[1] - 1
+    for column in range(source.shape[0]):
+        for lane in range(_LANES):
+            lanes[column, lane] = source[column, min(first + lane, last)]
+
+
+@compiled
+def _store(lanes: Floats, first: int, stop: int, target: Floats) -> None:
+    """Store lanes [B, lanes] as rows of the weight."""
+    for column in range(target.shape[0]):
+        for lane in range(min(_LANES, stop - first)):
+            target[column, first + lane] = lanes[column, lane]
+
+
+@compiled
+def _add_products(factors: Floats, change: Floats, lanes: Floats, count: int) -> None:
+    """Add factors[b] * change to lanes[b] for the first `count` columns b."""
+    for column in range(count):
+        factor, here = factors[column], lanes[column]
+        for lane in range(_LANES):
+            here[lane] = _fused(factor, change[lane], here[lane])
+
+
+@compiled
+def _limit(
+    offsets: Floats, first: int, smallest: int, largest: int, low: Floats, high: Floats
+) -> None:
+    """Write the limits of codes less zero points into lanes [B, lanes]."""
+    last = offsets.shape[1] - 1
+    for column in range(offsets.shape[0]):
+        for lane in range(_LANES):
+            offset = offsets[column, min(first + lane, last)]
+            low[column, lane] = np.float32(smallest) - offset
+            high[column, lane] = np.float32(largest) - offset
+
+
+@compiled
+def round_columns(
+    target: Floats,
+    errors: Floats,
+    block: Floats,
+    lower: Floats,
+    steps: Floats,
+    offsets: Floats | None,
+    smallest: int,
+    largest: int,
+    start: int,
+    stop: int,
+) -> None:
+    """`columns.round_columns` for the rows from `start` to `stop`."""
+    size = block.shape[0]
+    value, step, error = (
+        np.empty((size, _LANES), np.float32),
+        np.empty((size, _LANES), np.float32),
+        np.empty((size, _LANES), np.float32),
+    )
+    low, high = (
+        np.full((size, _LANES), smallest, np.float32),
+        np.full((size, _LANES), largest, np.float32),
+    )
+    for first in range(start, stop, _LANES):
+        _load(target, first, value)
+        _load(steps, first, step)
+        _load(block, first, error)
+        if offsets is not None:
+            _limit(offsets, first, smallest, largest, low, high)
+        for column in range(size - 1, -1, -1):
+            for lane in range(_LANES):
+                code = _nearest(
+                    value[column, lane] / step[column, lane], low[column, lane], high[column, lane]
+                )
+                value[column, lane] = code
+                error[column, lane] = _fused(-code, step[column, lane], error[column, lane])
+            _add_products(lower[column], error[column], value, column)
+        _store(value, first, stop, target)
+        _store(error, first, stop, errors)
+
+
+@compiled
+def descend_columns(
+    values: Floats,
+    residual: Floats,
+    steps: Floats,
+    gain: Floats,
+    inner: Floats,
+    offsets: Floats | None,
+    smallest: int,
+    largest: int,
+    start: int,
+    stop: int,
+) -> None:
+    """`columns.descend_columns` for the rows from `start` to `stop`; gain float32 [B, O]."""
+    size = values.shape[0]
+    value, step, rest, slope = (
+        np.empty((size, _LANES), np.float32),
+        np.empty((size, _LANES), np.float32),
+        np.empty((size, _LANES), np.float32),
+        np.empty((size, _LANES), np.float32),
+    )
+    low, high = (
+        np.full((size, _LANES), smallest, np.float32),
+        np.full((size, _LANES), largest, np.float32),
+    )
+    change = np.empty(_LANES, np.float32)
+    for first in range(start, stop, _LANES):
+        _load(values, first, value)
+        _load(steps, first, step)
+        _load(residual, first, rest)
+        _load(gain, first, slope)
+        if offsets is not None:
+            _limit(offsets, first, smallest, largest, low, high)
+        for column in range(size):
+            moved = False
+            for lane in range(_LANES):
+                old = value[column, lane]
+                code = _nearest(
+                    _fused(rest[column, lane], slope[column, lane], old),
+                    low[column, lane],
+                    high[column, lane],
+                )
+                change[lane] = (old - code) * step[column, lane]
+                value[column, lane] = code
+                moved |= old != code
+            # Most columns stay as they are from the second sweep on.
+            if moved:
+                _add_products(inner[column], change, rest, size)
+        _store(value, first, stop, values)
+        _store(rest, first, stop, residual)
