@@ -11,6 +11,9 @@ its home when it is first used.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from quantkit.records import Plan as Plan
     from quantkit.records import Report as Report
     from quantkit.records import Result as Result
+    from quantkit.sweeping.run import sweep as sweep
 
 __version__ = "0.1.0"
 
@@ -75,6 +79,7 @@ __all__ = [
     "plan",
     "quantize",
     "recipe_schema",
+    "sweep",
     "verify",
 ]
 
@@ -88,6 +93,11 @@ def __getattr__(name: str) -> Any:
     """Load a public name from its home."""
     if name not in __all__:
         raise AttributeError(f"module 'quantkit' has no attribute {name!r}")
+    with _collector_at_rest():
+        return _load(name)
+
+
+def _load(name: str) -> Any:
     if name in _ARTIFACTS:
         return getattr(import_module("quantkit.artifacts"), name)
     if name == "bisect":
@@ -96,6 +106,8 @@ def __getattr__(name: str) -> Any:
         return import_module("quantkit.comparing").compare
     if name == "convert":
         return import_module("quantkit.conversion").convert
+    if name == "sweep":
+        return import_module("quantkit.sweeping.run").sweep
     if name in _PIPELINE:
         return getattr(import_module("quantkit.pipeline"), name)
     if name in _RECIPE:
@@ -103,6 +115,18 @@ def __getattr__(name: str) -> Any:
     if name in _RECORDS:
         return getattr(import_module("quantkit.records"), name)
     return getattr(import_module("quantkit.errors"), name)
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Look for no garbage while modules are loaded: a fifth of the time it takes, for nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def __dir__() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import os
 import shlex
 import signal
 import sys
@@ -32,6 +33,7 @@ from quantkit.cli import (
     quantize,
     recipes,
     runtimes,
+    sweep,
     verify,
 )
 from quantkit.cli.console import Reply, print_error, render_reply, write
@@ -44,6 +46,7 @@ from quantkit.errors import (
     is_out_of_memory,
     nearest,
 )
+from quantkit.ranks import read_ranks
 
 PROGRAM = "quantkit"
 
@@ -57,6 +60,7 @@ app.command("quantize", epilog=quantize.EXAMPLE)(quantize.quantize)
 app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command("gate", epilog=gate.EXAMPLE)(gate.gate)
 app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
+app.command("sweep", epilog=sweep.EXAMPLE)(sweep.sweep)
 app.command("bisect", epilog=bisect.EXAMPLE)(bisect.bisect)
 app.command("convert", epilog=convert.EXAMPLE)(convert.convert)
 app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
@@ -151,13 +155,24 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> QuantkitError | 
 
 
 def _interrupted(error: BaseException, arguments: Sequence[str]) -> str:
+    again = shlex.join([*_program(), *arguments])
+    if arguments[0] == "sweep":
+        return f"interrupted; no job is left running, and the same command goes on: {again}"
     if arguments[0] != "quantize":
         return "interrupted"
-    again = shlex.join([PROGRAM, *arguments])
     return (
         f"interrupted; the finished blocks are kept (an encoder has none: its job takes minutes), "
         f"and the same command goes on: {again}"
     )
+
+
+def _program() -> list[str]:
+    """The words that have started this process."""
+    if read_ranks().size == 1:
+        return [PROGRAM]
+    # Of one machine; on several, each has words of its own.
+    count = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return ["torchrun", "--nproc-per-node", count, "-m", PROGRAM]
 
 
 def _usage(error: TyperException) -> str:

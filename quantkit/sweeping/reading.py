@@ -1,0 +1,131 @@
+"""report.json -> the records that it was written from, as far as a comparison shows them."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from quantkit.records import (
+    ArtifactReport,
+    Check,
+    Details,
+    Footprint,
+    Generation,
+    Judgement,
+    Measure,
+    Metric,
+    Parting,
+    Probe,
+    Speed,
+    TaskResult,
+)
+
+_UNREAD = ("positions", "domains")
+"""Of the details: they are in the report of the job itself."""
+
+
+def read_artifact(row: Mapping[str, Any]) -> ArtifactReport:
+    """Return one of the artifacts of `report_document`.
+
+    A null that stands for a number that is not finite is read as a NaN.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is no artifact of such a document.
+    """
+    keys = ("name", "path", "format", "scheme", "size_bytes", "bits_per_weight", "runtime", "task")
+    return ArtifactReport(**{key: row[key] for key in keys}, judgement=_read_judgement(row))
+
+
+def _read_judgement(row: Mapping[str, Any]) -> Judgement:
+    metrics = row["metrics"]
+    agreement = metrics["top1_agreement"]
+    return Judgement(
+        verdict=row["verdict"],
+        checks=_read_all(Check, row["checks"]),
+        reasons=tuple(row["reasons"]),
+        perplexity=_read_perplexity(metrics["perplexity"]),
+        kl=_read_kl(metrics["kl"]),
+        top1_agreement=agreement and _read_metric(agreement),
+        confidence=row["confidence"],
+        windows=row["windows"],
+        measured_with=row["measured_with"],
+        measures=tuple(_read_measure(each) for each in row["measures"]),
+        speed=_read_all(Speed, row["speed"]),
+        looks=tuple(row["looks"]),
+        details=row["details"] and _read_details(row["details"]),
+        probes=_read_all(Probe, row["probes"]),
+        tasks=_read_all(TaskResult, row["tasks"]),
+        footprint=row["footprint"] and _read(Footprint, row["footprint"]),
+    )
+
+
+def _read_metric(found: Mapping[str, Any]) -> Metric:
+    return Metric(*(_number(found[key]) for key in ("value", "low", "high")))
+
+
+def _read_perplexity(found: Mapping[str, Any] | None) -> Metric | None:
+    if found is None:
+        return None
+    metric = _read_metric(found)
+    return replace(metric, baseline=_number(found["baseline"]), increase=_number(found["increase"]))
+
+
+def _read_kl(found: Mapping[str, Any] | None) -> Metric | None:
+    if found is None:
+        return None
+    metric = _read_metric({**found, "value": found["mean"]})
+    return replace(metric, p99=_number(found["p99"]), maximum=_number(found["max"]))
+
+
+def _read_measure(found: Mapping[str, Any]) -> Measure:
+    # None where there is no baseline to measure, unlike in a perplexity.
+    return Measure(found["name"], replace(_read_metric(found), baseline=found["baseline"]))
+
+
+def _read_details(found: Mapping[str, Any]) -> Details:
+    windows = found["windows"]
+    return Details(
+        reverse_kl=_read_metric(found["reverse_kl"]),
+        top5_agreement=_read_metric(found["top5_agreement"]),
+        flips=_read_metric(found["flips"]),
+        lost=_number(found["lost"]),
+        partings=_read_all(Parting, found["partings"]),
+        generations=_read_all(Generation, found["generations"]),
+        windows=tuple(windows["numbers"]),
+        baseline_nll=tuple(map(_number, windows["baseline_nll"])),
+        artifact_nll=tuple(map(_number, windows["artifact_nll"])),
+        kl=tuple(map(_number, windows["kl"])),
+    )
+
+
+def _read_all(record: type[Any], rows: list[Any]) -> tuple[Any, ...]:
+    return tuple(_read(record, row) for row in rows)
+
+
+def _read(record: type[Any], row: Mapping[str, Any]) -> Any:
+    """Return a record from what `asdict` has made of it."""
+    hints = get_type_hints(record)
+    return record(
+        **{each.name: _read_field(hints[each.name], row[each.name]) for each in fields(record)}
+    )
+
+
+def _read_field(hint: Any, value: Any) -> Any:
+    if hint is float:
+        return _number(value)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _read(hint, value)
+    inner = get_args(hint)
+    if get_origin(hint) in (types.UnionType, Union):
+        (kind,) = (each for each in inner if each is not type(None))
+        return None if value is None else _read_field(kind, value)
+    if get_origin(hint) is tuple:
+        return tuple(_read_field(inner[0], each) for each in value)
+    return value
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
