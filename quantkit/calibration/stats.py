@@ -6,17 +6,20 @@ there are the mean, the largest magnitude of each channel, and a few of the toke
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from quantkit.numerics import kernels
+from quantkit.numerics.precision import quick_products
 from quantkit.records import LayerStats
 
 SAMPLED_TOKENS = 1024
 """Tokens that a sample has at the most; with enough data it has at least a third of them."""
 
-_COLUMNS = 256
+_COLUMNS = 512
 """Width of the panels of the sum: what lies below them follows by symmetry."""
 
 _GOLDEN = (5**0.5 - 1) / 2
@@ -48,7 +51,8 @@ class Moment:
 
     total: float32 [I, I], the sum of x x^T. first: float32 [I], the sum of x. absmax: float32 [I].
     drift: float32 [I, I], the sum of (y - x) x^T, y being the original model's; None before the
-    first token, and where the original is not followed.
+    first token, and where the original is not followed. bfloat16: whether no activation of another
+    dtype was added.
     """
 
     total: Tensor
@@ -58,6 +62,7 @@ class Moment:
     weight: float
     tokens: int
     drift: Tensor | None = None
+    bfloat16: bool = True
 
 
 def empty_moment(features: int, device: torch.device) -> Moment:
@@ -99,7 +104,7 @@ def accumulate(
         if moment.drift is None:
             moment.drift = torch.zeros_like(moment.total)
         left, right = (_summable(_weighted(part, weights)) for part in (moved, rows))
-        _add_product(moment.drift, left.T, right)
+        _add_product(moment.drift, left.T, right, rows.dtype)
     if weights is None:
         moment.first += rows.sum(0, dtype=torch.float32)
     else:
@@ -109,41 +114,42 @@ def accumulate(
     _draw(moment.sample, rows, moved)
     moment.weight += len(rows) if weights is None else float(weights.sum())
     moment.tokens += len(rows)
+    moment.bfloat16 &= rows.dtype == torch.bfloat16
 
 
 def _add_square(total: Tensor, rows: Tensor) -> None:
     """Add rows^T rows to the upper triangle of `total`."""
-    rows = _summable(rows)
+    if rows.dtype in kernels.SQUARED and kernels.kernels_available(total.device):
+        kernels.add_square(total, rows, _COLUMNS)
+        return
+    factors = _summable(rows)
     for start in range(0, rows.shape[1], _COLUMNS):
-        left = rows[:, start : start + _COLUMNS].T
-        _add_product(total[start : start + _COLUMNS, start:], left, rows[:, start:])
+        left = factors[:, start : start + _COLUMNS].T
+        _add_product(total[start : start + _COLUMNS, start:], left, factors[:, start:], rows.dtype)
+
+
+def filled_panels(total: Tensor) -> Iterator[Tensor]:
+    """Yield views of all that `accumulate` adds to of a sum and `finish` reads, in order."""
+    for start in range(0, len(total), _COLUMNS):
+        yield total[start : start + _COLUMNS, start:]
 
 
 def _summable(rows: Tensor) -> Tensor:
     """Return the rows in a dtype whose products can be summed in float32."""
-    return rows if rows.dtype == torch.bfloat16 or rows.is_cuda else rows.to(torch.float32)
+    return rows if rows.is_cuda else rows.to(torch.float32)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to `total`, summed in float32 whatever the dtype of the factors."""
-    if left.dtype == torch.float32:
-        total.addmm_(left, right)
-    elif left.is_cuda:
-        total += torch.mm(left, right, out_dtype=torch.float32)
-    else:
-        high, low = split_product(left, right)
-        total.add_(high).add_(low)
+def _add_product(total: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> None:
+    """Add left @ right to `total`, summed in float32.
 
-
-def split_product(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a bfloat16 product in two bfloat16 parts whose sum has 16 bits of mantissa.
-
-    A CPU sums bfloat16 products in float32 and rounds the result; the second product subtracts
-    the rounded first before it is rounded itself. Two of them still take half the time of a
-    float32 product where bfloat16 is fast at all.
+    Args:
+        dtype: of the activations. What bfloat16 holds is exact as a factor of a quick product.
     """
-    high = left @ right
-    return high, torch.addmm(high, left, right, beta=-1)
+    if left.dtype == torch.float32:
+        with quick_products(dtype == torch.bfloat16):
+            total.addmm_(left, right)
+    else:
+        total += torch.mm(left, right, out_dtype=torch.float32)
 
 
 def _weighted(rows: Tensor, weights: Tensor | None) -> Tensor:
@@ -202,4 +208,5 @@ def finish(moment: Moment) -> LayerStats:
         sample=none if rows is None else rows.float(),
         drift=None if moment.drift is None else moment.drift.div_(weight),
         drift_sample=None if moved is None else moved.float(),
+        bfloat16=moment.bfloat16 and moment.tokens > 0,
     )

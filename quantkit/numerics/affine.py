@@ -114,7 +114,8 @@ def choose_group_absmax(
     if scheme.symmetric:
         whole_range = scheme.weight_kind == "int"
         steps = ((1 << scheme.weight_bits) - 1) / 2 if whole_range else LARGEST
-        return round_scale(grouped.abs().amax(dim=2) / steps, scheme, scale_dtype), None
+        largest = torch.maximum(grouped.amax(dim=2), -grouped.amin(dim=2))
+        return round_scale(largest / steps, scheme, scale_dtype), None
     steps = (1 << scheme.weight_bits) - 1
     low = grouped.amin(dim=2).clamp(max=0.0)
     high = grouped.amax(dim=2).clamp(min=0.0)
@@ -248,7 +249,8 @@ def row_units(weight: Tensor, scheme: CodeSet | None = None) -> Tensor:
     magnitude near 1: no loss overflows. Rows that share the scales of a `scheme` in blocks share
     their unit.
     """
-    largest = weight.abs().amax(dim=1, keepdim=True)
+    # Without a copy of the weight's size, which abs() would make.
+    largest = torch.maximum(weight.amax(1, keepdim=True), -weight.amin(1, keepdim=True))
     if isinstance(scheme, Scheme) and scheme.granularity == "block":
         parts = [part.amax().expand(len(part), 1) for part in largest.split(BLOCK_SIZE)]
         largest = torch.cat(parts)

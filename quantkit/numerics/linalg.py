@@ -17,6 +17,12 @@ _MOST_DAMPING = 1.0
 _PIVOTS_AT_ONCE = 32
 """Into so many parts are the columns divided, of which the pivots are taken together."""
 
+_KEPT_COLUMNS = 0.75
+"""Share of columns below which those that are eliminated are dropped: it takes a copy."""
+
+_LOSS_COLUMNS = 512
+"""Width of the panels of H in a quadratic form."""
+
 _CHUNK_ELEMENTS = 1 << 22
 """Elements of a temporary: 16 MiB of float32."""
 
@@ -26,7 +32,7 @@ class Factor:
     """The Cholesky factor of a permuted and damped second moment.
 
     order: int64 [I], row j of `lower` belongs to column order[j] of the weight.
-    lower: float64 [I, I] in column-major order, lower triangular;
+    lower: float64 or float32 [I, I] in column-major order, lower triangular;
     (H + damping * mean(diag H) * 1)[order, order] = mean(diag H) * lower @ lower.T.
     damping: the fraction of mean(diag H) that was added.
     """
@@ -62,39 +68,82 @@ def order_by_pivot(second_moment: Tensor, damping: float) -> Tensor:
     added = max(damping, _LEAST_DAMPING) * second_moment.diagonal().mean()
     size = len(second_moment)
     left = torch.arange(size, device=second_moment.device)
-    remaining, taken = second_moment, []
+    remaining, taken = second_moment.diagonal().clone(), []
+    eliminated = _Eliminated(left, torch.empty(size * size, device=left.device), 0)
     at_once = max(8, size // _PIVOTS_AT_ONCE)
     while len(left) > at_once:
-        ranked = torch.argsort(remaining.diagonal(), stable=True)
+        ranked = torch.argsort(remaining, stable=True)
         first, rest = ranked[:at_once], ranked[at_once:].sort().values
-        cross = remaining.index_select(0, first)
-        pivots = cross.index_select(1, first)
+        cross = eliminated.rest_of(second_moment, left[first])
+        own = torch.searchsorted(eliminated.columns, left)
+        pivots = cross.index_select(1, own[first])
         pivots.diagonal().add_(added)
         lower, info = torch.linalg.cholesky_ex(pivots)
         if int(info):
             # Not positive definite, up to rounding: what is left stays in the order of activity.
             break
-        cross = torch.linalg.solve_triangular(lower, cross.index_select(1, rest), upper=False)
-        smaller = torch.empty(len(rest), len(rest), device=left.device)
-        _gather(remaining, rest, smaller)
-        remaining = smaller.addmm_(cross.T, cross, alpha=-1)
+        torch.linalg.solve_triangular(lower, cross, upper=False, out=cross)
         taken.append(left[first])
         left = left[rest]
-    return torch.cat([*taken, left[torch.argsort(remaining.diagonal(), stable=True)]])
+        remaining = remaining[rest] - cross.square().sum(dim=0)[own[rest]]
+        eliminated.add(cross, left)
+    return torch.cat([*taken, left[torch.argsort(remaining, stable=True)]])
 
 
-def factor_moment(second_moment: Tensor, order: Tensor, damping: float) -> Factor | None:
+@dataclass
+class _Eliminated:
+    """Columns that are eliminated: rows of a factor, for the columns of H that are left.
+
+    columns: int64 [C], sorted: those of H that the rows have, a few of which are eliminated by
+    now. room: float32 [I * I], whose beginning holds the rows [count, C].
+    """
+
+    columns: Tensor
+    room: Tensor
+    count: int
+
+    def rows(self) -> Tensor:
+        """Return the rows so far [count, C]."""
+        return self.room[: self.count * len(self.columns)].view(self.count, -1)
+
+    def rest_of(self, second_moment: Tensor, rows: Tensor) -> Tensor:
+        """Return what is left of some rows of H [P, C] once the columns so far are eliminated."""
+        rest = second_moment.index_select(0, rows).index_select(1, self.columns)
+        if self.count:
+            known, own = self.rows(), torch.searchsorted(self.columns, rows)
+            rest.addmm_(known.index_select(1, own).T, known, alpha=-1)
+        return rest
+
+    def add(self, part: Tensor, left: Tensor) -> None:
+        """Add rows [P, C], and drop eliminated columns once they are more than a quarter."""
+        self.count += len(part)
+        self.rows()[-len(part) :] = part
+        if len(left) < _KEPT_COLUMNS * len(self.columns):
+            known, kept = self.rows(), torch.searchsorted(self.columns, left)
+            self.columns = left
+            narrow, step = self.rows(), max(1, _CHUNK_ELEMENTS // known.shape[1])
+            # In place: a row's new place ends before the next row's old one begins.
+            for start in range(0, self.count, step):
+                narrow[start : start + step] = known[start : start + step].index_select(1, kept)
+
+
+def factor_moment(
+    second_moment: Tensor, order: Tensor, damping: float, dtype: torch.dtype = torch.float64
+) -> Factor | None:
     """Factorize a damped second moment.
 
     The damping is at least 1 % of the mean diagonal, and grows tenfold, up to the mean itself, for
     as long as the matrix is not numerically positive definite. Columns that were never active
     have a zero row in H: damping decouples them from all others, so they need no case of their
-    own. One float64 [I, I] is allocated, and factorized in place.
+    own. One [I, I] is allocated, and factorized in place.
 
     Args:
         second_moment: float32 [I, I]; neither changed nor kept.
         order: int64 [I], the permutation.
         damping: the fraction of mean(diag H) to start with.
+        dtype: of the factor. A factorization in float32 is exact for an H that differs by some
+            1e-7 of sqrt(H_ii H_jj) in each entry, which is far below the damping; where it fails
+            all the same it is float64, under the same damping.
 
     Returns:
         The factor, or None where even the last damping did not suffice or H is zero.
@@ -102,21 +151,30 @@ def factor_moment(second_moment: Tensor, order: Tensor, damping: float) -> Facto
     mean = float(second_moment.diagonal().double().mean())
     if mean <= 0.0:
         return None
-    size = second_moment.shape[0]
-    damped = torch.empty(size, size, dtype=torch.float64, device=second_moment.device)
     damping = min(max(damping, _LEAST_DAMPING), _MOST_DAMPING)
     while True:
-        _gather(second_moment, order, damped)
-        damped.div_(mean).diagonal().add_(damping)
-        # Transposed: LAPACK and cuSOLVER work in place on column-major matrices only.
-        lower = damped.mT
-        info = torch.empty((), dtype=torch.int32, device=damped.device)
-        torch.linalg.cholesky_ex(lower, out=(lower, info))
-        if int(info) == 0 and bool(lower.diagonal().isfinite().all()):
-            return Factor(order, lower, damping)
+        for tried in dict.fromkeys((dtype, torch.float64)):
+            lower = _factorize(second_moment, order, mean, damping, tried)
+            if lower is not None:
+                return Factor(order, lower, damping)
         if damping >= _MOST_DAMPING:
             return None
         damping = min(10.0 * damping, _MOST_DAMPING)
+
+
+def _factorize(
+    second_moment: Tensor, order: Tensor, mean: float, damping: float, dtype: torch.dtype
+) -> Tensor | None:
+    """Return the lower triangle of H / mean + damping, permuted; None if it has none."""
+    size = len(order)
+    damped = torch.empty(size, size, dtype=dtype, device=second_moment.device)
+    _gather(second_moment, order, damped)
+    damped.div_(mean).diagonal().add_(damping)
+    # Transposed: LAPACK and cuSOLVER work in place on column-major matrices only.
+    lower = damped.mT
+    info = torch.empty((), dtype=torch.int32, device=damped.device)
+    torch.linalg.cholesky_ex(lower, out=(lower, info))
+    return lower if int(info) == 0 and bool(lower.diagonal().isfinite().all()) else None
 
 
 def _gather(matrix: Tensor, order: Tensor, out: Tensor) -> None:
@@ -130,11 +188,17 @@ def _gather(matrix: Tensor, order: Tensor, out: Tensor) -> None:
 def row_losses(error: Tensor, second_moment: Tensor) -> Tensor:
     """Return e H e^T of each row e of `error` [O, I], float64 [O].
 
-    Rows are treated in chunks, so the temporaries stay small beside `error`.
+    What lies above the diagonal of H counts twice instead of what lies below. Rows are treated in
+    chunks, so the temporaries stay small beside `error`.
     """
     rows = max(1, _CHUNK_ELEMENTS // error.shape[1])
-    parts = [
-        torch.sum((part @ second_moment).mul_(part), dim=1, dtype=torch.float64)
-        for part in torch.split(error, rows)
-    ]
-    return torch.cat(parts)
+    losses = torch.zeros(len(error), dtype=torch.float64, device=error.device)
+    for start in range(0, error.shape[1], _LOSS_COLUMNS):
+        panel = second_moment[start:, start : start + _LOSS_COLUMNS].clone()
+        panel[: panel.shape[1]] *= 0.5
+        for first in range(0, len(error), rows):
+            part = error[first : first + rows]
+            product = part[:, start:] @ panel
+            product.mul_(part[:, start : start + _LOSS_COLUMNS])
+            losses[first : first + rows].add_(product.sum(dim=1, dtype=torch.float64), alpha=2)
+    return losses

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quantkit.numerics import kernels
 from quantkit.numerics.affine import (
     choose_group_absmax,
     code_range,
@@ -31,6 +32,7 @@ from quantkit.numerics.affine import (
     round_values,
     row_units,
 )
+from quantkit.numerics.precision import quick_products
 from quantkit.schemes import BLOCK_SIZE, Scheme
 
 
@@ -71,6 +73,11 @@ COARSE = Grid(
 )
 """Enough to tell which of two matrices is the easier to round."""
 
+_GROUP_ELEMENTS = 1 << 16
+_MOST_ELEMENTS = 1 << 22
+"""Weights of a group, and of all groups, at a time of a joint search on a CPU: a group goes through
+the cache, and the more rows there are, the more seldom H is read."""
+
 _WIDE = 512
 """Columns of a group from which on a loss under H costs much more than one under its diagonal."""
 
@@ -108,6 +115,8 @@ def search_scales(
         # In units of its absmax scale no group overflows or vanishes in the objective.
         unit = absmax.float()
         part = _Part(grouped / unit.unsqueeze(2), unit, None, absmax, scheme)
+        if kernels.kernels_available(rows.device):
+            return _take_cheapest(part, zero_point, weights, grid)
         return _improve(part, absmax, zero_point, loss, _candidates(part, grid))
 
     in_blocks = scheme.granularity == "block"
@@ -147,6 +156,7 @@ def search_scales_jointly(
     sweeps: int,
     grid: Grid = FINE,
     channel_scale: Tensor | None = None,
+    quick: bool = False,
 ) -> JointSearch:
     """Choose the scales that minimise e H e^T of each row, group by group, starting from absmax.
 
@@ -158,13 +168,16 @@ def search_scales_jointly(
         sweeps: how often to go over the groups.
         channel_scale: float32 [O, I], positive, or None. Where given, codes stand for
             `weight * channel_scale`, and e is the error after division by the channel scale.
+        quick: whether what the errors of other groups cost may be summed from rounded factors
+            (`quick_products`); within a group it never is.
 
     Raises:
         ValueError: `group_size` does not divide I, or scales are shared between rows.
     """
     if scheme.granularity == "block":
         raise ValueError(f"scheme {scheme.name}: rows that share their scales have no loss alone")
-    rows = _rows_at_once(weight, 64)
+    groups = 1 if group_size is None else weight.shape[1] // group_size
+    rows = _rows_at_once(weight, 64, min(_MOST_ELEMENTS, groups * _GROUP_ELEMENTS))
     parts = []
     for start in range(0, weight.shape[0], rows):
         here = slice(start, start + rows)
@@ -181,7 +194,7 @@ def search_scales_jointly(
             absmax,
             scheme,
         )
-        parts.append(_search_jointly(part, zero_point, second_moment, sweeps, grid))
+        parts.append(_search_jointly(part, zero_point, second_moment, sweeps, grid, quick))
     scale, zero_point = _join([(part.scale, part.zero_point) for part in parts])
     return JointSearch(
         scale,
@@ -191,12 +204,15 @@ def search_scales_jointly(
     )
 
 
-def _rows_at_once(weight: Tensor, least: int) -> int:
+def _rows_at_once(weight: Tensor, least: int, more: int = 0) -> int:
     """Return how many rows to treat at a time: few enough for a core's cache, many for a GPU.
 
     It is a multiple of `least`.
+
+    Args:
+        more: weights at a time on a CPU where not all of them go through the cache at once.
     """
-    elements = 1 << 19 if weight.device.type == "cpu" else 1 << 25
+    elements = max(1 << 19, more) if weight.device.type == "cpu" else 1 << 25
     return max(1, elements // (weight.shape[1] * least)) * least
 
 
@@ -221,20 +237,33 @@ class _Part:
 
 
 def _search_jointly(
-    part: _Part, zero_point: Tensor | None, second_moment: Tensor, sweeps: int, grid: Grid
+    part: _Part,
+    zero_point: Tensor | None,
+    second_moment: Tensor,
+    sweeps: int,
+    grid: Grid,
+    quick: bool,
 ) -> JointSearch:
     """`search_scales_jointly` for a few rows; starts from absmax."""
     scale = part.absmax.clone()
     _, groups, size = part.grouped.shape
     error = _error(part, scale, zero_point)
-    residual = error.flatten(1) @ second_moment
-    square = part.unit.squeeze(1).double().square()
-    plain_losses = torch.sum(residual * error.flatten(1), dim=1, dtype=torch.float64) * square
+    with quick_products(quick):
+        residual = error.flatten(1) @ second_moment
+    plain_losses = torch.sum(residual * error.flatten(1), dim=1, dtype=torch.float64)
+    losses = plain_losses.clone()
+    # What a group's errors changed by in its last turn, of which the groups after it have to learn.
+    changes = torch.zeros_like(residual)
     # Without other groups a second sweep would find the same again.
-    for group in [*range(groups)] * (sweeps if groups > 1 else 1):
+    for turn in range(groups * (sweeps if groups > 1 else 1)):
+        group = turn % groups
         at = slice(group, group + 1)
         columns = slice(group * size, (group + 1) * size)
         block = second_moment[columns, columns]
+        changes[:, columns] = 0.0
+        reach = slice(0, columns.start if turn < groups else groups * size)
+        with quick_products(quick):
+            residual[:, columns] += changes[:, reach] @ second_moment[reach, columns]
         old = error[:, group]
         linear = residual[:, columns] - old @ block
 
@@ -258,10 +287,14 @@ def _search_jointly(
         if zero_point is not None and zero_better is not None:
             zero_point[:, at] = zero_better
         new = _error(here, scale[:, at], zero_better)[:, 0]
-        residual.addmm_(new - old, second_moment[columns])
+        change = new - old
+        moved = change @ block
+        losses += torch.add(moved, residual[:, columns], alpha=2).mul_(change).sum(dim=1)
+        residual[:, columns] += moved
+        changes[:, columns] = change
         error[:, group] = new
-    losses = torch.sum(residual * error.flatten(1), dim=1, dtype=torch.float64) * square
-    return JointSearch(scale, zero_point, losses, plain_losses)
+    square = part.unit.squeeze(1).double().square()
+    return JointSearch(scale, zero_point, losses * square, plain_losses * square)
 
 
 def _improve(
@@ -286,6 +319,21 @@ def _improve(
         if zero_point is not None and shifted is not None:
             zero_point = torch.where(better, shifted, zero_point)
     return scale, zero_point
+
+
+def _take_cheapest(
+    part: _Part, zero_point: Tensor | None, importance: Tensor, grid: Grid
+) -> tuple[Tensor, Tensor | None]:
+    """Do what `_improve` does from absmax scales, by a kernel that reads the weights once."""
+    every = [(part.absmax, zero_point), *_candidates(part, grid)]
+    scales = torch.stack([scale for scale, _ in every])
+    given = [offset for _, offset in every if offset is not None]
+    offsets = torch.stack(given) if given else None
+    best = kernels.cheapest_scales(
+        part.grouped, part.unit, scales, offsets, importance, part.scheme
+    ).unsqueeze(0)
+    chosen = None if offsets is None else offsets.gather(0, best).squeeze(0)
+    return scales.gather(0, best).squeeze(0), chosen
 
 
 def _candidates(part: _Part, grid: Grid) -> Iterator[tuple[Tensor, Tensor | None]]:

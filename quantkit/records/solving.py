@@ -60,6 +60,9 @@ class LayerStats:
     sample: Tensor | None = None
     drift: Tensor | None = None
     drift_sample: Tensor | None = None
+    bfloat16: bool = False
+    """Whether every activation was a bfloat16 value: then that is fast here, and precise enough
+    for what only compares losses."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from quantkit.numerics.linalg import Factor, row_losses
+from quantkit.numerics.precision import quick_products
 from quantkit.numerics.scale_search import COARSE, search_scales_jointly
 from quantkit.records import LayerStats, LinearPlan
 from quantkit.solvers.candidates import (
@@ -109,7 +110,7 @@ def _losses(
     for members in alike(linears):
         sample, linear = sample_rows(weights, members, _SAMPLED_ROWS), linears[members[0]]
         parts = [
-            _losses_of(sample, linear, scale_dtype, moment, factor, part)
+            _losses_of(sample, linear, scale_dtype, stats, factor, part)
             for part in split_candidates(scales, sample, linear)
         ]
         total += torch.cat(parts)
@@ -120,7 +121,7 @@ def _losses_of(
     sample: Tensor,
     linear: LinearPlan,
     scale_dtype: torch.dtype,
-    moment: Tensor,
+    stats: LayerStats,
     factor: Factor | None,
     scales: Tensor,
 ) -> Tensor:
@@ -129,9 +130,18 @@ def _losses_of(
         tiled = sample.repeat(len(scales), 1)
         channel = scales.repeat_interleave(len(sample), dim=0)
         losses = search_scales_jointly(
-            tiled, linear.scheme, linear.group_size, scale_dtype, moment, 1, COARSE, channel
+            tiled,
+            linear.scheme,
+            linear.group_size,
+            scale_dtype,
+            stats.second_moment,
+            1,
+            COARSE,
+            channel,
+            quick=stats.bfloat16,
         ).losses
     else:
         errors = rounding_errors(sample, linear, scale_dtype, factor, scales)
-        losses = row_losses(errors.flatten(0, 1), moment)
+        with quick_products(stats.bfloat16):
+            losses = row_losses(errors.flatten(0, 1), stats.second_moment)
     return losses.reshape(len(scales), -1).sum(dim=1)

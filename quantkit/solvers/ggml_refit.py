@@ -27,10 +27,10 @@ from torch import Tensor
 
 from quantkit.ggml_types import GgmlType
 from quantkit.numerics.affine import relative_steps, row_units
+from quantkit.numerics.columns import descend_columns
 from quantkit.numerics.ggml.blocks import GgmlBlocks
 from quantkit.solvers.ggml_halves import Quadratic, refit_halves
 from quantkit.solvers.ggml_rows import values_to_codes
-from quantkit.solvers.polish import descend
 
 _COLUMNS = 256
 """Of a block: one super-block, or eight blocks."""
@@ -148,7 +148,7 @@ def _polish_columns(draft: _Draft, second_moment: Tensor, start: int, stop: int)
     here = draft.residual[start:stop]
     before = _decode(draft, values, subs)
     steps = relative_steps(draft.scales(subs), torch.ones_like(draft.unit))
-    descend(values, steps.repeat_interleave(kind.sub_block, 0), None, here, inner, kind)
+    descend_columns(values, steps.repeat_interleave(kind.sub_block, 0), None, here, inner, kind)
     draft.values[start:stop] = values.to(torch.int8)
     block = _Block(values, here, inner)
     for sub in range(subs.start, subs.stop):

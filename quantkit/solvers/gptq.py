@@ -9,8 +9,8 @@ costs, L_jj^2, by which the scales are searched beforehand. The columns with the
 last in the order and are rounded first. The scales stay in groups of the original columns, so a
 reader needs no permutation. Then codes and scales are polished.
 
-Memory beyond weight and H, with W and H for the bytes of either in float32: the factor 2 H (it is
-float64), the errors 1 W, the codes 1/4 W; after the factor is freed, at most 3 W.
+Memory beyond weight and H, with W and H for the bytes of either in float32: the factor 1 H, the
+errors 1 W, the codes 1/4 W; after the factor is freed, at most 3 W.
 
 Floating-point codes are rounded the same way: the nearest plane is the nearest value of a code.
 """
@@ -22,7 +22,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from quantkit.numerics.affine import CodeSet, code_dtype, relative_steps, round_values, row_units
+from quantkit.numerics.affine import CodeSet, code_dtype, relative_steps, row_units
+from quantkit.numerics.columns import round_columns
 from quantkit.numerics.fp8 import spread_rows
 from quantkit.numerics.linalg import Factor, factor_moment, order_by_pivot, sampling_ridge
 from quantkit.numerics.scale_search import search_scales
@@ -62,24 +63,34 @@ def round_compensated(
     # the calibration text; the ridge is for what few tokens do not tell.
     ridge = sampling_ridge(stats.tokens, weight.shape[1])
     codes, scale, losses = polish(
-        weight, codes, scale, zero_point, scheme, stats.second_moment, ridge, effort.polish_sweeps
+        weight,
+        codes,
+        scale,
+        zero_point,
+        scheme,
+        stats.second_moment,
+        ridge,
+        effort.polish_sweeps,
+        quick=stats.bfloat16,
     )
     candidate = Rounding(codes, scale, zero_point, losses, damping=damping)
-    return keep_better_rows(weight, scheme, stats.second_moment, candidate, plain)
+    return keep_better_rows(
+        weight, scheme, stats.second_moment, candidate, plain, quick=stats.bfloat16
+    )
 
 
 def factor_by_pivot(stats: LayerStats) -> Factor | None:
     """Return the factor of the second moment in the order of rising pivots."""
     moment = stats.second_moment
     ridge = sampling_ridge(stats.tokens, len(moment))
-    return factor_moment(moment, order_by_pivot(moment, ridge), ridge)
+    return factor_moment(moment, order_by_pivot(moment, ridge), ridge, torch.float32)
 
 
 def factor_by_activity(stats: LayerStats) -> Factor | None:
     """Return the factor of the second moment in the order of rising activity: quick to find."""
     moment = stats.second_moment
     order = torch.argsort(moment.diagonal(), stable=True)
-    return factor_moment(moment, order, sampling_ridge(stats.tokens, len(order)))
+    return factor_moment(moment, order, sampling_ridge(stats.tokens, len(order)), torch.float32)
 
 
 def curvature(factor: Factor) -> Tensor:
@@ -139,7 +150,7 @@ def compensate(
         offset = None if offsets is None else offsets.index_select(0, groups)
         lower = panel[: stop - start].contiguous()
         if width == 1:
-            _round_block(block, target, lower, step, offset, scheme, errors[start:stop])
+            round_columns(block, target, lower, step, offset, scheme, errors[start:stop])
         else:
             cost = pivots[start:stop].square().float()
             round_block_widely(block, target, lower, cost, step, offset, scheme, width)
@@ -150,31 +161,3 @@ def compensate(
     # Bytes: not every device can index floating-point codes.
     ordered = codes.view(torch.int8).index_select(0, position).T.contiguous()
     return ordered.view(codes.dtype)
-
-
-def _round_block(
-    block: Tensor,
-    target: Tensor,
-    lower: Tensor,
-    steps: Tensor,
-    offsets: Tensor | None,
-    scheme: CodeSet,
-    errors: Tensor,
-) -> None:
-    """Round the columns of one block from the last to the first.
-
-    Args:
-        block: original weights [B, O] in row units.
-        target: the weights plus what makes up for the columns already rounded; becomes codes less
-            zero points.
-        lower: unit lower triangle [B, B].
-        steps: scales [B, O] in row units; offsets: zero points [B, O] or None.
-        errors: [B, O], receives original minus dequantized.
-    """
-    for column in range(len(block) - 1, -1, -1):
-        value, step, error = target[column], steps[column], errors[column]
-        offset = None if offsets is None else offsets[column]
-        round_values(value.div_(step), scheme, offset)
-        torch.addcmul(block[column], value, step, value=-1, out=error)
-        if column:
-            target[:column].addr_(lower[column, :column], error)

@@ -5,12 +5,12 @@ R = E H at hand, the best weight in place of one code is R_j / H_jj away, and th
 the square of the distance from it, so the nearest code is the best one, on even grids and uneven
 ones (coordinate descent, arXiv 2309.01885). The best change of a scale whose group k has the
 values V = codes - zero_point is (R_k V^T) / (V H_kk V^T) (arXiv 2602.02126), both summed over the
-rows that share the scale. Columns are treated in blocks: inside a block R follows every change,
-elsewhere one matmul a block does. Scales of groups that fit into a block are refitted with it, all
-others once a sweep.
+rows that share the scale. Columns are treated in blocks: inside a block R follows every change; of
+what changed elsewhere since its last turn a block learns by one matmul. Scales of groups that fit
+into a block are refitted with it, all others once a sweep.
 
-Memory beyond weight and H, with W for the bytes of the weight in float32: R 1 W, the errors that
-it starts from 1 W, the codes 1/4 W.
+Memory beyond weight and H, with W for the bytes of the weight in float32, or of the rows that are
+treated at a time: R 1 W, the errors that it starts from or the changes 1 W, the codes 1/4 W.
 """
 
 from __future__ import annotations
@@ -21,18 +21,22 @@ import torch
 from torch import Tensor
 
 from quantkit.numerics.affine import (
-    CodeSet,
     decode,
     relative_steps,
     round_scale,
-    round_values,
     row_units,
 )
+from quantkit.numerics.columns import descend_columns
 from quantkit.numerics.fp8 import spread_rows
+from quantkit.numerics.linalg import row_losses
+from quantkit.numerics.precision import quick_products
 from quantkit.schemes import BLOCK_SIZE, Scheme
 
 _BLOCK = BLOCK_SIZE
-_FINITE = (torch.finfo(torch.float32).min, torch.finfo(torch.float32).max)
+_ROWS_AT_ONCE = {"cpu": 2048, "cuda": 1 << 20}
+"""Few enough that a block of them stays in a core's cache; a multiple of 128, as they may share
+scales."""
+
 _ELEMENTS_AT_ONCE = 1 << 22
 """Of a temporary while scales of whole rows are refitted: 16 MiB of float32."""
 
@@ -43,7 +47,9 @@ class _Draft:
 
     codes: [I, O]; scale: [G, O] in the stored dtype; zero_point: float32 [G, O] or None.
     columns: that share a scale. unit: [O], powers of two by which weights and steps are divided.
-    residual: R float32 [I, O], in units. added: to the diagonal of the second moment.
+    residual: R float32 [I, O], in units, but for the changes that a block has not heard of.
+    changes: float32 [I, O], by what the errors of each block changed in its last turn. added: to
+    the diagonal of the second moment. quick: see `polish`.
     """
 
     codes: Tensor
@@ -53,7 +59,9 @@ class _Draft:
     columns: int
     unit: Tensor
     residual: Tensor
+    changes: Tensor
     added: Tensor
+    quick: bool
 
 
 def polish(
@@ -65,6 +73,7 @@ def polish(
     second_moment: Tensor,
     ridge: float,
     sweeps: int,
+    quick: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lower the output error of a rounding in `sweeps` passes over its columns.
 
@@ -73,17 +82,47 @@ def polish(
         codes: [O, I]; scale: as the scheme shapes it; zero_point: int8 [O, G] or None.
         second_moment: float32 [I, I].
         ridge: fraction of mean(diag H) that is added to the diagonal.
+        quick: whether what changes may round its factors on its way to R (`quick_products`).
 
     Returns:
         The new codes and scales in the dtypes and shapes of the old, and the loss e H e^T of each
         row without the ridge, float64 [O].
     """
-    size = len(second_moment)
     added = ridge * second_moment.diagonal().mean()
+    rows = _ROWS_AT_ONCE[weight.device.type]
+    shared = BLOCK_SIZE if scheme.granularity == "block" else 1
+    parts = []
+    for start in range(0, len(weight), rows):
+        own = slice(start, start + rows)
+        scales = slice(start // shared, (start + rows) // shared)
+        zero_here = None if zero_point is None else zero_point[own]
+        rounding = codes[own], scale[scales], zero_here
+        parts.append(
+            _polish_rows(weight[own], *rounding, scheme, second_moment, added, sweeps, quick)
+        )
+    if len(parts) == 1:
+        return parts[0]
+    # Bytes: not every device can join floating-point codes.
+    joined = torch.cat([part[0].view(torch.int8) for part in parts]).view(codes.dtype)
+    return joined, torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
+
+
+def _polish_rows(
+    weight: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    scheme: Scheme,
+    second_moment: Tensor,
+    added: Tensor,
+    sweeps: int,
+    quick: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`polish` for rows that share their scales with no others; `added` is what the ridge adds."""
+    size = len(second_moment)
     unit = row_units(weight, scheme).T
     error = decode(codes, scale, zero_point, scheme).sub_(weight).neg_().T.div_(unit)
-    residual = torch.addcmul(second_moment @ error, error, added)
-    del error
+    residual = (second_moment @ error).addcmul_(error, added)
     in_blocks = scheme.granularity == "block"
     row_scale = spread_rows(scale, len(weight)) if in_blocks else scale
     # Copies even of a single row, whose transpose is contiguous already.
@@ -95,23 +134,52 @@ def polish(
         columns=BLOCK_SIZE if in_blocks else size // scale.shape[1],
         unit=unit[0],
         residual=residual,
+        # Row by row of its own shape.
+        changes=error.zero_().T.reshape(size, -1),
         added=added,
+        quick=quick,
     )
-    for _ in range(sweeps):
+    del error
+    wide = _BLOCK % draft.columns > 0
+    for sweep in range(sweeps):
         for start in range(0, size, _BLOCK):
-            _polish_block(draft, second_moment, start, min(size, start + _BLOCK))
-        if _BLOCK % draft.columns:
+            # Nothing behind a block has changed yet in the first turns.
+            behind = 0 if sweep == 0 or wide else size
+            _polish_block(draft, second_moment, slice(start, min(size, start + _BLOCK)), behind)
+        if wide:
+            _catch_up(draft, second_moment)
             _refit_wide_groups(draft, second_moment)
+    del residual
     codes, row_scale = draft.codes.T.contiguous(), draft.scale.T
     scale = (row_scale[::BLOCK_SIZE] if in_blocks else row_scale).contiguous()
-    error = decode(codes, scale, zero_point, scheme).sub_(weight).neg_().T.div_(unit)
-    losses = torch.sum(residual.mul_(error), dim=0, dtype=torch.float64)
-    losses -= added * torch.sum(error.square_(), dim=0, dtype=torch.float64)
+    del draft
+    error = decode(codes, scale, zero_point, scheme).sub_(weight).div_(unit.T)
+    with quick_products(quick):
+        losses = row_losses(error, second_moment)
     return codes, scale, losses * unit[0].double().square()
 
 
-def _polish_block(draft: _Draft, second_moment: Tensor, start: int, stop: int) -> None:
-    """Improve the codes of a few columns, and their scales where no others share them."""
+def _catch_up(draft: _Draft, second_moment: Tensor) -> None:
+    """Let every block hear of what changed behind it; then none has anything to hear of."""
+    size = len(second_moment)
+    with quick_products(draft.quick):
+        for start in range(0, size - _BLOCK, _BLOCK):
+            own, behind = slice(start, start + _BLOCK), slice(start + _BLOCK, size)
+            draft.residual[own].addmm_(second_moment[own, behind], draft.changes[behind])
+    draft.changes.zero_()
+
+
+def _polish_block(draft: _Draft, second_moment: Tensor, own: slice, behind: int) -> None:
+    """Improve the codes of a few columns, and their scales where no others share them.
+
+    Args:
+        behind: up to which column those behind the block have changed since its last turn.
+    """
+    start, stop = own.start, own.stop
+    draft.changes[own] = 0
+    reach = slice(0, max(start, behind))
+    with quick_products(draft.quick):
+        draft.residual[own].addmm_(second_moment[own, reach], draft.changes[reach])
     inner = second_moment[start:stop, start:stop].clone()
     inner.diagonal().add_(draft.added)
     groups = torch.arange(start, stop, device=inner.device) // draft.columns
@@ -120,9 +188,9 @@ def _polish_block(draft: _Draft, second_moment: Tensor, start: int, stop: int) -
     values = draft.codes[start:stop].float()
     if offset is not None:
         values -= offset
-    here = draft.residual[start:stop]
+    here = draft.residual[own]
     before = values * steps
-    descend(values, steps, offset, here, inner, draft.scheme)
+    descend_columns(values, steps, offset, here, inner, draft.scheme)
     draft.codes[start:stop] = values if offset is None else values + offset
     if _BLOCK % draft.columns == 0:
         every = slice(None)
@@ -133,38 +201,7 @@ def _polish_block(draft: _Draft, second_moment: Tensor, start: int, stop: int) -
             change = _refit(draft, group, every, values[part], here[part], moved[part])
             here.addcmul_(moved, change, value=-1)
         steps = relative_steps(draft.scale.index_select(0, groups), draft.unit)
-    change = before.sub_(values.mul_(steps))
-    draft.residual[:start].addmm_(second_moment[:start, start:stop], change)
-    draft.residual[stop:].addmm_(second_moment[stop:, start:stop], change)
-
-
-def descend(
-    values: Tensor,
-    steps: Tensor,
-    offset: Tensor | None,
-    residual: Tensor,
-    inner: Tensor,
-    scheme: CodeSet,
-) -> None:
-    """Move each value of a block [B, O] to its best one, column after column, in place.
-
-    Args:
-        steps: float32 [B, O], not zero; offset: zero points [B, O] or None.
-        residual: R float32 [B, O], follows. inner: the block of H, [B, B].
-    """
-    diagonal = inner.diagonal().unsqueeze(1)
-    # A column that was never active has no best value: its codes stay.
-    gain = torch.where(diagonal > 0, 1.0 / (diagonal * steps), torch.zeros_like(steps))
-    # Finite also where a step is tiny beside its row, so that nothing times it is nothing.
-    gain.clamp_(*_FINITE)
-    new = torch.empty_like(values[0])
-    for column in range(len(values)):
-        value = values[column]
-        torch.addcmul(value, residual[column], gain[column], out=new)
-        round_values(new, scheme, None if offset is None else offset[column])
-        change = value.sub_(new).mul_(steps[column])
-        residual.addr_(inner[column], change)
-        value.copy_(new)
+    torch.sub(before, values.mul_(steps), out=draft.changes[own])
 
 
 def _refit_wide_groups(draft: _Draft, second_moment: Tensor) -> None:

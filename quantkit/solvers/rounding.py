@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quantkit.numerics.affine import decode, row_units
 from quantkit.numerics.linalg import row_losses
+from quantkit.numerics.precision import quick_products
 from quantkit.records import LinearPlan
 from quantkit.schemes import BLOCK_SIZE, Scheme
 
@@ -46,13 +47,20 @@ UNFACTORIZED = "rtn: the second moment could not be factorized under any damping
 
 
 def measure_rows(
-    weight: Tensor, scheme: Scheme, second_moment: Tensor, rounding: Rounding
+    weight: Tensor, scheme: Scheme, second_moment: Tensor, rounding: Rounding, quick: bool = False
 ) -> Tensor:
-    """Return e H e^T of each row of a rounding of float32 [O, I], float64 [O]."""
+    """Return e H e^T of each row of a rounding of float32 [O, I], float64 [O].
+
+    Args:
+        quick: whether products may round their factors (`quick_products`), which changes a loss by
+            about 1e-5 of it.
+    """
     unit = row_units(weight, scheme)
     decoded = decode(rounding.codes, rounding.scale, rounding.zero_point, scheme)
     error = decoded.sub_(weight).div_(unit)
-    return row_losses(error, second_moment) * unit.squeeze(1).double().square()
+    with quick_products(quick):
+        losses = row_losses(error, second_moment)
+    return losses * unit.squeeze(1).double().square()
 
 
 def take_rows(candidate: Rounding, plain: Rounding, rows: Tensor, scales: Tensor) -> Rounding:
@@ -74,7 +82,12 @@ def take_rows(candidate: Rounding, plain: Rounding, rows: Tensor, scales: Tensor
 
 
 def keep_better_rows(
-    weight: Tensor, scheme: Scheme, second_moment: Tensor, candidate: Rounding, plain: Rounding
+    weight: Tensor,
+    scheme: Scheme,
+    second_moment: Tensor,
+    candidate: Rounding,
+    plain: Rounding,
+    quick: bool = False,
 ) -> Rounding:
     """Take each row from `candidate`, or from `plain` where that has the lower loss.
 
@@ -83,8 +96,9 @@ def keep_better_rows(
     Args:
         weight: float32 [O, I]; second_moment: float32 [I, I].
         candidate: with its losses.
+        quick: see `measure_rows`.
     """
-    plain_losses = measure_rows(weight, scheme, second_moment, plain)
+    plain_losses = measure_rows(weight, scheme, second_moment, plain, quick)
     if candidate.losses is None:
         raise ValueError("the candidate has no losses to compare by")
     # Written so that a loss that is not a number counts as worse.

@@ -34,7 +34,13 @@ def round_searched(
     if scheme.granularity == "block":
         return _round_blocks(weight, scheme, scale_dtype, stats)
     found = search_scales_jointly(
-        weight, scheme, group_size, scale_dtype, stats.second_moment, max(1, effort.polish_sweeps)
+        weight,
+        scheme,
+        group_size,
+        scale_dtype,
+        stats.second_moment,
+        max(1, effort.polish_sweeps),
+        quick=stats.bfloat16,
     )
     codes = quantize(weight, found.scale, found.zero_point, scheme)
     return Rounding(codes, found.scale, found.zero_point, found.losses, found.plain_losses)

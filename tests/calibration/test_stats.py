@@ -13,7 +13,6 @@ from quantkit.calibration.stats import (
     accumulate,
     empty_moment,
     finish,
-    split_product,
 )
 from quantkit.errors import InputError
 
@@ -52,16 +51,34 @@ def test_wide_inputs_are_summed_panel_by_panel(dtype: torch.dtype) -> None:
     assert (found.double() - expected).norm() < 1e-5 * expected.norm()
 
 
-def test_two_bfloat16_parts_hold_a_product_that_one_cannot() -> None:
-    """The library subtracts the first part before it rounds the second."""
+def test_sums_of_bfloat16_activations_are_exact_products() -> None:
+    """A float32 sum of them, over more columns than one panel has; the statistics say so."""
     generator = torch.Generator().manual_seed(2)
-    rows = torch.randn(4096, 64, generator=generator).bfloat16()
+    rows = torch.randn(512, 600, generator=generator).bfloat16()
+    moment = empty_moment(600, CPU)
 
-    high, low = split_product(rows.T, rows)
+    accumulate(moment, rows, None)
+    stats = finish(moment)
 
-    exact = rows.double().T @ rows.double()
-    assert (high.double() - exact).norm() > 1e-4 * exact.norm()
-    assert (high.double() + low.double() - exact).norm() < 1e-5 * exact.norm()
+    expected = rows.double().T @ rows.double() / len(rows)
+    assert (stats.second_moment.double() - expected).norm() < 1e-6 * expected.norm()
+    assert stats.bfloat16
+
+
+def test_float32_activations_are_summed_as_they_are() -> None:
+    """Not rounded to bfloat16; one such batch is enough for the statistics to say so."""
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(512, 256, generator=generator)
+    moment = empty_moment(256, CPU)
+
+    accumulate(moment, rows[:256], None)
+    accumulate(moment, rows[256:], None)
+    found = finish(moment)
+
+    expected = rows.double().T @ rows.double() / len(rows)
+    assert (found.second_moment.double() - expected).norm() < 1e-6 * expected.norm()
+    assert not found.bfloat16
+    assert not finish(empty_moment(4, CPU)).bfloat16
 
 
 def test_weighted_tokens_count_by_their_weight() -> None:

@@ -34,3 +34,21 @@ def test_threads_spin_briefly_unless_the_user_says_otherwise(
     )
 
     assert reply.stdout.strip() == expected
+
+
+@pytest.mark.parametrize("given", ["0", None])
+def test_torch_asks_for_huge_pages_unless_the_user_says_otherwise(given: str | None) -> None:
+    """The variable is in place before torch is imported."""
+    environment = {key: value for key, value in os.environ.items() if "THP_MEM" not in key}
+    if given is not None:
+        environment["THP_MEM_ALLOC_ENABLE"] = given
+    show = (
+        "import os, sys; from quantkit.cli.process import settle_process; settle_process();"
+        "print(os.environ['THP_MEM_ALLOC_ENABLE'], 'torch' in sys.modules)"
+    )
+
+    reply = subprocess.run(
+        [sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert reply.stdout.split() == [given or "1", "False"]

@@ -78,6 +78,39 @@ def test_dead_columns_are_decoupled_from_all_others() -> None:
     assert lower[:, 5].count_nonzero() == 1
 
 
+@pytest.mark.parametrize("tokens", [40, 2000])
+def test_a_float32_factor_is_that_of_float64(tokens: int) -> None:
+    """Also where most directions are left to the damping, and one channel is far above all."""
+    moment = make_moment(320, seed=4, tokens=tokens)
+    moment[7] *= 100.0
+    moment[:, 7] *= 100.0
+    order = order_by_pivot(moment, 0.0)
+
+    exact = factor_moment(moment, order, damping=0.01)
+    single = factor_moment(moment, order, 0.01, torch.float32)
+
+    assert exact is not None
+    assert single is not None
+    assert single.lower.dtype == torch.float32
+    assert single.damping == exact.damping
+    pivots = exact.lower.diagonal()
+    torch.testing.assert_close(single.lower.diagonal().double(), pivots, rtol=1e-3, atol=0)
+    difference = (single.lower.double().tril() - exact.lower.tril()) / pivots
+    assert difference.abs().max() < 2e-3 * (exact.lower.tril() / pivots).abs().max()
+
+
+def test_float64_helps_where_float32_fails() -> None:
+    """Under the same damping: more would cost quality."""
+    # 1 % of the mean and this leave 3e-10, which float32 rounds to nothing.
+    moment = torch.diag(torch.tensor([1.0, 1.0, 1.0, -0.007481296546757221]))
+
+    factor = factor_moment(moment, torch.arange(4), 0.01, torch.float32)
+
+    assert factor is not None
+    assert factor.damping == 0.01
+    assert factor.lower.dtype == torch.float64
+
+
 def test_few_tokens_ask_for_a_ridge_and_many_do_not() -> None:
     """Half the mean at a token a column, a thousandth at more than twenty."""
     assert sampling_ridge(tokens=64, size=64) == 0.5
@@ -88,6 +121,15 @@ def test_few_tokens_ask_for_a_ridge_and_many_do_not() -> None:
 def test_row_losses_are_the_quadratic_form_of_each_row() -> None:
     """Against float64, over more rows than one chunk holds at this width."""
     error, moment = make_weight(40, 64, seed=0), make_moment(64, seed=0)
+
+    torch.testing.assert_close(
+        row_losses(error, moment), exact_losses(error, moment), rtol=1e-5, atol=0
+    )
+
+
+def test_losses_are_summed_over_panels_of_columns() -> None:
+    """What lies above the diagonal counts twice, whether or not the last panel is narrow."""
+    error, moment = make_weight(5, 1100, seed=1), make_moment(1100, seed=1, tokens=600)
 
     torch.testing.assert_close(
         row_losses(error, moment), exact_losses(error, moment), rtol=1e-5, atol=0

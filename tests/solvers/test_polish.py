@@ -11,6 +11,7 @@ from torch import Tensor
 from quantkit.numerics.affine import choose_absmax, code_range, decode, dequantize, quantize
 from quantkit.records import LayerStats
 from quantkit.schemes import SCHEMES
+from quantkit.solvers import polish as polishing
 from quantkit.solvers.polish import polish
 from tests.solvers.cases import (
     DEVICES,
@@ -188,3 +189,65 @@ def test_the_rounding_that_is_polished_is_left_as_it_was() -> None:
 
         assert torch.equal(codes, copies[0])
         assert torch.equal(scale, copies[1])
+
+
+def test_blocks_learn_of_what_changed_on_both_sides() -> None:
+    """Four blocks: in the end no code has a better neighbour, by the slope of the exact loss."""
+    scheme, columns = SCHEMES["w4a16"], 400
+    weight, moment = make_weight(4, columns, seed=8), make_moment(columns, seed=8)
+    scale, _ = choose_absmax(weight, scheme, None, torch.float32)
+    codes = quantize(weight, scale, None, scheme)
+
+    codes, scale, _ = polish(weight, codes, scale, None, scheme, moment, 0.0, sweeps=40)
+    grouped, grouped_scale, _ = polish(
+        weight, codes, scale.expand(-1, 25).contiguous(), None, scheme, moment, 0.0, sweeps=40
+    )
+
+    for found, steps in ((codes, scale), (grouped, grouped_scale)):
+        error = dequantize(found, steps, None).double() - weight
+        slope, final = error @ moment.double(), exact_losses(error, moment)
+        for step in (-1, 1):
+            allowed = (found + step).clamp(-8, 7) - found
+            change = allowed * steps.repeat_interleave(columns // steps.shape[1], 1).double()
+            more = change * (2 * slope + change * moment.diagonal().double())
+            assert bool((more >= -1e-5 * final.unsqueeze(1)).all())
+
+
+@pytest.mark.parametrize("name", ["w4a16_asym", "fp8_dynamic", "fp8_block"])
+def test_rows_are_polished_alike_however_many_at_a_time(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each for itself, or with those that share its scale; the last part is narrow."""
+    scheme, weight, moment = SCHEMES[name], make_weight(300, 96, 9), make_moment(96, 9)
+    scale, zero_point = choose_absmax(
+        weight, scheme, 32 if scheme.grouped else None, torch.bfloat16
+    )
+    codes = quantize(weight, scale, zero_point, scheme)
+
+    def run() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return polish(weight, codes, scale, zero_point, scheme, moment, 0.0, sweeps=1)
+
+    whole = run()
+    monkeypatch.setitem(polishing._ROWS_AT_ONCE, "cpu", 128)
+    parts = run()
+
+    same = (parts[0].view(torch.int8) == whole[0].view(torch.int8)).float().mean()
+    assert same > 0.999
+    torch.testing.assert_close(parts[2], whole[2], rtol=1e-3, atol=0)
+    assert parts[1].shape == whole[1].shape
+
+
+def test_quick_products_change_a_loss_by_little() -> None:
+    """And the losses that come back are those of the codes that come back."""
+    scheme, weight, moment = SCHEMES["w4a16"], make_weight(64, 512, 10), make_moment(512, 10)
+    scale, _ = choose_absmax(weight, scheme, 128, torch.bfloat16)
+    codes = quantize(weight, scale, None, scheme)
+
+    exact, quick = (
+        polish(weight, codes, scale, None, scheme, moment, 0.0, sweeps=2, quick=quick)
+        for quick in (False, True)
+    )
+
+    assert float(quick[2].sum()) == pytest.approx(float(exact[2].sum()), rel=0.02)
+    error = dequantize(quick[0], quick[1], None) - weight
+    torch.testing.assert_close(quick[2], exact_losses(error, moment), rtol=2e-3, atol=0)

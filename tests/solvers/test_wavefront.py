@@ -52,7 +52,7 @@ def round_entry_by_entry(panels: Panels, panel: int, factor: Factor) -> Tensor:
     weight = panels.weight[panel].double()[:, order]
     steps = widen(panels.steps(), weight.shape[1])[panel].double()[:, order]
     upper = torch.linalg.cholesky(panels.fisher[panel].double().flip(0, 1)).flip(0, 1)
-    lower = factor.lower
+    lower = factor.lower.double()
     limits = 1 << (panels.scheme.weight_bits - 1)
     low, high = torch.full_like(weight, -limits), torch.full_like(weight, limits - 1)
     if panels.zero_point is not None:
