@@ -13,6 +13,7 @@ from torch import Tensor
 import quantkit
 from quantkit import block_loop
 from quantkit.calibration import stats, walk
+from quantkit.calibration.parking import Room
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import NotYetError, OutputError, ResourceError
 from quantkit.recipe import PublishSpec, Recipe
@@ -42,36 +43,59 @@ def make_job(folder: Path, **quantize: object) -> Recipe:
 def test_a_job_holds_one_block_and_one_second_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the next one is asked for, nothing refers to the one before it."""
+    """One block at work, one at the most read ahead, and one second moment."""
     recipe = make_job(tmp_path)
-    seen: dict[str, list[weakref.ref[Tensor]]] = {"block": [], "moment": []}
-    counts = {"block": 0, "moment": 0}
+    blocks: list[list[weakref.ref[Tensor]]] = []
+    moments: list[list[weakref.ref[Tensor]]] = []
     read_block, empty_moment = block_loop._read_block, stats.empty_moment
 
-    def note(kind: str, *tensors: Tensor) -> None:
-        seen[kind] = [weakref.ref(tensor) for tensor in tensors]
-        counts[kind] += 1
-
-    def check(kind: str) -> None:
-        assert not [held.shape for ref in seen[kind] if (held := ref()) is not None], kind
+    def check(gone: list[list[weakref.ref[Tensor]]]) -> None:
+        held = [tensor.shape for refs in gone for ref in refs if (tensor := ref()) is not None]
+        assert not held
 
     def watch_blocks(checkpoint: Checkpoint, block: BlockPlan) -> Mapping[str, Tensor]:
-        check("block")
+        # The last one read is being worked on, or about to be; all before it are gone.
+        check(blocks[:-1])
         tensors = read_block(checkpoint, block)
-        note("block", *tensors.values())
+        blocks.append([weakref.ref(tensor) for tensor in tensors.values()])
         return tensors
 
     def watch_moments(features: int, device: torch.device) -> stats.Moment:
-        check("moment")
+        check(moments)
+        # Reading ahead is by one block: what is at work is one of the last two.
+        check(blocks[:-2])
         moment = empty_moment(features, device)
-        note("moment", moment.total)
+        moments.append([weakref.ref(moment.total)])
         return moment
 
     monkeypatch.setattr(block_loop, "_read_block", watch_blocks)
     monkeypatch.setattr(walk, "empty_moment", watch_moments)
     quantkit.quantize(recipe, gate=False, device="cpu")
 
-    assert counts == {"block": 3, "moment": 12}
+    assert (len(blocks), len(moments)) == (3, 12)
+    check(blocks)
+    check(moments)
+
+
+def test_an_artifact_does_not_depend_on_where_activations_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing of them in RAM, its weights are the same bytes."""
+    recipe = make_job(tmp_path)
+    monkeypatch.setattr(walk, "TOKENS_AT_ONCE", {"cpu": 48})
+    quantkit.quantize(recipe, gate=False, device="cpu")
+    expected = (tmp_path / "out/compressed-tensors/model.safetensors").read_bytes()
+    folders = []
+
+    def choose_file(_: torch.device, __: int, folder: Path) -> Room:
+        folders.append(folder)
+        return Room(host_bytes=0, folder=folder)
+
+    monkeypatch.setattr(block_loop, "choose_room", choose_file)
+    quantkit.quantize(recipe, gate=False, device="cpu", overwrite=True)
+
+    assert len(folders) == 1
+    assert (tmp_path / "out/compressed-tensors/model.safetensors").read_bytes() == expected
 
 
 def test_an_interrupted_walk_leaves_torch_as_it_was_and_goes_on(tmp_path: Path) -> None:

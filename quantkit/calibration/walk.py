@@ -1,8 +1,8 @@
 """The walk: a model's own forward, suspended wherever a layer has to be solved.
 
-Every micro-batch runs transformers' forward in a greenlet of its own. Hooks switch back to the
-walk in front of each decoder block and in front of each group of linear layers that share an
-input. When all micro-batches wait at the same place, the walk hands the group and the second
+Every micro-batch runs transformers' forward in a greenlet of its own (calibration/forwards.py),
+which stops in front of each decoder block and of each group of linear layers that share an input.
+When all micro-batches wait at the same place, the walk hands the group and the second
 moment of its input to the caller, who may replace its weights; then all of them go on with what
 stands there. So one forward in all gives every layer statistics that have seen the quantized
 layers before it, and no block argument has to be guessed.
@@ -14,25 +14,37 @@ Where the original model is to be followed, each micro-batch has a second forwar
 checkpoint's own weights. It is one group ahead: a group's layers are still the checkpoint's when
 it passes them. What a group is given then comes with what the original would give it.
 
-Memory: one block's weights, the suspended activations (twice, with the original's), one second
-moment.
+Memory: one block's weights and at most one more, read ahead and still in the checkpoint's dtype;
+the suspended activations (twice, with the original's), whose place is a choice
+(calibration/parking.py); one second moment.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 
 import torch
-from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
-from quantkit.calibration.kv import OBSERVER, KvWatch, Observer, observed_attention
+from quantkit.calibration.forwards import (
+    Forward,
+    advance,
+    arrivals,
+    end,
+    finish_forwards,
+    fit_windows_at_once,
+    hooked,
+    run_through,
+    start,
+)
+from quantkit.calibration.kv import KvWatch, observed_attention
+from quantkit.calibration.parking import Parking, Room, parked
 from quantkit.calibration.placing import TOKENS_AT_ONCE, empty, put
-from quantkit.calibration.stats import accumulate, empty_moment, finish
+from quantkit.calibration.stats import Moment, accumulate, empty_moment, finish
+from quantkit.checkpoint.ahead import read_ahead
 from quantkit.errors import CheckpointError
 from quantkit.records import (
     BlockPlan,
@@ -77,14 +89,6 @@ class BlockEnd:
     kv: KvStats
 
 
-@dataclass(frozen=True)
-class _Arrival:
-    """What a suspended forward says: where it waits and, at a group, the group's input."""
-
-    place: str
-    inputs: Tensor | None
-
-
 def walk(
     model: nn.Module,
     blocks: Sequence[BlockPlan],
@@ -97,6 +101,12 @@ def walk(
     needs_stats: Callable[[BlockPlan, GroupPlan], bool],
     kv_cache: KvCachePlan | None = None,
     follow_original: bool = False,
+    combine: Callable[[Moment], None] | None = None,
+    combine_kv: Callable[[KvStats], KvStats] | None = None,
+    first_token: int = 0,
+    room: Room | None = None,
+    ahead: int = 1,
+    probe_batch: bool | None = None,
 ) -> Generator[GroupStop | BlockEnd, None, None]:
     """Yield every group with something to quantize, in the order in which the forward meets them.
 
@@ -116,98 +126,128 @@ def walk(
         kv_cache: the attention layers, one a block, whose keys and values are watched; every block
             then ends with a `BlockEnd`.
         follow_original: whether statistics say how far inputs have drifted from the original's.
+        combine: is given the sums over all of `windows`, in front of every group whose statistics
+            are wanted, and may add to them in place what others have summed over theirs.
+        combine_kv: is given what a block's attention layer showed, and returns what counts.
+        first_token: how many tokens that count come before those of `windows`, in other walks:
+            samples are drawn by the number of a token.
+        room: how much suspended forwards may hold and where; None: all stays on the device.
+        ahead: how many blocks are read ahead while one is at work; `load_block` runs in a thread.
+        probe_batch: whether micro-batches are made smaller until one of them passes the first
+            block without running out of memory; None: on CUDA only. On a CPU the outcome would
+            otherwise depend on what memory was free.
 
     Raises:
         CheckpointError: the forward does not meet the blocks and groups in the order of the plan,
             an activation is not finite, or keys and values cannot be watched.
+        ResourceError: one window alone is too much, or the disk is full.
     """
-    with torch.inference_mode(), _hooked(model, blocks, dtype), ExitStack() as stack:
+    with torch.inference_mode(), hooked(model, blocks, dtype), ExitStack() as stack:
         _place_buffers(model, device)
         _fill(model, load_outside(), device, None)
         watch = None if kv_cache is None else KvWatch(model, kv_cache, device)
         if watch is not None:
             stack.enter_context(observed_attention(model))
-        forwards = _start(model, windows, device, None if watch is None else watch.observe)
-        originals = []
+        count, length = windows.ids.shape
+        at_once = max(1, min(count, TOKENS_AT_ONCE[device.type] // length))
+        if device.type == "cuda" if probe_batch is None else probe_batch:
+            _fill(model, load_block(blocks[0]), device, dtype)
+            at_once = _probe_batch(model, blocks[0], windows, at_once, device, watch is not None)
+            empty(model.get_submodule(blocks[0].prefix))
+        parking = stack.enter_context(parked(model, room, device))
+        observe = None if watch is None else watch.observe
+        forwards = start(model, windows, at_once, device, observe)
+        originals: list[Forward] = []
         if follow_original:
-            originals = _start(model, windows, device, None if watch is None else _overlook)
-        stack.callback(_end, [*forwards, *originals])
-        _advance([*forwards, *originals], blocks[0].prefix)
+            overlook = None if watch is None else _overlook
+            originals = start(model, windows, at_once, device, overlook, len(forwards))
+        stack.callback(end, [*forwards, *originals])
+        advance([*forwards, *originals], blocks[0].prefix, parking)
         _empty_embeddings(model)
+        reader = stack.enter_context(
+            closing(read_ahead(blocks, _pinned(load_block, device), ahead))
+        )
         for number, block in enumerate(blocks):
-            tensors = {name: tensor.to(device) for name, tensor in load_block(block).items()}
+            tensors = _move(next(reader), device)
             _fill(model, tensors, device, dtype)
             groups = [group for group in block.groups if group.solved]
             places = [*(group.linears[0].name for group in groups), *_next(blocks, number)]
-            ahead = _advance(originals, places[0]) if places else []
+            leading = advance(originals, places[0], parking) if places else []
             for position, group in enumerate(groups):
-                stats = _arrive(forwards, group, needs_stats(block, group), device, ahead)
+                moment = None
+                if needs_stats(block, group):
+                    moment = empty_moment(group.linears[0].in_features, device)
+                    moment.sample.seen = first_token
+                stats = _arrive(forwards, group, moment, leading, parking, combine)
+                del moment
+                if group is groups[-1]:
+                    # Once a block: what is given back has to be asked for again, page by page.
+                    _return_freed_memory()
                 # Before the group is replaced, which is what the caller does at the stop.
                 left = places[position + 1 : position + 2]
-                ahead = _advance(originals, left[0]) if left else []
+                leading = advance(originals, left[0], parking) if left else []
                 yield GroupStop(block, group, stats, tensors, _replacer(model, device, dtype))
                 del stats
             del tensors
             for place in _next(blocks, number):
-                _advance(forwards, place)
+                advance(forwards, place, parking)
             if watch is not None:
                 if number + 1 == len(blocks):
-                    _finish(forwards)
-                yield BlockEnd(block, watch.take(block.prefix))
+                    finish_forwards(forwards, parking)
+                seen = watch.take(block.prefix)
+                yield BlockEnd(block, seen if combine_kv is None else combine_kv(seen))
             empty(model.get_submodule(block.prefix))
 
 
-@dataclass(frozen=True)
-class _Forward:
-    run: greenlet
-    weights: Tensor | None
+def _probe_batch(
+    model: nn.Module,
+    block: BlockPlan,
+    windows: TokenWindows,
+    at_once: int,
+    device: torch.device,
+    watched: bool,
+) -> int:
+    """Return how many windows, `at_once` or fewer, the first block can take at a time.
+
+    Args:
+        watched: whether the forwards need an observer of keys and values.
+
+    Raises:
+        ResourceError: memory does not suffice for one.
+    """
+
+    def look(_: str, inputs: Tensor) -> None:
+        accumulate(empty_moment(inputs.shape[-1], device), inputs, None)
+
+    def run(count: int) -> None:
+        overlook = _overlook if watched else None
+        (forward,) = start(model, _first(windows, count), count, device, overlook)
+        run_through(forward, block, look)
+
+    return fit_windows_at_once(run, at_once, windows)
 
 
-def _start(
-    model: nn.Module, windows: TokenWindows, device: torch.device, observer: Observer | None
-) -> list[_Forward]:
-    """Make one forward for each micro-batch; none has begun to run."""
-    count, length = windows.ids.shape
-    step = max(1, TOKENS_AT_ONCE[device.type] // length)
-    decoder = getattr(model, cast(Any, model).base_model_prefix, model)
-    options = {} if observer is None else {OBSERVER: observer}
-    all_count = bool((windows.weights == 1).all())
-    forwards = []
-    for start in range(0, count, step):
-        ids = torch.from_numpy(windows.ids[start : start + step]).to(device)
-        weights = None
-        if not all_count:
-            weights = torch.from_numpy(windows.weights[start : start + step]).to(device)
-        forwards.append(_Forward(greenlet(_runner(decoder, ids, options)), weights))
-    return forwards
+def _first(windows: TokenWindows, count: int) -> TokenWindows:
+    return replace(windows, ids=windows.ids[:count], weights=windows.weights[:count])
+
+
+def _pinned(load_block: LoadBlock, device: torch.device) -> LoadBlock:
+    """Read into memory from which a device copies without waiting."""
+    if device.type != "cuda":
+        return load_block
+
+    def load(block: BlockPlan) -> Mapping[str, Tensor]:
+        return {name: tensor.pin_memory() for name, tensor in load_block(block).items()}
+
+    return load
+
+
+def _move(tensors: Mapping[str, Tensor], device: torch.device) -> Mapping[str, Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
 
 def _overlook(_: nn.Module, __: Tensor, ___: Tensor) -> None:
     """The original's keys and values are not those that will be cached."""
-
-
-def _end(forwards: Sequence[_Forward]) -> None:
-    """End the forwards where they stand: nothing behind the last stop is needed."""
-    for forward in forwards:
-        forward.run.throw(GreenletExit)
-
-
-def _finish(forwards: Sequence[_Forward]) -> None:
-    """Let every forward run to its end."""
-    for forward in forwards:
-        arrival = forward.run.switch()
-        if isinstance(arrival, _Arrival):
-            raise CheckpointError(
-                f"the model's forward came to {arrival.place} where the plan expected its end: "
-                f"its family data does not describe it"
-            )
-
-
-def _runner(decoder: nn.Module, ids: Tensor, options: Mapping[str, Any]) -> Callable[[], None]:
-    def run() -> None:
-        decoder(input_ids=ids, use_cache=False, **options)
-
-    return run
 
 
 def _next(blocks: Sequence[BlockPlan], number: int) -> tuple[str, ...]:
@@ -215,33 +255,35 @@ def _next(blocks: Sequence[BlockPlan], number: int) -> tuple[str, ...]:
     return tuple(block.prefix for block in blocks[number + 1 : number + 2])
 
 
-def _advance(forwards: Sequence[_Forward], place: str) -> list[Tensor | None]:
-    """Let every forward run on to `place` and return what each brings there."""
-    return [_resume(forward, place).inputs for forward in forwards]
-
-
 def _arrive(
-    forwards: Sequence[_Forward],
+    forwards: Sequence[Forward],
     group: GroupPlan,
-    wanted: bool,
-    device: torch.device,
-    originals: Sequence[Tensor | None],
+    moment: Moment | None,
+    originals: Sequence[tuple[Forward, Tensor | None]],
+    parking: Parking,
+    combine: Callable[[Moment], None] | None,
 ) -> LayerStats | None:
     """Let every forward run on to the group and return the statistics of what it brings.
 
     Args:
-        originals: what the original model brings there; empty where it is not followed.
+        moment: empty sums to add to; None where no statistics are wanted.
+        originals: who brings what there in the original model; empty where it is not followed.
+        combine: see `walk`.
     """
     first = group.linears[0]
-    moment = empty_moment(first.in_features, device) if wanted else None
-    for number, forward in enumerate(forwards):
-        inputs = _resume(forward, first.name).inputs
-        if moment is not None and inputs is not None:
-            original = originals[number] if originals else None
-            accumulate(moment, inputs, forward.weights, original)
+    for number, (forward, inputs) in enumerate(arrivals(forwards, first.name, parking)):
+        if moment is None or inputs is None:
+            continue
+        if originals:
+            leading, original = originals[number]
+            with parking.shown(leading.number):
+                accumulate(moment, inputs, forward.weights, original)
+        else:
+            accumulate(moment, inputs, forward.weights)
     if moment is None:
         return None
-    _return_freed_memory()
+    if combine is not None:
+        combine(moment)
     stats = finish(moment)
     # No entry of a second moment is larger than the largest of its diagonal.
     if not bool(stats.second_moment.diagonal().isfinite().all()):
@@ -257,69 +299,6 @@ def _return_freed_memory() -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
-
-
-def _resume(forward: _Forward, place: str) -> _Arrival:
-    arrival = forward.run.switch()
-    if not isinstance(arrival, _Arrival) or arrival.place != place:
-        found = arrival.place if isinstance(arrival, _Arrival) else "its end"
-        raise CheckpointError(
-            f"the model's forward came to {found} where the plan expected {place}: "
-            f"its family data does not describe it"
-        )
-    return arrival
-
-
-@contextmanager
-def _hooked(model: nn.Module, blocks: Sequence[BlockPlan], dtype: torch.dtype) -> Iterator[None]:
-    """Suspend forwards at the blocks and groups; remove all hooks afterwards."""
-    walker = getcurrent()
-    handles = []
-
-    def at_block(place: str) -> Callable[..., Any]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            walker.switch(_Arrival(place, None))
-            return tuple(_cast(arg, dtype) for arg in args), {
-                name: _cast(value, dtype) for name, value in kwargs.items()
-            }
-
-        return hook
-
-    def at_group(place: str) -> Callable[..., Any]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            walker.switch(_Arrival(place, args[0]))
-
-        return hook
-
-    def at_embedding(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        return _cast(output, dtype)
-
-    try:
-        embedding = cast(Any, model).get_input_embeddings()
-        handles.append(embedding.register_forward_hook(at_embedding))
-        for block in blocks:
-            module = model.get_submodule(block.prefix)
-            handles.append(
-                module.register_forward_pre_hook(at_block(block.prefix), with_kwargs=True)
-            )
-            for group in block.groups:
-                if group.solved:
-                    first = group.linears[0].name
-                    linear = model.get_submodule(first)
-                    handles.append(linear.register_forward_pre_hook(at_group(first)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Bring hidden states (and rotary tables) to the compute dtype; leave all else alone."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.to(dtype)
-    if isinstance(value, tuple):
-        return tuple(_cast(item, dtype) for item in value)
-    return value
 
 
 def _place_buffers(model: nn.Module, device: torch.device) -> None:

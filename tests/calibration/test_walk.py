@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -220,6 +221,7 @@ def test_a_walk_that_is_closed_early_leaves_nothing_switched(tmp_path: Path) -> 
     walking.close()
 
     assert not torch.is_inference_mode_enabled()
+    assert not [thread for thread in threading.enumerate() if thread.name == "reading ahead"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
