@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -114,6 +115,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
+def _tell_free(path: Path) -> str:
+    """How much its disk has left, which others may have filled; nothing where that is not known."""
+    place = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
+    return f" ({shutil.disk_usage(place).free:,} bytes are free)" if place else ""
+
+
 # EFBIG is what a file size limit (ulimit -f) answers with: the same trouble for the user.
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -131,6 +138,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _NO_SPACE:
             raise ResourceError(
-                f"no space left while writing {path}: free some space or choose another --output"
+                f"no space left while writing {path}{_tell_free(path)}: free some space or choose "
+                f"another --output"
             ) from error
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

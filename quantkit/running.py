@@ -8,22 +8,30 @@ from pathlib import Path
 
 from quantkit.errors import CheckpointError, ResourceError, is_out_of_memory
 from quantkit.records import Event
-from quantkit.staging import check_output, discard, partial_of
+from quantkit.staging import check_output, clear, discard, partial_of
 from quantkit.workspace import locked
 
-_WORTH_KEEPING = ("block-*", "allocation.json")
+_WORTH_KEEPING = ("block-*", "fisher-*", "allocation.json")
 """What a resumed job need not do again."""
 
 
 @contextmanager
 def staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Fill `<output>.partial` under its lock; keep it only where a job can go on from it."""
+    """Fill `<output>.partial` under its lock; keep it only where a job can go on from it.
+
+    Of what an earlier job left, solved blocks alone are there.
+
+    Raises:
+        OutputError: the output exists or cannot be made, or another job works on it.
+    """
+    check_output(output, overwrite=overwrite)
     partial = partial_of(output)
     existed = partial.exists()
     with locked(partial):
         try:
             # Another job may have finished the same output in the meantime.
             check_output(output, overwrite=overwrite)
+            clear(partial)
             yield partial
         except BaseException as error:
             # Only a damaged checkpoint makes solved blocks worthless: its files have to change.

@@ -7,10 +7,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from quantkit.durable import sync
+from quantkit.durable import exchange, sync, sync_tree
 from quantkit.errors import OutputError, writing
 
 _OUTPUT_MARKS = ({"quantkit.json"}, {"report.json", "report.md", "report.html", "junit.xml"})
@@ -19,10 +19,23 @@ _OUTPUT_MARKS = ({"quantkit.json"}, {"report.json", "report.md", "report.html", 
 _PARTIAL_MARKS = ({"lock"}, *_OUTPUT_MARKS)
 """The same for a folder that is being filled."""
 
+_RESUMED = frozenset({"lock", "workspace"})
+"""What a job goes on with of what another left in the folder that is filled."""
+
 
 def partial_of(output: Path) -> Path:
     """The folder that is filled before it becomes `output`."""
     return output.with_name(f"{output.name}.partial")
+
+
+def held_bytes(output: Path) -> int:
+    """Bytes on the disk that an unfinished job of the output has taken already."""
+    total = 0
+    for place, _, names in os.walk(partial_of(output)):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_blocks * 512
+    return total
 
 
 def gate_output(
@@ -45,12 +58,16 @@ def _has_name(path: Path) -> bool:
 def check_output(output: Path, *, overwrite: bool) -> None:
     """Refuse an output that exists or cannot be made, before any work.
 
+    Of a job that was killed when its output stood in its place, the rest is done here.
+
     Raises:
         OutputError: it exists and `overwrite` is False; or it, or the folder that is filled before
             it, holds something that quantkit did not write; or no folder can be made there.
     """
     if not _has_name(output):
         raise OutputError(f"output {str(output)!r} has no name of its own: name a folder to make")
+    if not output.is_symlink() and (output / "lock").is_file() and _is_ours(output, _OUTPUT_MARKS):
+        _finish_commit(output)
     if output.is_symlink() or output.exists():
         if not overwrite:
             raise OutputError(
@@ -80,19 +97,54 @@ def _is_ours(folder: Path, marks: Sequence[AbstractSet[str]]) -> bool:
     return not names or any(mark <= names for mark in marks)
 
 
+def clear(partial: Path) -> None:
+    """Remove what an earlier job wrote and a later one writes again, or no longer wants.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    with writing(partial):
+        for path in sorted(partial.iterdir()):
+            if path.name not in _RESUMED:
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def commit(partial: Path, output: Path) -> None:
     """Make the finished `partial` the output, in place of one that was to be overwritten.
+
+    All of it is on the disk before it gets its name. The workspace goes after that: a job that is
+    killed here either has its blocks still or is done.
 
     Raises:
         ResourceError, OutputError: the rename failed; `partial` and the old output stay.
     """
     with writing(output):
-        shutil.rmtree(partial / "workspace", ignore_errors=True)
-        sync(partial)
-        with _moved_aside(output):
+        sync_tree(partial)
+        if not output.exists():
             partial.rename(output)
-        (output / "lock").unlink(missing_ok=True)
+        elif not exchange(partial, output):
+            with _moved_aside(output):
+                partial.rename(output)
         sync(output.parent)
+        _finish_commit(output)
+
+
+def _finish_commit(output: Path) -> None:
+    """Remove what the output has replaced, its workspace, and last the lock, which marks them."""
+    replaced = partial_of(output)
+    if replaced.is_dir() and not replaced.is_symlink() and not (replaced / "lock").exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+    shutil.rmtree(output / "workspace", ignore_errors=True)
+    with suppress(OSError):
+        (output / "lock").unlink(missing_ok=True)
+        sync(output)
 
 
 @contextmanager
@@ -112,5 +164,9 @@ def _moved_aside(output: Path) -> Iterator[None]:
 
 
 def discard(partial: Path) -> None:
-    """Remove what a refused job left."""
+    """Remove what a refused job left; the lock last, which marks the folder as quantkit's."""
+    with suppress(OSError):
+        for path in partial.iterdir():
+            if path.name != "lock":
+                _remove(path)
     shutil.rmtree(partial, ignore_errors=True)

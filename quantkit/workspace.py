@@ -7,7 +7,8 @@
         block-00003-<first 16 digits of its sha256>.safetensors
 
 A block's file is complete or absent: it is written beside, synced and renamed, and its name holds
-its hash, which is computed again before it is used.
+its hash, which is computed again before it is used. What is damaged all the same, as on a disk that
+lies about what it has written, is removed and made again.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quantkit.durable import sync, write_text
+from quantkit.differing import list_differences
+from quantkit.durable import make_folder, sync, write_text
 from quantkit.errors import InputError, OutputError, writing
 from quantkit.records import KvRecord, LayerRecord, QuantizedLayer, SolvedBlock
 from quantkit.schemes import SCHEMES
+
+_KEPT_SUFFIXES = (".json", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -47,23 +51,37 @@ def locked(partial: Path) -> Iterator[None]:
     Raises:
         OutputError: another process works there, or the folder cannot be made.
     """
-    with writing(partial):
-        partial.mkdir(parents=True, exist_ok=True)
-        handle = (partial / "lock").open("a+")
+    handle = _take_lock(partial)
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            raise OutputError(
-                f"another job works on {partial} ({handle.read().strip()}): wait for it or stop it"
-            ) from None
-        except OSError as error:
-            raise OutputError(f"cannot lock {partial}: {error.strerror}") from error
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {os.uname().nodename}")
         handle.flush()
         yield
+
+
+def _take_lock(partial: Path) -> TextIO:
+    """Open and lock the file; the system lets go of it when the process ends, however it ends."""
+    path = partial / "lock"
+    while True:
+        with writing(partial):
+            make_folder(partial)
+            handle = path.open("a+")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip()
+            handle.close()
+            raise OutputError(
+                f"another job works on {partial} ({holder}): wait for it or stop it"
+            ) from None
+        except OSError as error:
+            handle.close()
+            raise OutputError(f"cannot lock {partial}: {error.strerror}") from error
+        # A job that ended in the meantime has taken its folder away, and the file with it.
+        if path.exists() and os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+            return handle
+        handle.close()
 
 
 def open_workspace(partial: Path, depends: Mapping[str, Any], *, restart: bool) -> Workspace:
@@ -79,23 +97,37 @@ def open_workspace(partial: Path, depends: Mapping[str, Any], *, restart: bool) 
     """
     folder = partial / "workspace"
     job = folder / "job.json"
-    if job.is_file():
-        found = _read_json(job)
-        different = sorted(
-            key for key in {*found, *depends} if found.get(key) != _plain(depends.get(key))
-        )
-        if not different:
+    found = _read_json(job)
+    # Whose blocks they are cannot be told without the file, which is older than any of them.
+    if found is not None:
+        differences = list_differences(found, _plain(depends))
+        if not differences:
+            _clear_up(folder)
             return Workspace(folder)
         if not restart:
             raise InputError(
-                f"{partial} holds an unfinished job that differs in {', '.join(different)}: go on "
-                f"with what it was started with, or start again with --overwrite"
+                f"{partial} holds an unfinished job that differs in {'; '.join(differences)}: go "
+                f"on with what it was started with, or start again with --overwrite"
             )
-    shutil.rmtree(folder, ignore_errors=True)
     with writing(folder):
-        folder.mkdir(parents=True)
+        if folder.exists():
+            # Without it first: half of the blocks would be those of the job all the same.
+            job.unlink(missing_ok=True)
+            shutil.rmtree(folder)
+        make_folder(folder)
         write_text(job, json.dumps(depends, indent=2, sort_keys=True) + "\n")
     return Workspace(folder)
+
+
+def _clear_up(folder: Path) -> None:
+    """Remove what a killed job was writing, and matrices whose block is solved."""
+    for path in folder.iterdir():
+        # safetensors writes to a hidden file of its own beside the one that it is told.
+        if path.suffix not in _KEPT_SUFFIXES and not path.is_dir():
+            path.unlink()
+    for path in folder.glob("fisher-*"):
+        if any(folder.glob(f"block-{path.stem.split('-')[1]}-*")):
+            path.unlink()
 
 
 def _plain(value: Any) -> Any:
@@ -103,16 +135,24 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a file; None where it is absent or damaged."""
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def read_begun(partial: Path) -> Mapping[str, Any]:
+    """Return what the unfinished job in a folder depends on; empty where there is none."""
+    return _read_json(partial / "workspace" / "job.json") or {}
 
 
 def store_block(workspace: Workspace, block: SolvedBlock) -> None:
     """Write a solved block; it is on the disk when this returns.
+
+    Its Fisher matrices have done their work and make room.
 
     Raises:
         ResourceError, OutputError: it cannot be written.
@@ -142,6 +182,8 @@ def store_block(workspace: Workspace, block: SolvedBlock) -> None:
         "kv": None if block.kv is None else asdict(block.kv),
     }
     _write(workspace, f"block-{block.index:05d}", tensors, {"block": json.dumps(about)})
+    for path in workspace.folder.glob(f"fisher-{block.index:05d}-*"):
+        path.unlink()
 
 
 def store_matrices(workspace: Workspace, index: int, matrices: Mapping[str, Tensor]) -> None:
@@ -168,16 +210,24 @@ def load_matrices(workspace: Workspace, index: int) -> Mapping[str, Tensor]:
 def _write(
     workspace: Workspace, stem: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write a file whole or not at all, with its hash in its name."""
+    """Write a file whole or not at all, with its hash in its name, in place of any before it."""
     beside = workspace.folder / f"{stem}.writing"
-    with writing(beside):
-        try:
-            save_file(dict(tensors), beside, metadata=dict(metadata))
-        except SafetensorError as error:
-            raise _as_os_error(error) from error
-        sync(beside)
-        beside.replace(workspace.folder / f"{stem}-{_digest(beside)}.safetensors")
-        sync(workspace.folder)
+    try:
+        with writing(beside):
+            try:
+                save_file(dict(tensors), beside, metadata=dict(metadata))
+            except SafetensorError as error:
+                raise _as_os_error(error) from error
+            sync(beside)
+            place = workspace.folder / f"{stem}-{_digest(beside)}.safetensors"
+            beside.replace(place)
+            for path in workspace.folder.glob(f"{stem}-*"):
+                if path != place:
+                    path.unlink()
+            sync(workspace.folder)
+    finally:
+        # On a full disk it would keep others from writing.
+        beside.unlink(missing_ok=True)
 
 
 def _as_os_error(error: SafetensorError) -> OSError:

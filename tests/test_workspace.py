@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from quantkit.errors import InputError, OutputError
+import quantkit.workspace
+from quantkit.errors import InputError, OutputError, ResourceError
 from quantkit.records import LayerRecord, QuantizedLayer, SolvedBlock
 from quantkit.schemes import SCHEMES
 from quantkit.staging import check_output, commit, gate_output, partial_of
@@ -18,7 +21,9 @@ from quantkit.workspace import (
     locked,
     open_workspace,
     store_block,
+    store_matrices,
     stored_blocks,
+    stored_matrices,
 )
 
 
@@ -165,3 +170,90 @@ def test_commit_replaces_the_old_output_as_a_whole(tmp_path: Path) -> None:
 
     assert [path.name for path in output.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "zeros"])
+@pytest.mark.parametrize("kind", ["block", "fisher"])
+def test_what_power_took_from_a_file_is_found(tmp_path: Path, damage: str, kind: str) -> None:
+    """A file that was renamed, and whose bytes never reached the disk."""
+    workspace = open_workspace(tmp_path, {}, restart=False)
+    store_block(workspace, make_block(0))
+    store_matrices(workspace, 1, {"layer": torch.rand(4, 4)})
+    (path,) = workspace.folder.glob(f"{kind}-*")
+    data = path.read_bytes()
+    lost = {"empty": b"", "half": data[: len(data) // 2], "zeros": bytes(len(data))}
+    path.write_bytes(lost[damage])
+
+    again = open_workspace(tmp_path, {}, restart=False)
+
+    assert stored_blocks(again) == (set() if kind == "block" else {0})
+    assert stored_matrices(again) == (set() if kind == "fisher" else {1})
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("left", [b"", b'{"seed":', b"\0" * 12, b"[]", None])
+def test_blocks_of_an_unknown_job_are_not_trusted(tmp_path: Path, left: bytes | None) -> None:
+    """Without a whole job.json nobody knows what they are of."""
+    workspace = open_workspace(tmp_path, {"seed": 0}, restart=False)
+    store_block(workspace, make_block(0))
+    if left is None:
+        (workspace.folder / "job.json").unlink()
+    else:
+        (workspace.folder / "job.json").write_bytes(left)
+
+    for _ in range(2):
+        again = open_workspace(tmp_path, {"seed": 0}, restart=False)
+        assert stored_blocks(again) == frozenset()
+        assert [path.name for path in again.folder.iterdir()] == ["job.json"]
+
+
+def test_a_workspace_holds_no_more_than_it_needs(tmp_path: Path) -> None:
+    """Unfinished files go, and matrices with the block that needed them; a block is there once."""
+    workspace = open_workspace(tmp_path, {}, restart=False)
+    for index in range(3):
+        store_matrices(workspace, index, {"layer": torch.rand(4, 4)})
+    store_block(workspace, make_block(0))
+    store_block(workspace, make_block(0))
+    assert stored_matrices(workspace) == {1, 2}
+    assert len(list(workspace.folder.glob("block-00000-*"))) == 1
+
+    store_matrices(workspace, 0, {"layer": torch.rand(4, 4)})
+    for name in ("block-00001.writing", "allocation.json.writing", ".tmpAbCdEf"):
+        (workspace.folder / name).write_bytes(b"half")
+    again = open_workspace(tmp_path, {}, restart=False)
+
+    assert stored_matrices(again) == {1, 2}
+    assert {path.suffix for path in again.folder.iterdir()} == {".json", ".safetensors"}
+
+
+def test_a_block_that_cannot_be_written_leaves_nothing_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk it would keep the next one from its room."""
+    workspace = open_workspace(tmp_path, {}, restart=False)
+
+    def refuse(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(quantkit.workspace, "sync", refuse)
+    with pytest.raises(ResourceError, match=r"no space left while writing .*block-00000"):
+        store_block(workspace, make_block(0))
+    assert [path.name for path in workspace.folder.iterdir()] == ["job.json"]
+
+
+def test_the_lock_of_a_folder_that_is_gone_locks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opened the file before a job ended gets a new one."""
+    folder = tmp_path / "out.partial"
+    flock, gone = fcntl.flock, []
+
+    def take_away_first(handle: object, how: int) -> None:
+        if not gone:
+            gone.append(True)
+            shutil.rmtree(folder)
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", take_away_first)
+    with locked(folder):
+        assert (folder / "lock").read_text().startswith("process ")
