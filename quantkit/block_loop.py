@@ -1,12 +1,16 @@
 """Solve the blocks of a plan one after the other, each stored before the next one is begun.
 
 With calibration the blocks are solved along the walk: capture, solve, store, replace, advance.
+Several processes do it in step: each walks its share of the windows, all know the statistics of
+all, each rounds its share of the rows, and the first one stores the blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -19,7 +23,10 @@ from quantkit.blocks import (
     solve_input_group,
     solve_kv_cache,
 )
+from quantkit.calibration.parking import choose_room, free_ram
+from quantkit.calibration.sharing import combine_kv_stats, combine_moments, share_windows
 from quantkit.calibration.walk import BlockEnd, GroupStop, walk
+from quantkit.checkpoint.ahead import read_ahead
 from quantkit.checkpoint.reader import Checkpoint, read_tensor
 from quantkit.checkpoint.skeleton import build_skeleton
 from quantkit.checkpoint.structure import output_embedding_name
@@ -27,6 +34,7 @@ from quantkit.describe import Stopwatch
 from quantkit.errors import RecipeError
 from quantkit.fisher import measure_fisher
 from quantkit.job import Job, needs_calibration
+from quantkit.ranks import ALONE, Ranks, from_first
 from quantkit.records import (
     BlockPlan,
     Event,
@@ -47,43 +55,65 @@ from quantkit.workspace import (
 )
 
 
-def solve_blocks(job: Job, workspace: Workspace, watch: Stopwatch, tell: Progress) -> None:
+def solve_blocks(
+    job: Job, workspace: Workspace, watch: Stopwatch, tell: Progress, ranks: Ranks = ALONE
+) -> None:
     """Bring every block of the job's plan into the workspace; those that are there stay.
 
     Args:
-        watch: is told the seconds of `solve`; the rest of the time went into the walk.
+        workspace: only the first rank looks at it.
+        watch: is told the seconds of `calibrate` (the walk with its statistics) and `solve`.
+        ranks: the processes that do it together; without calibration the first one does it alone.
 
     Raises:
         RecipeError: a method needs calibration data and the recipe names none.
-        CheckpointError, CalibrationError: a weight or an activation is not finite.
-        ResourceError, OutputError: a block cannot be stored.
+        CheckpointError, CalibrationError: a weight or an activation is not finite; or there are
+            fewer calibration windows than ranks.
+        ResourceError, OutputError: a block cannot be stored, or a rank has died.
     """
-    stored = stored_blocks(workspace)
+    stored = from_first(ranks, lambda: stored_blocks(workspace))
     todo = blocks_to_solve(job.plan)
     if stored:
-        tell(Event("quantize", len(stored), len(todo), f"resumed after {len(stored)} blocks"))
+        tell(Event("quantize", len(stored), len(todo), _resumed(todo, stored)))
     if all(block.index in stored for block in todo):
         return
     if needs_calibration(job.plan):
-        _solve_in_walk(job, workspace, stored, watch, tell)
+        _solve_in_walk(job, workspace, stored, watch, tell, ranks)
         return
-    for block in todo:
-        if block.index in stored:
-            continue
-        draft, tensors = Draft(), _read_block(job.checkpoint, block)
-        for group in _solved_groups(block):
-            _solve_group(job, group, None, tensors, draft, {})
-        store_block(workspace, finish_block(block, draft))
-        tell(_solved(block, todo, draft))
+    if not ranks.leads:
+        return
+    left = [block for block in todo if block.index not in stored]
+    reader = read_ahead(left, partial(_read_block, job.checkpoint), _blocks_ahead(job))
+    with closing(reader):
+        for block in left:
+            draft, tensors = Draft(), next(reader)
+            for group in _solved_groups(block):
+                _solve_group(job, group, None, tensors, draft, {})
+            store_block(workspace, finish_block(block, draft))
+            tell(_solved(block, todo, draft))
+            # Held on to, it would be a third block in memory while the next but one is read.
+            del tensors
+
+
+def _resumed(todo: Sequence[BlockPlan], stored: frozenset[int]) -> str:
+    count = f"{len(stored)} block{'s' if len(stored) != 1 else ''}"
+    left = [block.prefix for block in todo if block.index not in stored]
+    return f"resumed after {count}, " + (f"goes on with {left[0]}" if left else "all are solved")
 
 
 def _solve_in_walk(
-    job: Job, workspace: Workspace, stored: frozenset[int], watch: Stopwatch, tell: Progress
+    job: Job,
+    workspace: Workspace,
+    stored: frozenset[int],
+    watch: Stopwatch,
+    tell: Progress,
+    ranks: Ranks,
 ) -> None:
     """The sequential loop: capture, solve, store, replace, advance."""
     if job.calibration is None:
         raise RecipeError("the method needs calibration data: write `calibration:` in the recipe")
-    _measure_fisher(job, workspace, stored, tell)
+    share = share_windows(ranks, job.calibration)
+    from_first(ranks, lambda: _measure_fisher(job, workspace, stored, tell))
     skeleton = build_skeleton(job.checkpoint)
     todo = blocks_to_solve(job.plan)
     stops = walk(
@@ -91,34 +121,55 @@ def _solve_in_walk(
         job.plan.blocks,
         lambda block: _read_block(job.checkpoint, block),
         lambda: _read_outside(job.checkpoint, job.plan, skeleton),
-        job.calibration,
+        share.windows,
         device=job.device,
         dtype=job.dtype,
         needs_stats=lambda block, group: block.index not in stored,
         kv_cache=job.plan.kv_cache,
         follow_original=any(block.looks_at_whole_model for block in job.plan.blocks),
+        room=choose_room(job.device, job.plan.activation_bytes, _existing(workspace.folder)),
+        ahead=_blocks_ahead(job),
+        combine=partial(combine_moments, ranks),
+        combine_kv=partial(combine_kv_stats, ranks),
+        first_token=share.first_token,
     )
-    draft, known = Draft(), None
+    draft, known = Draft(ranks=ranks), None
     fishers: Mapping[str, Tensor] = {}
     with closing(stops):
-        for stop in stops:
+        while True:
+            with watch.time("calibrate"):
+                stop = next(stops, None)
+            if stop is None:
+                break
             index = stop.block.index
             if isinstance(stop, GroupStop):
                 if known is None and index in stored:
-                    known = load_block(workspace, index)
+                    known = from_first(ranks, partial(load_block, workspace, index))
                 if known is None and not draft.records and stop.block.looks_at_whole_model:
-                    fishers = load_matrices(workspace, index)
+                    fishers = from_first(ranks, partial(load_matrices, workspace, index))
                 with watch.time("solve"):
                     _settle(job, stop, known, draft, fishers)
             elif job.plan.kv_cache is not None and index not in stored:
                 solve_kv_cache(stop.block, job.plan.kv_cache, stop.kv, draft, job.scale_dtype)
             if _is_last(stop, job.plan):
-                if index not in stored:
+                if index not in stored and ranks.leads:
                     store_block(workspace, finish_block(stop.block, draft))
                 tell(_solved(stop.block, todo, draft))
-                draft, known, fishers = Draft(), None, {}
+                draft, known, fishers = Draft(ranks=ranks), None, {}
             # Held on to, it would keep this block in memory while the next one is read.
             del stop
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or what there is of it: a rank behind the first may be on another machine."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def _blocks_ahead(job: Job) -> int:
+    """Read a block ahead unless memory is tight: one is in its own dtype, one at work."""
+    free = free_ram()
+    return 0 if free is not None and free < 4 * job.plan.block_bytes else 1
 
 
 def _measure_fisher(job: Job, workspace: Workspace, stored: frozenset[int], tell: Progress) -> None:
@@ -128,7 +179,8 @@ def _measure_fisher(job: Job, workspace: Workspace, stored: frozenset[int], tell
         return
     found = measure_fisher(job.checkpoint, job.plan, job.calibration, device=job.device, tell=tell)
     for block in found:
-        store_matrices(workspace, block.index, block.matrices)
+        if block.index in needed:
+            store_matrices(workspace, block.index, block.matrices)
 
 
 def _settle(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from quantkit.numerics.affine import decode
+from quantkit.ranks import ALONE, Ranks
 from quantkit.records import (
     BlockPlan,
     GroupPlan,
@@ -19,7 +20,11 @@ from quantkit.records import (
 
 @dataclass
 class Draft:
-    """What is known of a block while its groups are being solved."""
+    """What is known of a block while its groups are being solved.
+
+    ranks: the processes that solve it together, in step. What a choice depends on is the same for
+    all; the choice is the first one's.
+    """
 
     layers: dict[str, QuantizedLayer] = field(default_factory=dict)
     dense: dict[str, Tensor] = field(default_factory=dict)
@@ -30,6 +35,7 @@ class Draft:
     encoded: dict[str, Tensor] = field(default_factory=dict)
     importance: dict[str, Tensor] = field(default_factory=dict)
     divided: dict[str, Tensor] = field(default_factory=dict)
+    ranks: Ranks = ALONE
 
 
 def finish_block(block: BlockPlan, draft: Draft) -> SolvedBlock:

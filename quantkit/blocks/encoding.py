@@ -17,10 +17,12 @@ from quantkit.blocks.solving import choose_targets, relative_loss
 from quantkit.errors import CheckpointError
 from quantkit.ggml_types import GGML_TYPES, GgmlType
 from quantkit.numerics.ggml.codec import decode, pack
+from quantkit.ranks import Ranks, from_first
 from quantkit.records import GgufPlan, GroupPlan, LayerRecord, LayerStats, LinearPlan, SolvedBlock
 from quantkit.schemes import EFFORTS
 from quantkit.solvers import follow_drift, measure_weights, output_energy, scale_stats
 from quantkit.solvers.ggml import GgmlSolution, solve_ggml_group
+from quantkit.solvers.spreading import spread_blocks
 
 
 def encode_input_group(
@@ -143,7 +145,7 @@ def _encode(
         if not members:
             continue
         known = stats if calibrated else None
-        solutions = _solve(members, known, fishers, scale)
+        solutions = _solve(members, known, fishers, scale, draft.ranks)
         for task, solution in zip(members, solutions, strict=True):
             name = f"{task.linear.name}.weight"
             draft.encoded[f"{task.number}:{name}"] = pack(solution.blocks)
@@ -160,6 +162,7 @@ def _solve(
     stats: LayerStats | None,
     fishers: Mapping[str, Tensor],
     scale: Tensor | None,
+    ranks: Ranks,
 ) -> tuple[GgmlSolution, ...]:
     """Solve layers that share an input, which is divided by `scale`.
 
@@ -169,13 +172,22 @@ def _solve(
     weights, kinds = [task.weight for task in tasks], [task.kind for task in tasks]
     found = [fishers.get(task.linear.name) for task in tasks]
     effort = tasks[0].linear.effort
+
+    def solve(weights: Sequence[Tensor], stats: LayerStats | None) -> tuple[GgmlSolution, ...]:
+        if any(fisher is not None for fisher in found):
+            # Rows make up for each other: one process does it.
+            return from_first(ranks, lambda: solve_ggml_group(weights, kinds, stats, effort, found))
+        return spread_blocks(
+            ranks, weights, lambda rows: solve_ggml_group(rows, kinds, stats, effort, found)
+        )
+
     try:
         if scale is None or stats is None:
-            return solve_ggml_group(weights, kinds, stats, effort, found)
+            return solve(weights, stats)
         # What the loss is compared with is the file that llama.cpp would make.
         plain = solve_ggml_group(weights, kinds, stats, EFFORTS["fast"], [None] * len(tasks))
         scaled = [weight * scale for weight in weights]
-        solutions = solve_ggml_group(scaled, kinds, scale_stats(stats, scale), effort, found)
+        solutions = solve(scaled, scale_stats(stats, scale))
         return tuple(
             replace(solution, plain_loss=other.plain_loss)
             for solution, other in zip(solutions, plain, strict=True)

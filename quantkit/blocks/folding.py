@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quantkit.blocks.draft import Draft
+from quantkit.ranks import from_first
 from quantkit.records import FoldPlan, GroupPlan, LayerStats, LinearPlan
 from quantkit.schemes import Transform
 from quantkit.solvers import (
@@ -74,7 +75,10 @@ def fold_input(
     if stats.tokens == 0:
         return Fold(fallback="not scaled: no calibration token reached the layer")
     choose = CHOOSERS[wanted]
-    choice = choose(weights, stats, linears, scale_dtype, plan.repeat, plan.head_dim)
+    choice = from_first(
+        draft.ranks,
+        lambda: choose(weights, stats, linears, scale_dtype, plan.repeat, plan.head_dim),
+    )
     if choice.exponent is None:
         return Fold(fallback=_NOT_SMOOTHED if wanted == "smoothquant" else None)
     into = _fold_norm if plan.kind == "norm" else _fold_linear

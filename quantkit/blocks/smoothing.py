@@ -20,6 +20,7 @@ from torch import Tensor
 from quantkit.blocks.draft import Draft
 from quantkit.ggml_types import GGML_TYPES
 from quantkit.numerics.ggml.codec import divide_rows
+from quantkit.ranks import from_first
 from quantkit.records import FoldPlan, GgufPlan, GroupPlan, LayerStats, LinearPlan
 from quantkit.schemes import METHODS, SCHEMES
 from quantkit.solvers import choose_smoothing, collapse_heads
@@ -69,7 +70,10 @@ def smooth_input(
         )
         for linear in linears
     ]
-    choice = choose_smoothing(weights, stats, judged, torch.float16, plan.repeat, plan.head_dim)
+    choice = from_first(
+        draft.ranks,
+        lambda: choose_smoothing(weights, stats, judged, torch.float16, plan.repeat, plan.head_dim),
+    )
     if choice.exponent is None:
         return None
     rows = choice.scale

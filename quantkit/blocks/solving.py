@@ -14,6 +14,7 @@ from quantkit.blocks.folding import Fold, fold_input
 from quantkit.errors import CalibrationError
 from quantkit.numerics.activations import scale_from_absmax
 from quantkit.numerics.affine import dequantize_layer
+from quantkit.ranks import Ranks, from_first
 from quantkit.records import GroupPlan, LayerRecord, LayerStats, LinearPlan, QuantizedLayer
 from quantkit.schemes import METHODS
 from quantkit.solvers import (
@@ -74,7 +75,7 @@ def solve_input_group(
         stats = scale_stats(stats, fold.scale)
         draft.replay[f"fold:{linears[0].name}"] = fold.scale
     live = {}
-    solutions = _solve(weights, stats, linears, scale_dtype, fishers)
+    solutions = _solve(weights, stats, linears, scale_dtype, fishers, draft.ranks)
     for linear, weight, energy, rtn, solution in zip(
         linears, weights, energies, plain, solutions, strict=True
     ):
@@ -122,6 +123,7 @@ def _solve(
     linears: Sequence[LinearPlan],
     scale_dtype: torch.dtype,
     fishers: Mapping[str, Tensor],
+    ranks: Ranks,
 ) -> list[Solution]:
     """Solve the layers scheme by scheme, each for the input as its scheme rounds it."""
     solutions: dict[str, Solution] = {}
@@ -131,10 +133,10 @@ def _solve(
         plans = [linears[index] for index in members]
         input_scale, noisy = None, stats
         if scheme.static:
-            input_scale = _choose_input_scale(parts, stats, plans[0], scale_dtype)
+            input_scale = _choose_input_scale(parts, stats, plans[0], scale_dtype, ranks)
         if stats is not None:
             noisy = add_input_noise(stats, scheme, input_scale)
-        for solution in solve_group(parts, noisy, plans, scale_dtype, fishers):
+        for solution in solve_group(parts, noisy, plans, scale_dtype, fishers, ranks):
             # Each its own: a file of tensors holds none twice.
             own = None if input_scale is None else input_scale.clone()
             layer = replace(solution.layer, input_scale=own)
@@ -150,6 +152,7 @@ def _choose_input_scale(
     stats: LayerStats | None,
     linear: LinearPlan,
     scale_dtype: torch.dtype,
+    ranks: Ranks,
 ) -> Tensor:
     """Return the scale [1] of an input that these layers share."""
     if stats is None or stats.tokens == 0:
@@ -158,7 +161,7 @@ def _choose_input_scale(
             f"of its input: use more calibration data, or a scheme with dynamic activations"
         )
     joined = weights[0] if len(weights) == 1 else torch.cat(list(weights))
-    return choose_input_scale(joined, stats, linear.scheme, scale_dtype)
+    return from_first(ranks, lambda: choose_input_scale(joined, stats, linear.scheme, scale_dtype))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from quantkit.cli.options import (
 )
 from quantkit.cli.reports import quantize_reply
 from quantkit.inputs import check_inputs, load
+from quantkit.ranks import read_ranks
 
 EXAMPLE = "Example: quantkit quantize MODEL --recipe awq4 --output artifacts/model-awq4"
 
@@ -44,10 +45,13 @@ def quantize(
 ) -> Reply:
     """Quantize a model, judge the result and write a report."""
     model = one_model(model_argument, model)
-    # What the files alone can refuse is answered before torch is loaded, which takes seconds.
-    loaded = load(recipe, model, output, overrides or ())
-    check_inputs(loaded, overwrite=bool(overwrite), gate=gate is not False)
-    with show_progress(quiet) as progress:
+    ranks = read_ranks()
+    if ranks.size == 1:
+        # What the files alone can refuse is answered before torch is loaded, which takes seconds.
+        # Several processes meet first: one of them answers.
+        loaded = load(recipe, model, output, overrides or ())
+        check_inputs(loaded, overwrite=bool(overwrite), gate=gate is not False)
+    with show_progress(quiet or not ranks.leads) as progress:
         result = quantkit.quantize(
             recipe,
             **given(

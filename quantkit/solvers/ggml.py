@@ -49,7 +49,8 @@ class GgmlSolution:
     loss: tr(E H E^T), and plain_loss that of llama.cpp's own encoding with the importance matrix
     diag(H); None where there was no second moment. damping: fraction of mean(diag H) that was added
     before the factorization, or None. fallback: why rows got llama.cpp's encoding where more was
-    asked for, or None.
+    asked for, or None. plain_rows: bool [O], which rows did because the method was not better
+    there; None where that was not compared.
     """
 
     blocks: GgmlBlocks
@@ -57,6 +58,7 @@ class GgmlSolution:
     plain_loss: float | None = None
     damping: float | None = None
     fallback: str | None = None
+    plain_rows: Tensor | None = None
 
 
 def solve_ggml(
@@ -156,7 +158,8 @@ def _solve(
         loss=float(_measure(weight, blocks, moment).sum()),
         plain_loss=float(plain_losses.sum()),
         damping=factor.damping,
-        fallback=_explain(worse),
+        fallback=explain_plain_rows(worse),
+        plain_rows=worse,
     )
 
 
@@ -166,7 +169,7 @@ def _encode(weight: Tensor, kind: GgmlType, stats: LayerStats) -> GgmlBlocks:
     return encode(kind, weight, importance if bool(importance.amax() > 0) else None)
 
 
-def _explain(worse: Tensor) -> str | None:
+def explain_plain_rows(worse: Tensor) -> str | None:
     """Say of how many rows, bool [O], the method was not better."""
     count = int(worse.sum())
     if not count:

@@ -13,6 +13,8 @@ from torch import Tensor
 from quantkit.errors import CalibrationError
 from quantkit.numerics.affine import row_units
 from quantkit.numerics.linalg import row_losses
+from quantkit.numerics.precision import quick_products
+from quantkit.ranks import ALONE, Ranks, from_first
 from quantkit.records import LayerStats, LinearPlan, QuantizedLayer
 from quantkit.schemes import BLOCK_SIZE, Rounder
 from quantkit.solvers.coupled import round_coupled
@@ -20,6 +22,7 @@ from quantkit.solvers.gptq import round_compensated
 from quantkit.solvers.rounding import Rounding, alike
 from quantkit.solvers.rtn import round_plainly
 from quantkit.solvers.search import round_searched
+from quantkit.solvers.spreading import spread_rows
 
 CALIBRATED_ROUNDERS: Mapping[Rounder, Callable[..., Rounding]] = MappingProxyType(
     {"search": round_searched, "gptq": round_compensated}
@@ -50,6 +53,7 @@ def solve_group(
     linears: Sequence[LinearPlan],
     scale_dtype: torch.dtype,
     fishers: Mapping[str, Tensor] = MappingProxyType({}),
+    ranks: Ranks = ALONE,
 ) -> tuple[Solution, ...]:
     """Quantize linear layers that share an input; those with equal settings as one matrix.
 
@@ -60,6 +64,7 @@ def solve_group(
         scale_dtype: in which scales are stored.
         fishers: layer name -> float32 [O_i, B], see `solvers/coupled.py`. Layers that gptq rounds
             and that have one are rounded for the divergence of the whole model.
+        ranks: that call this together, with the same arguments, and share the rows.
 
     Returns:
         One solution for each of `linears`, on the device of the weights.
@@ -81,7 +86,7 @@ def solve_group(
         known = [
             fishers[linears[index].name] for index in members if linears[index].name in fishers
         ]
-        rounding = _round(joined, stats, linears[members[0]], scale_dtype, known)
+        rounding = _round(joined, stats, linears[members[0]], scale_dtype, known, ranks)
         start = 0
         for index, part in zip(members, parts, strict=True):
             rows = slice(start, start + len(part))
@@ -96,6 +101,7 @@ def _round(
     linear: LinearPlan,
     scale_dtype: torch.dtype,
     fishers: Sequence[Tensor],
+    ranks: Ranks,
 ) -> Rounding:
     """Round the rows of layers that are all to be treated like `linear`."""
     if not linear.quantized:
@@ -109,11 +115,21 @@ def _round(
         plain = round_plainly(weight, linear.scheme, linear.group_size, scale_dtype)
         return dataclasses.replace(plain, fallback="rtn: no calibration token reached the layer")
     if rounder == "gptq" and fishers and linear.scheme.granularity != "block":
-        return round_coupled(
-            weight, linear.scheme, linear.group_size, scale_dtype, stats, linear.effort, fishers
+        # Rows make up for each other here: one process does it, and the others take its codes.
+        return from_first(
+            ranks,
+            lambda: round_coupled(
+                weight, linear.scheme, linear.group_size, scale_dtype, stats, linear.effort, fishers
+            ),
         )
-    return CALIBRATED_ROUNDERS[rounder](
-        weight, linear.scheme, linear.group_size, scale_dtype, stats, linear.effort
+    round_calibrated = CALIBRATED_ROUNDERS[rounder]
+    return spread_rows(
+        ranks,
+        weight,
+        linear.scheme,
+        lambda rows: round_calibrated(
+            rows, linear.scheme, linear.group_size, scale_dtype, stats, linear.effort
+        ),
     )
 
 
@@ -155,7 +171,7 @@ def measure_weights(weight: Tensor, dequantized: Tensor) -> float:
         weight: float32 [O, I], what was solved; dequantized: float32 [O, I], what came out.
     """
     # Exact, and no square overflows: the ratio does not depend on the unit.
-    unit = row_units(weight.abs().amax().reshape(1, 1))
+    unit = row_units(weight.reshape(1, -1))
     original = weight / unit
     error = (dequantized / unit).sub_(original)
     part, whole = (
@@ -169,4 +185,5 @@ def output_energy(weight: Tensor, stats: LayerStats) -> float:
 
     A fold does not change it, since W * s meets H / (s s^T).
     """
-    return float(row_losses(weight, stats.second_moment).sum())
+    with quick_products(stats.bfloat16):
+        return float(row_losses(weight, stats.second_moment).sum())
