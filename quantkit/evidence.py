@@ -221,6 +221,7 @@ def _collect_evidence(
         "timings": {
             "seconds": dict(watch.seconds),
             "peak_memory_bytes": peak_memory_bytes(),
+            "predicted": None if job.plan.prediction is None else asdict(job.plan.prediction),
             "matmul_probe": None if job.probe is None else asdict(job.probe),
         },
     }

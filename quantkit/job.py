@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +17,25 @@ from quantkit.checkpoint.reader import Checkpoint, hash_files
 from quantkit.describe import describe_model, describe_plan, describe_windows, package_versions
 from quantkit.exports import plan_gguf_files, plan_onnx_graphs
 from quantkit.inputs import LoadedRecipe
+from quantkit.numerics.columns import missing_compiler
+from quantkit.numerics.kernels import missing_kernels
 from quantkit.planning import find_chosen, make_plan
+from quantkit.planning.prediction import predict
+from quantkit.planning.probe import probe_machine
+from quantkit.planning.workload import Workload, measure_model
 from quantkit.recipe import MIN_WINDOWS, CalibrationSpec, GateSpec, Recipe
-from quantkit.records import Allocation, GgufPlan, LinearPlan, Plan, TokenWindows
+from quantkit.records import (
+    Allocation,
+    GgufPlan,
+    LinearPlan,
+    MachineProbe,
+    Plan,
+    Prediction,
+    TokenWindows,
+)
+
+_MEASURED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""The dtypes that a CPU is measured in."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +54,8 @@ class Job:
     """File name -> sha256."""
     notes: tuple[str, ...]
     """What was noticed and did not stop the job."""
+    processes: int = 1
+    """That share the calibration and the solving."""
 
     @property
     def scale_dtype(self) -> torch.dtype:
@@ -52,7 +72,8 @@ def prepare(loaded: LoadedRecipe, checkpoint: Checkpoint, *, device: str, gate: 
     """
     recipe = loaded.recipe
     chosen_device = choose_device(device)
-    plan = plan_job(recipe, checkpoint, gate=gate)
+    plan = _plan_unforeseen(recipe, checkpoint, gate=gate)
+    machine = _probe(recipe, checkpoint, chosen_device)
     calibration = evaluation = None
     calibrated = needs_calibration(plan)
     if calibrated or gate:
@@ -65,29 +86,117 @@ def prepare(loaded: LoadedRecipe, checkpoint: Checkpoint, *, device: str, gate: 
     if calibrated:
         scale_dtype: torch.dtype = getattr(torch, plan.scale_dtype)
         dtype, probe = choose_compute_dtype(chosen_device, scale_dtype)
+    work = describe_workload(recipe, checkpoint, plan, chosen_device, dtype, gate=gate)
+    work = replace(
+        work,
+        calibration_windows=0 if calibration is None else len(calibration.ids),
+        gate_windows=min(work.gate_windows, 0 if evaluation is None else len(evaluation.ids)),
+    )
     return Job(
         loaded=loaded,
         checkpoint=checkpoint,
-        plan=plan,
+        plan=replace(plan, prediction=predict(plan, work, machine)),
         calibration=calibration,
         evaluation=evaluation,
         device=chosen_device,
         dtype=dtype,
         probe=probe,
         model_files=hash_files(checkpoint),
-        notes=(*plan.notes, *_collect_notes(calibration, evaluation)),
+        notes=(
+            *plan.notes,
+            *_note_kernels(plan, chosen_device),
+            *_collect_notes(calibration, evaluation),
+        ),
     )
 
 
-def plan_job(recipe: Recipe, checkpoint: Checkpoint, *, gate: bool = True) -> Plan:
-    """Say what a job will do, its GGUF files and ONNX graphs included.
+def _note_kernels(plan: Plan, device: torch.device) -> list[str]:
+    """What makes solving slower than it could be.
+
+    Raises:
+        QuantkitError: a kernel does not work on this GPU.
+    """
+    notes = list(missing_kernels(device)) if needs_calibration(plan) else []
+    if device.type == "cpu" and any(linear.method.rounder == "gptq" for linear in plan.linears):
+        notes += filter(None, [missing_compiler()])
+    return notes
+
+
+def plan_job(
+    recipe: Recipe, checkpoint: Checkpoint, *, gate: bool = True, device: str = "auto"
+) -> Plan:
+    """Say what a job will do, its GGUF files and ONNX graphs included, and what it will take.
+
+    The machine is measured for about a second; no data and, but for a few MiB to see how fast they
+    come, no weights are read.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
 
     Raises:
         InputError, ResourceError: as `make_plan`; or the checkpoint cannot become a GGUF file or
-            an ONNX graph.
+            an ONNX graph; or there is no such device.
     """
+    chosen = choose_device(device)
+    plan = _plan_unforeseen(recipe, checkpoint, gate=gate)
+    return replace(plan, prediction=_predict(recipe, checkpoint, plan, chosen, gate=gate))
+
+
+def _plan_unforeseen(recipe: Recipe, checkpoint: Checkpoint, *, gate: bool) -> Plan:
+    """The plan of a job without a prediction."""
     files, graphs = _plan_files(recipe, checkpoint), plan_onnx_graphs(recipe.export, checkpoint)
     return make_plan(recipe, checkpoint, gate=gate, gguf=files, onnx=graphs)
+
+
+def _predict(
+    recipe: Recipe, checkpoint: Checkpoint, plan: Plan, device: torch.device, *, gate: bool
+) -> Prediction:
+    """What a job will take whose data are as many as the recipe asks for."""
+    machine = _probe(recipe, checkpoint, device)
+    dtype = torch.float32
+    if needs_calibration(plan):
+        dtype, _ = choose_compute_dtype(device, getattr(torch, plan.scale_dtype))
+    work = describe_workload(recipe, checkpoint, plan, device, dtype, gate=gate)
+    return predict(plan, work, machine)
+
+
+def _probe(recipe: Recipe, checkpoint: Checkpoint, device: torch.device) -> MachineProbe:
+    files = sorted({info.file for info in checkpoint.tensors.values()})
+    output = None if recipe.output is None else Path(recipe.output)
+    return probe_machine(files, output, device)
+
+
+def describe_workload(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    gate: bool,
+) -> Workload:
+    """Return the numbers of a job besides its plan, as far as the recipe says them.
+
+    Args:
+        dtype: of the forward passes.
+        gate: whether the artifacts are judged.
+    """
+    calibration = recipe.calibration if needs_calibration(plan) else None
+    judging = recipe.gate if gate else None
+    texts = [Path(spec.data) for spec in (calibration, judging) if spec is not None]
+    return Workload(
+        model=measure_model(checkpoint, plan),
+        calibration_windows=0 if calibration is None else calibration.samples,
+        calibration_length=0 if calibration is None else calibration.sequence_length,
+        gate_windows=0 if judging is None else judging.samples,
+        gate_length=0 if judging is None else judging.sequence_length,
+        probed=judging is not None and judging.probes is not None,
+        formats=tuple(export.format for export in recipe.export),
+        data_bytes=sum(path.stat().st_size for path in texts if path.is_file()),
+        compute_bytes=dtype.itemsize,
+        on_device=device.type == "cuda",
+        compiled=find_spec("numba") is not None,
+    )
 
 
 def _plan_files(
@@ -115,6 +224,7 @@ def settle(job: Job, allocation: Allocation) -> Job:
         onnx=plan_onnx_graphs(recipe.export, job.checkpoint),
     )
     others = (note for note in job.notes if note not in job.plan.notes)
+    plan = replace(plan, prediction=job.plan.prediction)
     return replace(job, plan=plan, notes=(*plan.notes, *others))
 
 
@@ -208,6 +318,30 @@ def depends_on(job: Job) -> dict[str, Any]:
     }
 
 
-def describe_compute(job: Job) -> dict[str, str]:
-    """Where and in which dtype the forward passes ran."""
-    return {"device": job.device.type, "dtype": str(job.dtype).removeprefix("torch.")}
+def go_on(job: Job, begun: Mapping[str, Any]) -> Job:
+    """Return the job in the dtype that the unfinished one was begun with.
+
+    On a CPU it is chosen by measuring, which may turn out otherwise on another day.
+
+    Args:
+        begun: as of `depends_on`; empty where no job is to be gone on with.
+    """
+    compute = begun.get("compute")
+    if job.probe is None or job.device.type != "cpu" or not isinstance(compute, Mapping):
+        return job
+    dtype = _MEASURED.get(str(compute.get("dtype")))
+    if dtype is None or compute.get("device") != job.device.type:
+        return job
+    return replace(job, dtype=dtype)
+
+
+def describe_compute(job: Job) -> dict[str, Any]:
+    """Where and in which dtype the forward passes ran, and in how many processes.
+
+    Each process adds up its own tokens first, so their number decides the last bits of the sums.
+    """
+    return {
+        "device": job.device.type,
+        "dtype": str(job.dtype).removeprefix("torch."),
+        "processes": job.processes,
+    }

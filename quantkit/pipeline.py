@@ -9,21 +9,25 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from quantkit.allocation import allocate, load_allocation, store_allocation
 from quantkit.block_loop import blocks_to_solve, solve_blocks
 from quantkit.checkpoint.reader import open_checkpoint
 from quantkit.checkpoint.source import resolve_source
 from quantkit.describe import Stopwatch
+from quantkit.differing import list_differences
 from quantkit.encoder_pipeline import plan_encoder, quantize_encoder
 from quantkit.encoders.architectures import is_encoder
-from quantkit.errors import RecipeError
+from quantkit.errors import InputError, RecipeError
 from quantkit.evidence import build_report, write_evidence
 from quantkit.exports import write_exports
-from quantkit.gating import judge_artifact, prepare_job_tools
+from quantkit.gating import GateTools, judge_artifact, prepare_job_tools
 from quantkit.inputs import RecipeLike, check_inputs, load
-from quantkit.job import Job, depends_on, plan_job, prepare, settle
+from quantkit.job import Job, depends_on, go_on, needs_calibration, plan_job, prepare, settle
+from quantkit.ranks import Ranks, from_first, gather, join_ranks
 from quantkit.records import (
+    Allocation,
     Artifact,
     EncoderPlan,
     Event,
@@ -37,13 +41,14 @@ from quantkit.records import (
 )
 from quantkit.report import write_model_card, write_reports
 from quantkit.running import memory_errors, silent, staged
-from quantkit.staging import commit
+from quantkit.staging import commit, partial_of
 from quantkit.workspace import (
     Workspace,
     load_block,
     load_kv_record,
     load_records,
     open_workspace,
+    read_begun,
     stored_blocks,
 )
 
@@ -54,6 +59,7 @@ def plan(
     model: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
+    device: str = "auto",
     overwrite: bool = False,
 ) -> Plan | EncoderPlan:
     """Say what a job would do, from the recipe, the config and the headers alone.
@@ -66,6 +72,7 @@ def plan(
         model: replaces the recipe's model.
         output: replaces the recipe's output.
         overrides: `KEY=VALUE` pairs as of `--set`; only for recipes from files.
+        device: `auto`, `cpu` or `cuda`, for which time and memory are predicted.
         overwrite: accept an output that exists.
 
     Raises:
@@ -78,7 +85,7 @@ def plan(
     checkpoint = open_checkpoint(resolve_source(loaded.model))
     if is_encoder(checkpoint.config):
         return plan_encoder(loaded, checkpoint)
-    return plan_job(loaded.recipe, checkpoint)
+    return plan_job(loaded.recipe, checkpoint, device=device)
 
 
 def quantize(
@@ -98,6 +105,9 @@ def quantize(
     leaves its solved blocks in `<output>.partial`; the same call goes on from there. (The job of an
     encoder takes minutes, and begins anew.)
 
+    All processes of a `torchrun` calibrate and solve together. The first one does the rest; the
+    others end in this call as soon as they have nothing left to do.
+
     Args:
         recipe: a `Recipe`, the path of one, or the name of a shipped one.
         model: replaces the recipe's model.
@@ -111,36 +121,107 @@ def quantize(
     Raises:
         InputError: something that was given cannot be used. What is found before the work leaves
             nothing behind.
-        ResourceError: memory or disk ran out; the solved blocks are kept.
+        ResourceError: memory or disk ran out, or another process of the job died; the solved
+            blocks are kept.
+        SystemExit: in the processes behind the first, with 0 or the exit code of the error.
     """
-    tell = progress or silent
     watch = Stopwatch()
-    with watch.time("prepare"):
-        tell(Event("prepare", 0, 1, "reading the recipe, the checkpoint's headers and the data"))
-        loaded = load(recipe, model, output, overrides)
-        check_inputs(loaded, overwrite=overwrite, gate=gate)
-        checkpoint = open_checkpoint(resolve_source(loaded.model))
-    if is_encoder(checkpoint.config):
-        return quantize_encoder(
-            loaded,
-            checkpoint,
-            device=device,
-            overwrite=overwrite,
-            gate=gate,
-            watch=watch,
-            tell=tell,
+    with join_ranks() as ranks:
+        tell = progress if progress is not None and ranks.leads else silent
+        with watch.time("prepare"):
+            tell(
+                Event("prepare", 0, 1, "reading the recipe, the checkpoint's headers and the data")
+            )
+            loaded = load(recipe, model, output, overrides)
+            if ranks.leads:
+                check_inputs(loaded, overwrite=overwrite, gate=gate)
+            checkpoint = open_checkpoint(resolve_source(loaded.model))
+        if is_encoder(checkpoint.config):
+            _refuse_many(ranks)
+            return quantize_encoder(
+                loaded,
+                checkpoint,
+                device=device,
+                overwrite=overwrite,
+                gate=gate,
+                watch=watch,
+                tell=tell,
+            )
+        with watch.time("prepare"):
+            job = prepare(loaded, checkpoint, device=device, gate=gate)
+            job = _agree(go_on(job, read_begun(partial_of(loaded.output))), ranks)
+            if not ranks.leads:
+                _help(job, ranks)
+            tools = prepare_job_tools(job)
+            tell(Event("prepare", 1, 1))
+        return _lead(job, tools, ranks, watch, tell, overwrite=overwrite)
+
+
+def _refuse_many(ranks: Ranks) -> None:
+    if ranks.size > 1:
+        raise InputError(
+            f"the job of an encoder takes minutes and one process: start it without torchrun, "
+            f"which has started {ranks.size}"
         )
-    with watch.time("prepare"):
-        job = prepare(loaded, checkpoint, device=device, gate=gate)
-        tools = prepare_job_tools(job)
-        tell(Event("prepare", 1, 1))
-    with staged(loaded.output, overwrite=overwrite) as partial, memory_errors():
+
+
+def _agree(job: Job, ranks: Ranks) -> Job:
+    """Return the job as all ranks do it: what depends on speed is as on the first one.
+
+    Raises:
+        InputError: the ranks have different models, data, devices or packages.
+    """
+    if ranks.size == 1:
+        return job
+    dtype, probe = from_first(ranks, lambda: (job.dtype, job.probe))
+    processes = ranks.size if needs_calibration(job.plan) else 1
+    job = replace(job, dtype=dtype, probe=probe, processes=processes)
+    first, *others = gather(ranks, depends_on(job))
+    for number, other in enumerate(others, start=1):
+        differences = list_differences(first, other)
+        if differences:
+            raise InputError(
+                f"process {number} has something else than process 0: {'; '.join(differences)}; "
+                f"all machines need the same model, data and packages"
+            )
+    return replace(job, notes=(*job.notes, _describe_sharing(job.plan, ranks)))
+
+
+def _describe_sharing(whole: Plan, ranks: Ranks) -> str:
+    """Say what several processes did together, and what one did alone."""
+    if not needs_calibration(whole):
+        return f"one of {ranks.size} processes did the work: nothing of it needs calibration"
+    alone = ["wrote and judged"]
+    if any(block.looks_at_whole_model for block in whole.blocks):
+        alone = ["measured the Fisher matrices", "rounded under them", *alone]
+    if whole.choice is not None:
+        alone = ["chose what is auto", *alone]
+    return (
+        f"{ranks.size} processes shared the calibration windows and the rows that were rounded; "
+        f"one alone chose the scales of inputs, {', '.join(alone)}"
+    )
+
+
+def _help(job: Job, ranks: Ranks) -> NoReturn:
+    """Do the share of a rank behind the first, and end.
+
+    Raises:
+        SystemExit: it is done.
+    """
+    elsewhere = Workspace(partial_of(job.loaded.output) / "workspace")
+    with memory_errors():
+        _solve(job, elsewhere, ranks, Stopwatch(), silent)
+    raise SystemExit(0)
+
+
+def _lead(
+    job: Job, tools: GateTools, ranks: Ranks, watch: Stopwatch, tell: Progress, *, overwrite: bool
+) -> Result:
+    """Do what the first rank does: solve with the others, write, judge, report."""
+    output = job.loaded.output
+    with staged(output, overwrite=overwrite) as partial, memory_errors():
         workspace = open_workspace(partial, depends_on(job), restart=overwrite)
-        if job.plan.choice is not None:
-            with watch.time("allocate"):
-                job = _choose_schemes(job, job.plan.choice, workspace, tell)
-        with watch.time("quantize"):
-            solve_blocks(job, workspace, watch, tell)
+        job = _solve(job, workspace, ranks, watch, tell)
         with watch.time("write"):
             artifacts = _write(job, workspace, partial, tell)
         with watch.time("gate"):
@@ -152,27 +233,41 @@ def quantize(
         write_reports(report, partial / "report")
         for artifact, row in zip(artifacts, report.artifacts, strict=True):
             write_model_card(report, row, artifact.folder, job.checkpoint.source.folder)
-        commit(partial, loaded.output)
+        commit(partial, output)
     moved = tuple(
-        replace(artifact, folder=loaded.output / artifact.folder.relative_to(partial))
+        replace(artifact, folder=output / artifact.folder.relative_to(partial))
         for artifact in artifacts
     )
-    return Result(loaded.output, report.verdict, job.plan, moved, report)
+    return Result(output, report.verdict, job.plan, moved, report)
 
 
-def _choose_schemes(job: Job, choice: OpenChoice, workspace: Workspace, tell: Progress) -> Job:
+def _solve(job: Job, workspace: Workspace, ranks: Ranks, watch: Stopwatch, tell: Progress) -> Job:
+    """Solve all blocks; return the job with what its recipe leaves open chosen."""
+    choice, undecided = job.plan.choice, job
+    if choice is not None:
+        with watch.time("allocate"):
+            chosen = from_first(ranks, lambda: _choose_schemes(undecided, choice, workspace, tell))
+            job = settle(job, chosen)
+    with watch.time("quantize"):
+        solve_blocks(job, workspace, watch, tell, ranks)
+    return job
+
+
+def _choose_schemes(
+    job: Job, choice: OpenChoice, workspace: Workspace, tell: Progress
+) -> Allocation:
     """Choose what the recipe leaves open, or take the choice of an earlier run."""
     allocation = load_allocation(workspace)
     if allocation is not None:
         tell(Event("allocate", 1, 1, "resumed with the schemes chosen before"))
-        return settle(job, allocation)
+        return allocation
     if job.calibration is None:
         raise RecipeError("auto needs calibration data: write `calibration:` in the recipe")
     allocation = allocate(
         job.checkpoint, job.plan, choice, job.calibration, device=job.device, tell=tell
     )
     store_allocation(workspace, allocation)
-    return settle(job, allocation)
+    return allocation
 
 
 def _write(job: Job, workspace: Workspace, partial: Path, tell: Progress) -> list[Artifact]:

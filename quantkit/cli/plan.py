@@ -10,6 +10,7 @@ import quantkit
 from quantkit.cli.console import Reply, make_table
 from quantkit.cli.encoder_plan import encoder_document, encoder_lines
 from quantkit.cli.options import (
+    DeviceOption,
     JsonOption,
     ModelArgument,
     ModelOption,
@@ -21,6 +22,7 @@ from quantkit.cli.options import (
     given,
     one_model,
 )
+from quantkit.cli.predicted import prediction_document, prediction_rows
 from quantkit.inputs import check_inputs, load
 from quantkit.records import EncoderPlan, GgufPlan, LinearPlan, OpenChoice, Plan
 from quantkit.report.rounding import format_bytes, format_ratio
@@ -34,19 +36,22 @@ def plan(
     model: ModelOption = None,
     output: OutputOption = None,
     overrides: OverridesOption = None,
+    device: DeviceOption = None,
     overwrite: OverwriteOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Reply:
-    """Show what a job would do: layers, size, memory, disk, and every problem.
+    """Show what a job would do and take: layers, size, time, memory, disk, and every problem.
 
-    Reads the config and the headers only.
+    Reads the config and the headers, and measures this machine for a second.
     """
     model = one_model(model_argument, model)
     # What the files alone can refuse is answered before torch is loaded, which takes seconds.
     loaded = load(recipe, model, output, overrides or ())
     check_inputs(loaded, overwrite=bool(overwrite), output_needed=False)
-    options = given(model=model, output=output, overrides=overrides, overwrite=overwrite)
+    options = given(
+        model=model, output=output, overrides=overrides, device=device, overwrite=overwrite
+    )
     found = quantkit.plan(recipe, **options)
     if isinstance(found, EncoderPlan):
         return Reply(encoder_document(found), encoder_lines(found))
@@ -71,6 +76,7 @@ def _document(plan: Plan) -> dict[str, Any]:
         "activation_bytes": plan.activation_bytes,
         "statistics_bytes": plan.statistics_bytes,
         "disk_bytes": plan.disk_bytes,
+        "prediction": prediction_document(plan.prediction),
         "notes": list(plan.notes),
         "choice": None if plan.choice is None else _choice_document(plan.choice),
         "gguf": [
@@ -137,13 +143,10 @@ def _lines(plan: Plan) -> list[Any]:
         ("size", f"{most}{size} of {original}, {ratio}"),
         ("bits per weight", f"{most}{plan.bits_per_weight:.2f}"),
         *((f"gguf {file.type}", _describe_file(file, plan)) for file in plan.gguf),
-        (
-            "memory",
-            f"{format_bytes(_memory(plan))} besides the libraries: one block, its inputs, "
-            f"statistics",
-        ),
-        ("disk", f"{format_bytes(plan.disk_bytes)} needed at the output"),
+        *(_memory_rows(plan) if plan.prediction is None else prediction_rows(plan.prediction)),
+        ("disk", f"at most {format_bytes(_disk(plan))} at the output"),
         *(("note", note) for note in plan.notes),
+        *(("note", note) for note in (plan.prediction.notes if plan.prediction else ())),
     )
     return [make_table(rows), "No problem found."]
 
@@ -195,10 +198,18 @@ def _choice_rows(choice: OpenChoice, layers: int) -> Iterator[tuple[str, str]]:
     )
 
 
-def _memory(plan: Plan) -> int:
+def _disk(plan: Plan) -> int:
+    return plan.disk_bytes if plan.prediction is None else plan.prediction.disk_bytes
+
+
+def _memory_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     """What is held at the most: while solving, or while measuring for a choice."""
     measuring = 0 if plan.choice is None else plan.choice.memory_bytes
-    return plan.block_bytes + max(plan.activation_bytes + plan.statistics_bytes, measuring)
+    held = plan.block_bytes + max(plan.activation_bytes + plan.statistics_bytes, measuring)
+    yield (
+        "memory",
+        f"{format_bytes(held)} besides the libraries: one block, its inputs, statistics",
+    )
 
 
 def _treatment(linear: LinearPlan) -> str:

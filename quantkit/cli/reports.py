@@ -21,6 +21,7 @@ from quantkit.report.footprints import (
     footprint_sentence,
     order_sentence,
 )
+from quantkit.report.predicted import PREDICTED_TITLES, predicted_rows
 from quantkit.report.probes import (
     count_judged,
     probe_rows,
@@ -102,6 +103,7 @@ def _lines(report: Report, page: Path, serve: str | None) -> list[RenderableType
     if not report.comparison:
         lines += [f"size     {_size(report, size)}" for size in _sizes(report)]
     lines += [f"speed    {_speed(report, row)}" for row in speed_rows(report)]
+    lines += _predicted(report)
     lines.append(f"report   {page}")
     if serve is not None:
         lines.append(f"serve    {serve}")
@@ -148,6 +150,14 @@ def _running(report: Report) -> list[str]:
     rows = footprint_rows(report)
     lines = [f"runs     {row.artifact}: {footprint_sentence(row)}" for row in rows]
     return lines + [f"timed    {note}" for note in footprint_notes(rows)]
+
+
+def _predicted(report: Report) -> list[RenderableType]:
+    """A small table of what the plan foretold beside what the job took."""
+    rows = [[row.what, row.predicted, row.measured] for row in predicted_rows(report)]
+    if not rows:
+        return []
+    return ["", make_table([[title.lower() for title in PREDICTED_TITLES], *rows]), ""]
 
 
 def _speed(report: Report, row: SpeedRow) -> str:

@@ -47,6 +47,7 @@ from quantkit.records import (
     Plan,
 )
 from quantkit.schemes import ONNX
+from quantkit.staging import held_bytes
 
 __all__ = ["check_disk", "find_chosen", "make_plan"]
 
@@ -187,7 +188,9 @@ def _plan_assigned(
     added = scale_bytes(kv_cache, scale_dtype)
     # Encoded tensors lie in the workspace and in the file.
     encoded = 2 * sum(file.tensor_bytes for file in files.gguf)
-    encoded += sum(graph.tensor_bytes for graph in graphs)
+    # A graph is tried on two blocks first, which lie there in their own dtype and in float32.
+    excerpt = 4 * sizes.block_bytes if graphs else 0
+    encoded += max(excerpt, sum(graph.tensor_bytes for graph in graphs))
     sizes = replace(
         sizes,
         artifact_bytes=sizes.artifact_bytes + added,
@@ -241,7 +244,7 @@ def _note_unplanned(
 
 
 def check_disk(output: Path, needed: int) -> None:
-    """Compare the free space with what the job needs.
+    """Compare the free space with what the job needs; what it holds already it needs no more.
 
     Raises:
         ResourceError: it is too little.
@@ -250,7 +253,7 @@ def check_disk(output: Path, needed: int) -> None:
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    if free < needed:
+    if free + held_bytes(output) < needed:
         raise ResourceError(
             f"the job needs {_megabytes(needed)} MB at {output}, and {place} has "
             f"{_megabytes(free)} MB left: free some space or choose another --output"

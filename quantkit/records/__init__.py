@@ -54,6 +54,7 @@ from quantkit.records.plan import (
     TensorInfo,
     UnitCost,
 )
+from quantkit.records.predicting import AcceleratorProbe, MachineProbe, Prediction
 from quantkit.records.progress import (
     Event,
     Progress,
@@ -75,6 +76,7 @@ from quantkit.records.solving import (
 
 __all__ = [
     "EXIT_CODES",
+    "AcceleratorProbe",
     "AllocatedUnit",
     "Allocation",
     "Artifact",
@@ -106,6 +108,7 @@ __all__ = [
     "LayerRecord",
     "LayerStats",
     "LinearPlan",
+    "MachineProbe",
     "Measure",
     "Metric",
     "OnnxPlan",
@@ -115,6 +118,7 @@ __all__ = [
     "Plan",
     "Pooling",
     "PositionRange",
+    "Prediction",
     "Probe",
     "Progress",
     "QuantizedLayer",

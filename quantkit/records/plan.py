@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from quantkit.ggml_types import GGML_TYPES
+from quantkit.records.predicting import Prediction
 from quantkit.schemes import EFFORTS, Effort, Method, Scheme
 
 
@@ -312,6 +313,8 @@ class Plan:
     gguf_leads: bool = False
     """Whether the walk goes on with the weights of the first GGUF file; otherwise with those of the
     schemes, and GGUF files are solved from the same statistics."""
+    prediction: Prediction | None = field(default=None, compare=False)
+    """What it is expected to take on this machine; None where nothing was measured."""
 
     @property
     def linears(self) -> tuple[LinearPlan, ...]:

@@ -38,6 +38,7 @@ from quantkit.report.partings import (
     generation_views,
     parting_views,
 )
+from quantkit.report.predicted import PREDICTED_LEAD, PREDICTED_TITLES, predicted_rows
 from quantkit.report.probes import ProbeRow, TaskRow, probe_rows, task_rows
 from quantkit.report.rounding import format_bytes
 from quantkit.report.rows import (
@@ -109,6 +110,9 @@ def render_html(report: Report) -> str:
         "allocation": allocation_table(report),
         "kv_titles": KV_TITLES,
         "kv_rows": kv_rows(report.kv_cache),
+        "predicted": predicted_rows(report),
+        "predicted_lead": PREDICTED_LEAD,
+        "predicted_titles": PREDICTED_TITLES,
         "recipe": recipe_text(report.evidence),
         "changes": recipe_changes(report.evidence),
         "evidence": evidence_sections(report.evidence),

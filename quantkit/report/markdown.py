@@ -19,6 +19,7 @@ from quantkit.report.markdown_measured import (
     metric_fold,
     parting_fold,
     place_folds,
+    predicted_fold,
     probe_fold,
     probe_part,
     task_part,
@@ -82,6 +83,7 @@ def render_markdown(report: Report) -> str:
         *(_Part(text, "layers", 6) for text in _layers(report)),
         *(_Part(text, "allocation", 7) for text in _allocation(report)),
         *(_Part(text, "KV cache", 7) for text in _kv_cache(report)),
+        _Part(predicted_fold(report), "predicted and measured", 6),
         *(_Part(text, "notes", 1) for text in _notes(report)),
         *(_Part(text, "recipe and evidence", 7) for text in _evidence(report)),
     ]

@@ -20,6 +20,7 @@ from quantkit.report.partings import (
     generation_views,
     parting_views,
 )
+from quantkit.report.predicted import PREDICTED_LEAD, PREDICTED_TITLES, predicted_rows
 from quantkit.report.probes import ProbeRow, count_judged, probe_rows, task_rows, unsettled_probes
 from quantkit.report.rounding import ABSENT, format_count
 from quantkit.report.tables import fold, table
@@ -130,6 +131,18 @@ def footprint_part(report: Report) -> str:
     notes = "\n".join(f"- {escape_markdown(note)}" for note in footprint_notes(found))
     parts = ["### Footprint", table(titles, rows), *([notes] if notes else [])]
     return "\n\n".join(parts) if rows else ""
+
+
+def predicted_fold(report: Report) -> str:
+    """Return what was foretold beside what the job took, folded."""
+    rows = [
+        [escape_markdown(text) for text in (row.what, row.predicted, row.measured)]
+        for row in predicted_rows(report)
+    ]
+    if not rows:
+        return ""
+    body = f"{escape_markdown(PREDICTED_LEAD)}\n\n{table(PREDICTED_TITLES, rows)}"
+    return fold("Predicted and measured", body)
 
 
 def metric_fold(report: Report) -> str:
