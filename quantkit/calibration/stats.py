@@ -52,7 +52,8 @@ class Moment:
     total: float32 [I, I], the sum of x x^T. first: float32 [I], the sum of x. absmax: float32 [I].
     drift: float32 [I, I], the sum of (y - x) x^T, y being the original model's; None before the
     first token, and where the original is not followed. bfloat16: whether no activation of another
-    dtype was added.
+    dtype was added. buffer: for activations on their way into a product; fresh memory for each
+    batch takes longer than to copy them.
     """
 
     total: Tensor
@@ -63,6 +64,7 @@ class Moment:
     tokens: int
     drift: Tensor | None = None
     bfloat16: bool = True
+    buffer: Tensor | None = None
 
 
 def empty_moment(features: int, device: torch.device) -> Moment:
@@ -99,14 +101,16 @@ def accumulate(
             moved = None if moved is None else moved[counted]
     if not len(rows):
         return
-    _add_square(moment.total, _weighted(rows, weights))
+    weighted = _weighted(rows, weights)
+    factors = _widen(moment, weighted)
+    _add_square(moment.total, weighted, factors)
     if moved is not None:
         if moment.drift is None:
             moment.drift = torch.zeros_like(moment.total)
-        left, right = (_summable(_weighted(part, weights)) for part in (moved, rows))
-        _add_product(moment.drift, left.T, right, rows.dtype)
+        left = _weighted(moved, weights).to(factors.dtype)
+        _add_product(moment.drift, left.T, factors, rows.dtype)
     if weights is None:
-        moment.first += rows.sum(0, dtype=torch.float32)
+        moment.first += factors.sum(0, dtype=torch.float32)
     else:
         moment.first += weights.to(torch.float32) @ rows.to(torch.float32)
     for extreme in (rows.amax(0), -rows.amin(0)):
@@ -117,12 +121,23 @@ def accumulate(
     moment.bfloat16 &= rows.dtype == torch.bfloat16
 
 
-def _add_square(total: Tensor, rows: Tensor) -> None:
-    """Add rows^T rows to the upper triangle of `total`."""
+def _widen(moment: Moment, rows: Tensor) -> Tensor:
+    """Return rows [T, I] in a dtype whose products can be summed in float32.
+
+    On a CPU they are good until the next batch.
+    """
+    if rows.is_cuda or rows.dtype == torch.float32:
+        return rows
+    if moment.buffer is None or len(moment.buffer) < len(rows):
+        moment.buffer = torch.empty(rows.shape, dtype=torch.float32)
+    return moment.buffer[: len(rows)].copy_(rows)
+
+
+def _add_square(total: Tensor, rows: Tensor, factors: Tensor) -> None:
+    """Add rows^T rows to the upper triangle of `total`; `factors` are the widened rows."""
     if rows.dtype in kernels.SQUARED and kernels.kernels_available(total.device):
         kernels.add_square(total, rows, _COLUMNS)
         return
-    factors = _summable(rows)
     for start in range(0, rows.shape[1], _COLUMNS):
         left = factors[:, start : start + _COLUMNS].T
         _add_product(total[start : start + _COLUMNS, start:], left, factors[:, start:], rows.dtype)
@@ -132,11 +147,6 @@ def filled_panels(total: Tensor) -> Iterator[Tensor]:
     """Yield views of all that `accumulate` adds to of a sum and `finish` reads, in order."""
     for start in range(0, len(total), _COLUMNS):
         yield total[start : start + _COLUMNS, start:]
-
-
-def _summable(rows: Tensor) -> Tensor:
-    """Return the rows in a dtype whose products can be summed in float32."""
-    return rows if rows.is_cuda else rows.to(torch.float32)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> None:

@@ -120,8 +120,8 @@ def missing_compiler() -> str | None:
     if find_spec("numba") is not None:
         return None
     return (
-        "numba is not installed, so the loops over columns take several times as long: "
-        'pip install "quantkit[fast]"'
+        "numba is not installed, so the loops over columns and the search of scales take several "
+        'times as long: pip install "quantkit[fast]"'
     )
 
 

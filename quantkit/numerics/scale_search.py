@@ -16,13 +16,13 @@ Shapes: O output features, I input features, G groups of g columns, R rows treat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from quantkit.numerics import kernels
 from quantkit.numerics.affine import (
     choose_group_absmax,
     code_range,
@@ -32,6 +32,7 @@ from quantkit.numerics.affine import (
     round_values,
     row_units,
 )
+from quantkit.numerics.cheapest import cheapest_scales, chooses_cheapest
 from quantkit.numerics.precision import quick_products
 from quantkit.schemes import BLOCK_SIZE, Scheme
 
@@ -115,10 +116,11 @@ def search_scales(
         # In units of its absmax scale no group overflows or vanishes in the objective.
         unit = absmax.float()
         part = _Part(grouped / unit.unsqueeze(2), unit, None, absmax, scheme)
-        if kernels.kernels_available(rows.device):
+        if by_loops:
             return _take_cheapest(part, zero_point, weights, grid)
         return _improve(part, absmax, zero_point, loss, _candidates(part, grid))
 
+    by_loops = chooses_cheapest(weight, scheme)
     in_blocks = scheme.granularity == "block"
     rows = _rows_at_once(weight, BLOCK_SIZE if in_blocks else 1)
     shared = importance.reshape(1, -1).expand(BLOCK_SIZE if in_blocks else 1, -1)
@@ -302,16 +304,17 @@ def _improve(
     scale: Tensor,
     zero_point: Tensor | None,
     loss: Callable[[Tensor], Tensor],
-    candidates: Iterable[tuple[Tensor, Tensor | None]],
+    candidates: tuple[Tensor, Tensor | None],
 ) -> tuple[Tensor, Tensor | None]:
     """Return the best of (scale, zero_point) and other candidates.
 
     Args:
         loss: errors [R, G, g] in units, which it may destroy -> losses [R, G].
+        candidates: scales and zero points [C, R, G].
     """
     buffer = torch.empty_like(part.grouped)
     best = loss(_error(part, scale, zero_point, buffer))
-    for candidate, shifted in candidates:
+    for candidate, shifted in _each(*candidates):
         cost = loss(_error(part, candidate, shifted, buffer))
         better = cost < best
         best = torch.where(better, cost, best)
@@ -324,65 +327,56 @@ def _improve(
 def _take_cheapest(
     part: _Part, zero_point: Tensor | None, importance: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor | None]:
-    """Do what `_improve` does from absmax scales, by a kernel that reads the weights once."""
-    every = [(part.absmax, zero_point), *_candidates(part, grid)]
-    scales = torch.stack([scale for scale, _ in every])
-    given = [offset for _, offset in every if offset is not None]
-    offsets = torch.stack(given) if given else None
-    best = kernels.cheapest_scales(
-        part.grouped, part.unit, scales, offsets, importance, part.scheme
-    ).unsqueeze(0)
+    """Do what `_improve` does from absmax scales, by loops that read the weights once."""
+    scales, offsets = _candidates(part, grid)
+    scales = torch.cat([part.absmax.unsqueeze(0), scales])
+    if zero_point is not None and offsets is not None:
+        offsets = torch.cat([zero_point.unsqueeze(0), offsets])
+    best = cheapest_scales(part.grouped, part.unit, scales, offsets, importance, part.scheme)
+    best = best.unsqueeze(0)
     chosen = None if offsets is None else offsets.gather(0, best).squeeze(0)
     return scales.gather(0, best).squeeze(0), chosen
 
 
-def _candidates(part: _Part, grid: Grid) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield scales [R, G] and zero points of a grid around the absmax scale."""
-    centre = None if part.scheme.symmetric else _centre(part)
+def _candidates(part: _Part, grid: Grid) -> tuple[Tensor, Tensor | None]:
+    """Return scales [C, R, G] and zero points of a grid around the absmax scale."""
     absmax = part.absmax.float()
-    for factor in grid.factors(part.scheme):
-        scale = round_scale(absmax * factor, part.scheme, part.absmax.dtype)
-        for zero_point in _zero_points(centre, scale, part.scheme, grid):
-            yield scale, zero_point
+    factors = absmax.new_tensor(grid.factors(part.scheme)).view(-1, 1, 1)
+    scales = round_scale(absmax * factors, part.scheme, part.absmax.dtype)
+    if part.scheme.symmetric:
+        return scales, None
+    smallest, largest = code_range(part.scheme.weight_bits)
+    centred = torch.round((smallest + largest) / 2 - _centre(part) / scales.float())
+    shifts = absmax.new_tensor(grid.shifts).view(-1, 1, 1)
+    offsets = (centred.unsqueeze(1) + shifts).clamp_(smallest, largest).to(torch.int8)
+    return scales.repeat_interleave(len(shifts), 0), offsets.flatten(0, 1)
 
 
-def _shortlist(
-    part: _Part, grid: Grid, importance: Tensor
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield the candidates with the lowest sums of v_j e_j^2, a quarter of all, each row its own.
+def _shortlist(part: _Part, grid: Grid, importance: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the candidates with the lowest sums of v_j e_j^2, a quarter of all, each row its own.
 
     Args:
         importance: float32 [g], the weights v.
     """
-    every = list(_candidates(part, grid))
+    scales, offsets = _candidates(part, grid)
     buffer = torch.empty_like(part.grouped)
-    costs = [_error(part, *each, buffer).square_().mul_(importance).sum(2) for each in every]
-    best = torch.stack(costs).topk(max(1, len(every) // 4), dim=0, largest=False).indices
-    scales = torch.stack([scale for scale, _ in every]).gather(0, best)
-    offsets = [zero_point for _, zero_point in every if zero_point is not None]
-    if offsets:
-        yield from zip(scales, torch.stack(offsets).gather(0, best), strict=True)
-    else:
-        yield from ((scale, None) for scale in scales)
+    costs = [
+        _error(part, *each, buffer).square_().mul_(importance).sum(2)
+        for each in _each(scales, offsets)
+    ]
+    best = torch.stack(costs).topk(max(1, len(scales) // 4), dim=0, largest=False).indices
+    return scales.gather(0, best), None if offsets is None else offsets.gather(0, best)
+
+
+def _each(scales: Tensor, offsets: Tensor | None) -> Iterable[tuple[Tensor, Tensor | None]]:
+    """Pair scales [C, R, G] with their zero points, if there are any."""
+    return zip(scales, repeat(None) if offsets is None else offsets, strict=False)
 
 
 def _centre(part: _Part) -> Tensor:
     """Return the middle of the range of each group, which includes zero, [R, G]."""
     scaled = part.grouped if part.channel is None else part.grouped * part.channel
     return (scaled.amin(2).clamp(max=0.0) + scaled.amax(2).clamp(min=0.0)) * part.unit / 2
-
-
-def _zero_points(
-    centre: Tensor | None, scale: Tensor, scheme: Scheme, grid: Grid
-) -> Iterator[Tensor | None]:
-    """Yield the zero points to try for groups whose range has this centre."""
-    if centre is None:
-        yield None
-        return
-    smallest, largest = code_range(scheme.weight_bits)
-    centred = torch.round((smallest + largest) / 2 - centre / scale.float())
-    for shift in grid.shifts:
-        yield (centred + shift).clamp_(smallest, largest).to(torch.int8)
 
 
 def _error(

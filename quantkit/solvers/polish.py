@@ -122,7 +122,8 @@ def _polish_rows(
     size = len(second_moment)
     unit = row_units(weight, scheme).T
     error = decode(codes, scale, zero_point, scheme).sub_(weight).neg_().T.div_(unit)
-    residual = (second_moment @ error).addcmul_(error, added)
+    with quick_products(quick):
+        residual = (second_moment @ error).addcmul_(error, added)
     in_blocks = scheme.granularity == "block"
     row_scale = spread_rows(scale, len(weight)) if in_blocks else scale
     # Copies even of a single row, whose transpose is contiguous already.
