@@ -4,6 +4,7 @@
 # make check   style, formatting and types
 # make browser open report.html in a headless Chromium, which it installs where that needs no questions
 # make kernels the Triton kernels in Triton's interpreter, which needs no GPU
+# make ranks   whole jobs by two processes, against the same by one
 # make ray     sweep over recipes on Ray
 # make resume  kill jobs at many moments, on a full disk too, and compare what comes of them
 # make minilm  quantize and judge a real sentence encoder, which it downloads once
@@ -17,7 +18,7 @@ JOBS ?= 2
 # One thread a process: the tests' tensors are too small to share out.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: setup demo test check format browser kernels ray resume minilm vllm bench clean
+.PHONY: setup demo test check format browser kernels ranks ray resume minilm vllm bench clean
 
 setup:
 	@scripts/setup.sh
@@ -44,6 +45,9 @@ browser: setup
 kernels: setup
 	aside=$$(scripts/setup_aside.sh triton) && $(TEST_ENVIRONMENT) TRITON_INTERPRET=1 PYTHONPATH=$$aside \
 	  $(BIN)/python -m pytest -q -n $(JOBS) -m kernels tests/numerics/kernels
+
+ranks: setup
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -m ranks tests/e2e
 
 ray: setup
 	aside=$$(scripts/setup_aside.sh ray) && $(TEST_ENVIRONMENT) PYTHONPATH=$$aside \

@@ -28,11 +28,6 @@ class Promises:
     seconds: float | None = None
     """At most."""
 
-    @property
-    def needs_rival(self) -> bool:
-        """Whether any of them compares with the rival."""
-        return self.speed_up is not None or self.memory_share is not None
-
 
 @dataclass(frozen=True)
 class Case:

@@ -154,7 +154,8 @@ def _judge(what: str, limit: float, value: float) -> str:
 def merge(document: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return the results with an entry in the place of the last one of its case.
 
-    A shortened model, another device, and quantkit alone are not the same case.
+    A shortened model and another device are not the same case. One without the rival replaces one
+    with it.
     """
     others = [old for old in document["cases"] if _key(old) != _key(entry)]
     order = list(CASES)

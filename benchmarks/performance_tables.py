@@ -19,6 +19,8 @@ PROMISES = {
     "seconds": ("seconds, at most", 1.0, "{:.0f}"),
 }
 """Promise -> its words, its unit, how its numbers are written."""
+WITHIN = ("calibrate", "solve")
+"""Parts of the stage `quantize`."""
 
 
 def render_page(document: Mapping[str, Any]) -> str:
@@ -171,8 +173,7 @@ def _prediction_table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _sum_stages(seconds: Mapping[str, float]) -> float:
-    """`solve` is part of `quantize`."""
-    return sum(value for stage, value in seconds.items() if stage != "solve")
+    return sum(value for stage, value in seconds.items() if stage not in WITHIN)
 
 
 def _describe_entry(entry: Mapping[str, Any]) -> list[str]:

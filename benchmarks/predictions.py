@@ -29,6 +29,7 @@ from measure import (
     package_versions,
     write_results,
 )
+from performance_tables import WITHIN
 from shapes import DEMO, SHAPES, Shape
 
 MEMORY_ABOVE = 0.20
@@ -37,8 +38,6 @@ NEARNESS = 0.02
 """How much a fit keeps to the present costs: what few cases have in them stays as it is."""
 SHORTEST_SECONDS = 0.2
 """Stages that take less say nothing to a fit."""
-WITHIN = ("calibrate", "solve")
-"""Parts of the stage `quantize`."""
 VERDICTS = (0, 3, 4)
 """Exit codes of jobs that came to their end: PASS, FAIL, INCONCLUSIVE."""
 PACKAGES = ("quantkit", "torch", "transformers", "compressed-tensors")

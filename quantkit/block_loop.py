@@ -34,7 +34,7 @@ from quantkit.describe import Stopwatch
 from quantkit.errors import RecipeError
 from quantkit.fisher import measure_fisher
 from quantkit.job import Job, needs_calibration
-from quantkit.ranks import ALONE, Ranks, from_first
+from quantkit.ranks import ALONE, Ranks, from_first, ranks_here
 from quantkit.records import (
     BlockPlan,
     Event,
@@ -83,7 +83,7 @@ def solve_blocks(
     if not ranks.leads:
         return
     left = [block for block in todo if block.index not in stored]
-    reader = read_ahead(left, partial(_read_block, job.checkpoint), _blocks_ahead(job))
+    reader = read_ahead(left, partial(_read_block, job.checkpoint), _blocks_ahead(job, ALONE))
     with closing(reader):
         for block in left:
             draft, tensors = Draft(), next(reader)
@@ -127,8 +127,13 @@ def _solve_in_walk(
         needs_stats=lambda block, group: block.index not in stored,
         kv_cache=job.plan.kv_cache,
         follow_original=any(block.looks_at_whole_model for block in job.plan.blocks),
-        room=choose_room(job.device, job.plan.activation_bytes, _existing(workspace.folder)),
-        ahead=_blocks_ahead(job),
+        room=choose_room(
+            job.device,
+            -(-job.plan.activation_bytes // ranks.size),
+            _existing(workspace.folder),
+            ranks_here(ranks),
+        ),
+        ahead=_blocks_ahead(job, ranks),
         combine=partial(combine_moments, ranks),
         combine_kv=partial(combine_kv_stats, ranks),
         first_token=share.first_token,
@@ -166,10 +171,10 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
-def _blocks_ahead(job: Job) -> int:
+def _blocks_ahead(job: Job, ranks: Ranks) -> int:
     """Read a block ahead unless memory is tight: one is in its own dtype, one at work."""
     free = free_ram()
-    return 0 if free is not None and free < 4 * job.plan.block_bytes else 1
+    return 0 if free is not None and free < 4 * job.plan.block_bytes * ranks_here(ranks) else 1
 
 
 def _measure_fisher(job: Job, workspace: Workspace, stored: frozenset[int], tell: Progress) -> None:

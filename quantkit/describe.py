@@ -21,6 +21,8 @@ _PACKAGES = (
     "safetensors",
     "tokenizers",
     "numpy",
+    "numba",
+    "triton",
     "onnx",
     "onnxscript",
     "onnxruntime",

@@ -44,10 +44,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Ask the system to put a file's bytes, or a folder's names, on the disk."""
+    """Ask the system to put a file's bytes, or a folder's names, on the disk.
+
+    Some file systems, of a network mostly, know no such request for a folder.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

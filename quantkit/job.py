@@ -13,6 +13,7 @@ import torch
 from quantkit.calibration.compute import ComputeProbe, choose_compute_dtype, choose_device
 from quantkit.calibration.data import load_tokenizer, load_windows
 from quantkit.calibration.doctor import check_overlap, check_vocabulary
+from quantkit.calibration.parking import free_ram
 from quantkit.checkpoint.reader import Checkpoint, hash_files
 from quantkit.describe import describe_model, describe_plan, describe_windows, package_versions
 from quantkit.exports import plan_gguf_files, plan_onnx_graphs
@@ -72,7 +73,7 @@ def prepare(loaded: LoadedRecipe, checkpoint: Checkpoint, *, device: str, gate: 
     """
     recipe = loaded.recipe
     chosen_device = choose_device(device)
-    plan = _plan_unforeseen(recipe, checkpoint, gate=gate)
+    plan = plan_work(recipe, checkpoint, gate=gate)
     machine = _probe(recipe, checkpoint, chosen_device)
     calibration = evaluation = None
     calibrated = needs_calibration(plan)
@@ -138,12 +139,16 @@ def plan_job(
             an ONNX graph; or there is no such device.
     """
     chosen = choose_device(device)
-    plan = _plan_unforeseen(recipe, checkpoint, gate=gate)
+    plan = plan_work(recipe, checkpoint, gate=gate)
     return replace(plan, prediction=_predict(recipe, checkpoint, plan, chosen, gate=gate))
 
 
-def _plan_unforeseen(recipe: Recipe, checkpoint: Checkpoint, *, gate: bool) -> Plan:
-    """The plan of a job without a prediction."""
+def plan_work(recipe: Recipe, checkpoint: Checkpoint, *, gate: bool) -> Plan:
+    """Say what a job will do, without measuring what it will take.
+
+    Raises:
+        InputError, ResourceError: as `plan_job`.
+    """
     files, graphs = _plan_files(recipe, checkpoint), plan_onnx_graphs(recipe.export, checkpoint)
     return make_plan(recipe, checkpoint, gate=gate, gguf=files, onnx=graphs)
 
@@ -163,7 +168,7 @@ def _predict(
 def _probe(recipe: Recipe, checkpoint: Checkpoint, device: torch.device) -> MachineProbe:
     files = sorted({info.file for info in checkpoint.tensors.values()})
     output = None if recipe.output is None else Path(recipe.output)
-    return probe_machine(files, output, device)
+    return probe_machine(files, output, device, free_ram() or 0)
 
 
 def describe_workload(

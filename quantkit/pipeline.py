@@ -62,10 +62,10 @@ def plan(
     device: str = "auto",
     overwrite: bool = False,
 ) -> Plan | EncoderPlan:
-    """Say what a job would do, from the recipe, the config and the headers alone.
+    """Say what a job would do and take, from the recipe, the config, the headers and a probe.
 
-    Data is looked for and not read. The architecture of the model decides whether it is a decoder
-    or an encoder.
+    This machine is probed for about a second where the model is a decoder, which its architecture
+    decides. Data is looked for and not read.
 
     Args:
         recipe: a `Recipe`, the path of one, or the name of a shipped one.

@@ -64,6 +64,16 @@ class Ranks:
 ALONE = Ranks(0, 1)
 
 
+def ranks_here(ranks: Ranks) -> int:
+    """How many of the ranks run on this machine and share its memory, this one included.
+
+    torchrun says it; without its word all of them may.
+    """
+    if ranks.size == 1:
+        return 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))
+
+
 class _LostError(ResourceError):
     """A rank did not answer: its process has ended, or the network has."""
 
@@ -120,14 +130,17 @@ def join_ranks() -> Iterator[Ranks]:
 @contextmanager
 def _met(ranks: Ranks, store: Store) -> Iterator[None]:
     """Be connected with the other ranks."""
+    import torch
     from torch import distributed
 
-    backend = _take_device()
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with _answered():
         distributed.init_process_group(
             backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=_PATIENCE
         )
     try:
+        # After the meeting: before it nobody would hear why this rank fails.
+        _take_device()
         yield
     except (KeyboardInterrupt, Exception) as error:
         # Before the others miss this rank.
@@ -137,8 +150,8 @@ def _met(ranks: Ranks, store: Store) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def _take_device() -> str:
-    """Make the GPU of the local rank the one that is meant by `cuda`; return the backend to use.
+def _take_device() -> None:
+    """Make the GPU of the local rank, if there are any, the one that is meant by `cuda`.
 
     Raises:
         InputError: there are more processes than GPUs.
@@ -146,14 +159,13 @@ def _take_device() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return "gloo"
+        return
     local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= count:
         raise InputError(
             f"{count} GPUs and more processes on this machine: pass --nproc-per-node {count}"
         )
     torch.cuda.set_device(local)
-    return "cpu:gloo,cuda:nccl"
 
 
 def _settle(error: BaseException, ranks: Ranks, store: Store) -> BaseException:

@@ -94,10 +94,11 @@ def open_workspace(partial: Path, depends: Mapping[str, Any], *, restart: bool) 
 
     Raises:
         InputError: blocks of another job are there and `restart` is False; says what differs.
+        OutputError: nobody can read whose blocks are there.
     """
     folder = partial / "workspace"
     job = folder / "job.json"
-    found = _read_json(job)
+    found = read_document(job)
     # Whose blocks they are cannot be told without the file, which is older than any of them.
     if found is not None:
         differences = list_differences(found, _plain(depends))
@@ -135,18 +136,31 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The mapping in a file; None where it is absent or damaged."""
+def read_document(path: Path) -> dict[str, Any] | None:
+    """Return the mapping in a file of the workspace; None where it is absent or damaged.
+
+    Raises:
+        OutputError: it is there and cannot be read, which says nothing against the blocks.
+    """
     try:
         document = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    except OSError as error:
+        raise OutputError(
+            f"cannot read {path} of an unfinished job: {error.strerror}; mend it, or remove it to "
+            f"begin the job anew"
+        ) from error
     return document if isinstance(document, dict) else None
 
 
 def read_begun(partial: Path) -> Mapping[str, Any]:
-    """Return what the unfinished job in a folder depends on; empty where there is none."""
-    return _read_json(partial / "workspace" / "job.json") or {}
+    """Return what the unfinished job in a folder depends on; empty where there is none.
+
+    Raises:
+        OutputError: as `read_document`.
+    """
+    return read_document(partial / "workspace" / "job.json") or {}
 
 
 def store_block(workspace: Workspace, block: SolvedBlock) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import quantkit.durable
-from quantkit.durable import exchange, make_folder, write_atomically, write_text
+from quantkit.durable import exchange, make_folder, sync, write_atomically, write_text
 from quantkit.errors import OutputError
 from quantkit.staging import commit
 
@@ -43,6 +43,13 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     """The error says which file could not be written."""
     with pytest.raises(OutputError, match=r"absent/a\.json"):
         write_text(tmp_path / "absent" / "a.json", "x")
+
+
+def test_a_file_system_need_not_sync_folders() -> None:
+    """As /proc cannot; what else goes wrong is an error."""
+    sync(Path("/proc"))
+    with pytest.raises(OSError):
+        sync(Path("/proc/absent"))
 
 
 def test_a_folder_is_on_the_disk_before_it_gets_its_name(

@@ -87,7 +87,7 @@ def test_an_artifact_does_not_depend_on_where_activations_are_kept(
     expected = (tmp_path / "out/compressed-tensors/model.safetensors").read_bytes()
     folders = []
 
-    def choose_file(_: torch.device, __: int, folder: Path) -> Room:
+    def choose_file(_: torch.device, __: int, folder: Path, ___: int) -> Room:
         folders.append(folder)
         return Room(host_bytes=0, folder=folder)
 

@@ -282,15 +282,11 @@ def test_the_probe_measures_and_leaves_nothing(model: Path, tmp_path: Path) -> N
     files = sorted(model.glob("*.safetensors"))
     start = time.perf_counter()
 
-    probe = probe_machine(files, tmp_path / "not" / "there", torch.device("cpu"))
+    probe = probe_machine(files, tmp_path / "not" / "there", torch.device("cpu"), 5)
 
     assert time.perf_counter() - start < 30
-    assert probe.accelerator is None
-    assert all(
-        value > 0
-        for name, value in vars(probe).items()
-        if name not in ("accelerator", "free_memory_bytes")
-    )
+    assert (probe.accelerator, probe.free_memory_bytes) == (None, 5)
+    assert all(value > 0 for name, value in vars(probe).items() if name != "accelerator")
     assert list(tmp_path.iterdir()) == []
     assert torch.get_num_threads() == probe.threads
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,9 +19,21 @@ from quantkit.calibration.stats import (
     finish,
 )
 from quantkit.errors import CalibrationError, InputError
-from quantkit.ranks import ALONE, Ranks, from_first, gather, join_ranks, read_ranks, sum_over
+from quantkit.ggml_types import GGML_TYPES
+from quantkit.ranks import (
+    ALONE,
+    Ranks,
+    from_first,
+    gather,
+    join_ranks,
+    ranks_here,
+    read_ranks,
+    sum_over,
+)
 from quantkit.records import LayerStats, TokenWindows
 from quantkit.schemes import EFFORTS, SCHEMES, Scheme
+from quantkit.solvers import spreading
+from quantkit.solvers.ggml import solve_ggml
 from quantkit.solvers.gptq import round_compensated
 from quantkit.solvers.rounding import Rounding
 from quantkit.solvers.rtn import round_plainly
@@ -56,6 +70,13 @@ def test_the_environment_says_who_this_is(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("RANK")
     with pytest.raises(InputError, match="start the job with torchrun"):
         read_ranks()
+
+
+def test_a_machine_is_shared_by_the_ranks_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert [ranks_here(ALONE), ranks_here(Ranks(1, 4))] == [1, 4]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert ranks_here(Ranks(1, 4)) == 2
 
 
 def make_windows(weights: np.ndarray) -> TokenWindows:
@@ -158,3 +179,18 @@ def test_rows_that_fell_back_on_one_rank_alone_are_counted() -> None:
     assert mixed.fallback is None
     assert mixed.plain_rows is not None
     assert mixed.plain_rows.tolist() == [False] * 6 + [True] * 6
+
+
+def test_a_reason_to_fall_back_of_one_rank_alone_is_told() -> None:
+    weight = torch.randn(6, 32, generator=torch.Generator().manual_seed(3))
+    kind = GGML_TYPES["Q4_0"]
+    solutions = [
+        solve_ggml(weight, kind, replace(make_stats(32), tokens=tokens), EFFORTS["normal"])
+        for tokens in (128, 0)
+    ]
+
+    joined = spreading._join_solutions(solutions)
+
+    assert solutions[0].plain_rows is not None
+    assert "no calibration token reached the layer" in str(joined.fallback)
+    assert len(joined.blocks.codes) == 12

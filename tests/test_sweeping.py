@@ -138,12 +138,27 @@ def test_a_sweep_without_recipes_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"processes": 0}, {"cpus": 1}, {"gpus": 1.0}, {"ray": "local", "cpus": 0}]
+    "wrong",
+    [
+        {"processes": 0},
+        {"cpus": 1},
+        {"gpus": 1.0},
+        {"ray": "local", "cpus": 0},
+        {"device": "tpu"},
+    ],
 )
 def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     """Before the recipes are read."""
-    with pytest.raises(InputError, match="--"):
+    with pytest.raises(InputError, match=r"--|device 'tpu' is unknown"):
         quantkit.sweep(["none.yaml"], **wrong)
+
+
+def test_torchrun_does_not_start_a_sweep_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its processes would start all jobs, and each job would look for the others."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(InputError, match="start it without torchrun"):
+        quantkit.sweep(["none.yaml"])
 
 
 def test_an_output_of_somebody_else_is_refused(folder: Path) -> None:
@@ -264,6 +279,7 @@ def test_what_a_job_asks_ray_for() -> None:
     assert choose_share([small, {"CPU": 16.0}], None, None, "auto") == Share(8, 0)
     assert choose_share([small, large], None, None, "auto") == Share(8, 1)
     assert choose_share([large], None, 2, "auto") == Share(16, 2)
+    assert choose_share([large], None, 0.5, "auto") == Share(4, 0.5)
     assert choose_share([large], None, None, "cpu") == Share(64, 0)
     assert choose_share([large], 3, None, "cuda") == Share(3, 1)
     with pytest.raises(InputError, match="no node of the cluster has 9 cores"):
@@ -431,6 +447,29 @@ def test_a_job_that_was_finished_before_is_read_from_its_output(folder: Path) ->
     assert (outcome.seconds, outcome.peak_memory_bytes) == (10.0, 99)
     assert outcome.artifacts == make_report("INCONCLUSIVE").artifacts
     assert outcome.report == Path("sweep/one-x/report/report.html")
+
+
+def test_a_job_that_died_does_not_have_the_verdict_of_what_it_was_to_replace(
+    folder: Path,
+) -> None:
+    """The exit code of a dead worker is that of a FAIL too."""
+    job = make_job()
+    make_finished(job, timings={"seconds": {}, "peak_memory_bytes": 1})
+    (job.output / "report").mkdir()
+    document = report_document(make_report("PASS"))
+    (job.output / "report" / "report.json").write_text(json.dumps(document))
+    died = Ended(3, '{"error": "the worker died", "exit_code": 3}', 1)
+    outcome = read_outcome(job, died)
+    assert (outcome.state, outcome.exit_code, outcome.error) == ("failed", 3, "the worker died")
+
+
+def test_a_report_that_cannot_be_read_says_how_to_go_on(folder: Path) -> None:
+    """The same command would keep the output for ever."""
+    job = make_job()
+    make_finished(job)
+    outcome = read_outcome(job, None)
+    assert (outcome.state, outcome.exit_code) == ("failed", 1)
+    assert "delete sweep/one-x to make it again" in str(outcome.error)
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,20 @@ def test_blocks_of_an_unknown_job_are_not_trusted(tmp_path: Path, left: bytes | 
         assert [path.name for path in again.folder.iterdir()] == ["job.json"]
 
 
+def test_blocks_stay_where_a_disk_cannot_be_read(tmp_path: Path) -> None:
+    """A folder in the place of the file stands for whatever keeps it from being read."""
+    workspace = open_workspace(tmp_path, {"seed": 0}, restart=False)
+    store_block(workspace, make_block(0))
+    job = workspace.folder / "job.json"
+    job.unlink()
+    job.mkdir()
+
+    for restart in (False, True):
+        with pytest.raises(OutputError, match=r"cannot read .*job\.json .*Is a directory; mend it"):
+            open_workspace(tmp_path, {"seed": 0}, restart=restart)
+    assert stored_blocks(workspace) == {0}
+
+
 def test_a_workspace_holds_no_more_than_it_needs(tmp_path: Path) -> None:
     """Unfinished files go, and matrices with the block that needed them; a block is there once."""
     workspace = open_workspace(tmp_path, {}, restart=False)

@@ -12,7 +12,7 @@ from typing import Any
 
 from quantkit.durable import write_text
 from quantkit.records import AllocatedUnit, Allocation, UnitCost
-from quantkit.workspace import Workspace
+from quantkit.workspace import Workspace, read_document
 
 _FILE = "allocation.json"
 
@@ -33,12 +33,15 @@ def store_allocation(workspace: Workspace, allocation: Allocation) -> None:
 
 
 def load_allocation(workspace: Workspace) -> Allocation | None:
-    """Return the stored choice; None where there is none, or a damaged one."""
-    try:
-        document = json.loads((workspace.folder / _FILE).read_bytes())
-    except (OSError, ValueError):
+    """Return the stored choice; None where there is none, or a damaged one.
+
+    Raises:
+        OutputError: as `read_document`.
+    """
+    document = read_document(workspace.folder / _FILE)
+    if document is None:
         return None
-    found = document.get("allocation") if isinstance(document, dict) else None
+    found = document.get("allocation")
     if not isinstance(found, dict) or document.get("sha256") != _digest(found):
         return None
     units = tuple(

@@ -55,7 +55,7 @@ class Room:
             raise ValueError("a bound for RAM needs a folder for what exceeds it")
 
 
-def choose_room(device: torch.device, needed_bytes: int, folder: Path) -> Room:
+def choose_room(device: torch.device, needed_bytes: int, folder: Path, processes: int = 1) -> Room:
     """Choose from what the machine has free how much suspended forwards may hold, and where.
 
     Half of what is free is theirs; blocks, statistics and solvers share the other half. There is
@@ -64,9 +64,11 @@ def choose_room(device: torch.device, needed_bytes: int, folder: Path) -> Room:
     Args:
         needed_bytes: what all of them hold at the most.
         folder: on the disk that takes what does not fit into RAM.
+        processes: that share the machine's RAM, each of which chooses such a room.
     """
     ram = free_ram()
-    host = None if ram is None or needed_bytes <= ram // 2 else ram // 2
+    half = None if ram is None else ram // (2 * processes)
+    host = None if half is None or needed_bytes <= half else half
     if device.type != "cuda":
         return Room(host_bytes=host, folder=folder)
     free, _ = torch.cuda.mem_get_info(device)

@@ -21,11 +21,11 @@ def prediction_document(prediction: Prediction | None) -> dict[str, Any] | None:
 def prediction_rows(prediction: Prediction) -> Iterator[tuple[str, str]]:
     """Yield rows of the plan's table: time by stages, memory."""
     stages = ", ".join(
-        f"{stage} {format_seconds(_round(seconds))}"
+        f"{stage} {_about(seconds)}"
         for stage, seconds in prediction.seconds.items()
         if seconds > 0 and stage not in WITHIN
     )
-    yield "time", f"about {format_seconds(_round(prediction.total_seconds))}: {stages}"
+    yield "time", f"about {_about(prediction.total_seconds)}: {stages}"
     yield (
         "memory",
         f"at most about {format_bytes(prediction.peak_memory_bytes)}, libraries included",
@@ -39,6 +39,8 @@ def prediction_rows(prediction: Prediction) -> Iterator[tuple[str, str]]:
         )
 
 
-def _round(seconds: float) -> float:
-    """Whole seconds from ten on: a prediction knows no tenths."""
-    return float(round(seconds)) if seconds >= 10 else round(seconds, 1)
+def _about(seconds: float) -> str:
+    """Tenths below ten seconds and whole seconds from there on: a prediction knows no more."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds < 59.5 else format_seconds(seconds)

@@ -188,7 +188,7 @@ def _gather(matrix: Tensor, order: Tensor, out: Tensor) -> None:
 def row_losses(error: Tensor, second_moment: Tensor) -> Tensor:
     """Return e H e^T of each row e of `error` [O, I], float64 [O].
 
-    What lies above the diagonal of H counts twice instead of what lies below. Rows are treated in
+    What lies below the diagonal of H counts twice instead of what lies above. Rows are treated in
     chunks, so the temporaries stay small beside `error`.
     """
     rows = max(1, _CHUNK_ELEMENTS // error.shape[1])

@@ -170,9 +170,8 @@ def _hold_weights(stop: _Stop, work: Workload) -> float:
     if work.tokens:
         copied = work.compute_bytes != work.model.item_bytes
         held += (weights if copied else solved) * work.compute_bytes
-    codes = max(1, sum(each.quantized for each in stop.group.linears[0:1]))
-    types = len(stop.group.linears[0].ggml_types)
-    return held + solved * (codes + types)
+    # A byte a code, in each format.
+    return held + solved * (1 + len(stop.group.linears[0].ggml_types))
 
 
 def _hold_forwards(stop: _Stop, work: Workload, *, small: bool) -> float:

@@ -36,7 +36,9 @@ _HASHED_BYTES = 1 << 23
 _DEVICE_SIZE = 4096
 
 
-def probe_machine(files: Sequence[Path], output: Path | None, device: torch.device) -> MachineProbe:
+def probe_machine(
+    files: Sequence[Path], output: Path | None, device: torch.device, free_memory: int
+) -> MachineProbe:
     """Measure this machine for about a second.
 
     Args:
@@ -44,6 +46,7 @@ def probe_machine(files: Sequence[Path], output: Path | None, device: torch.devi
         output: where the job will write; a file of 16 MiB is written beside it that has no name
             and is gone at once. None: in the folder for temporary files.
         device: of the job; on CUDA, the device is measured as well.
+        free_memory: bytes that the system could still give; 0 where it does not say.
     """
     resident = find_resident_bytes()
     return MachineProbe(
@@ -58,7 +61,7 @@ def probe_machine(files: Sequence[Path], output: Path | None, device: torch.devi
         read_bytes_per_second=_measure_reading(files),
         write_bytes_per_second=_measure_writing(output),
         resident_bytes=resident,
-        free_memory_bytes=find_free_memory(),
+        free_memory_bytes=free_memory,
         accelerator=_probe_accelerator(device) if device.type == "cuda" else None,
     )
 
@@ -71,23 +74,6 @@ def find_resident_bytes() -> int:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def find_free_memory() -> int:
-    """Return the bytes that the system, or the control group, could still give; 0: not known."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    free = 1024 * int(found[0]) if found else 0
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = (group / "memory.current").read_text(encoding="ascii").strip()
-    except OSError:
-        return free
-    return min(free, max(0, int(limit) - int(used))) if limit.isdigit() else free
 
 
 def _best(

@@ -14,8 +14,8 @@ No row ends with a higher e H e^T than llama.cpp's own encoding of it with the i
 the same tokens, which is the diagonal of H; under the Fisher matrix no panel of rows does by that
 objective. Without any second moment the scales are searched for the least squared error.
 
-Memory beyond weight and H, with W and H for the bytes of either in float32: the factor 2 H (it is
-float64), the codes of two encodings 1/2 W, and 3 W at a time.
+Memory beyond weight and H, with W and H for the bytes of either in float32: the factor 1 H, the
+codes of two encodings 1/2 W, and 3 W at a time.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from quantkit.ranks import Ranks, gather
+from quantkit.ranks import Ranks, from_first, gather
 from quantkit.schemes import BLOCK_SIZE, Scheme
 from quantkit.solvers.ggml import GgmlSolution, explain_plain_rows
 from quantkit.solvers.rounding import Rounding
@@ -83,8 +83,8 @@ def spread_blocks(
     if ranks.size == 1:
         return solve(weights)
     if any(len(weight) < ranks.size for weight in weights):
-        # Not a row for each.
-        return solve(weights)
+        # Not a row for each; and found by each alone, not all may have the same bits.
+        return from_first(ranks, lambda: solve(weights))
     mine = solve([weight[ranks.share(len(weight))] for weight in weights])
     return tuple(_join_solutions(parts) for parts in zip(*gather(ranks, mine), strict=True))
 
@@ -105,8 +105,14 @@ def _join_solutions(parts: Sequence[GgmlSolution]) -> GgmlSolution:
         loss=_add([part.loss for part in parts]),
         plain_loss=_add([part.plain_loss for part in parts]),
         plain_rows=plain_rows,
-        fallback=first.fallback if plain_rows is None else explain_plain_rows(plain_rows),
+        fallback=_join_fallbacks(parts) if plain_rows is None else explain_plain_rows(plain_rows),
     )
+
+
+def _join_fallbacks(parts: Sequence[GgmlSolution]) -> str | None:
+    """Tell each reason once: a rank may have one that others have not."""
+    reasons = [part.fallback for part in parts if part.fallback is not None]
+    return "; ".join(dict.fromkeys(reasons)) or None
 
 
 def _add(parts: Sequence[float | None]) -> float | None:

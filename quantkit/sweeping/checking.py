@@ -9,7 +9,7 @@ from quantkit.checkpoint.source import resolve_source
 from quantkit.encoder_pipeline import plan_encoder
 from quantkit.encoders.architectures import is_encoder
 from quantkit.errors import OutputError, QuantkitError, ResourceError
-from quantkit.job import plan_job
+from quantkit.job import plan_work
 from quantkit.sweeping.finished import find_changes, is_there
 from quantkit.sweeping.jobs import JobOptions, refuse, tell_problems
 from quantkit.sweeping.records import SweepJob
@@ -64,8 +64,12 @@ def _is_same(job: SweepJob, model_files: Mapping[str, str], options: JobOptions)
 
 
 def _plan(job: SweepJob, checkpoint: Checkpoint, options: JobOptions) -> None:
-    """Raises InputError, ResourceError: as `quantkit.plan`."""
+    """Refuse what `quantkit.plan` refuses, without measuring this machine for each job.
+
+    Raises:
+        InputError, ResourceError: as `quantkit.plan`.
+    """
     if is_encoder(checkpoint.config):
         plan_encoder(job.loaded, checkpoint)
     else:
-        plan_job(job.loaded.recipe, checkpoint, gate=options.gate)
+        plan_work(job.loaded.recipe, checkpoint, gate=options.gate)

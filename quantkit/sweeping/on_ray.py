@@ -191,8 +191,8 @@ def choose_share(
 ) -> Share:
     """Say what each job asks for.
 
-    Where nodes have GPUs a job asks for one of them, and for the cores that fall to one; else for
-    all cores of the smallest node.
+    Where nodes have GPUs a job asks for one of them, and for the cores that fall to what it has of
+    GPUs; else for all cores of the smallest node.
 
     Args:
         nodes: resources of each by Ray's names.
@@ -207,7 +207,7 @@ def choose_share(
         gpus = 1.0 if with_gpus else 0.0
     if cpus is None:
         shares = [
-            node["CPU"] / (node["GPU"] / max(gpus, 1)) if gpus else node["CPU"]
+            node["CPU"] * gpus / node["GPU"] if gpus else node["CPU"]
             for node in (with_gpus if gpus else nodes)
         ]
         cpus = max(1, int(min(shares, default=1)))

@@ -34,7 +34,8 @@ def read_outcome(job: SweepJob, ended: Ended | None, *, resumed: bool = False) -
         ended: how its process ended; None: an earlier run had finished it.
         resumed: whether it went on from blocks of an earlier run.
     """
-    if ended is not None and ended.exit_code not in EXIT_CODES.values():
+    if ended is not None and (ended.exit_code not in EXIT_CODES.values() or _read_error(ended)):
+        # Not even where an earlier output is there, which this job did not come to replace.
         return _failed(job, ended, resumed)
     try:
         evidence = read_json(job.output / EVIDENCE)
@@ -56,7 +57,11 @@ def read_outcome(job: SweepJob, ended: Ended | None, *, resumed: bool = False) -
         )
     except (CheckpointError, KeyError, TypeError, ValueError) as error:
         if ended is None or ended.exit_code == 0:
-            return JobOutcome(job, "failed", DEFECT, f"its report cannot be read: {error}")
+            reason = (
+                f"its report cannot be read ({type(error).__name__}: {error}): delete "
+                f"{job.output} to make it again"
+            )
+            return JobOutcome(job, "failed", DEFECT, reason)
         return _failed(job, ended, resumed)
 
 
@@ -66,17 +71,22 @@ def _sum_stages(seconds: Mapping[str, float]) -> float:
 
 def _failed(job: SweepJob, ended: Ended, resumed: bool) -> JobOutcome:
     """The outcome of a job without an output, with the reason that it gave."""
-    code, reason = ended.exit_code, None
+    code = ended.exit_code
     if code < 0:
         reason = _explain_signal(-code)
         code = NO_RESOURCES if -code == signal.SIGKILL else DEFECT
     else:
-        try:
-            reason = json.loads(ended.said)["error"]
-        except (ValueError, KeyError, TypeError):
-            reason = ended.said.strip() or _last_words(job.log)
+        reason = _read_error(ended) or ended.said.strip() or _last_words(job.log)
         code = code if code in WORST_FIRST else DEFECT
-    return JobOutcome(job, "failed", code, str(reason), seconds=ended.seconds, resumed=resumed)
+    return JobOutcome(job, "failed", code, reason, seconds=ended.seconds, resumed=resumed)
+
+
+def _read_error(ended: Ended) -> str | None:
+    """Return what `--json` says in place of a result where there is none."""
+    try:
+        return str(json.loads(ended.said)["error"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _explain_signal(number: int) -> str:

@@ -23,9 +23,6 @@ from quantkit.records import (
     TaskResult,
 )
 
-_UNREAD = ("positions", "domains")
-"""Of the details: they are in the report of the job itself."""
-
 
 def read_artifact(row: Mapping[str, Any]) -> ArtifactReport:
     """Return one of the artifacts of `report_document`.
@@ -86,6 +83,7 @@ def _read_measure(found: Mapping[str, Any]) -> Measure:
 
 
 def _read_details(found: Mapping[str, Any]) -> Details:
+    """All but positions and domains, which are in the report of the job itself."""
     windows = found["windows"]
     return Details(
         reverse_kl=_read_metric(found["reverse_kl"]),

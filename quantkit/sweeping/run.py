@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantkit.calibration.compute import choose_device
 from quantkit.errors import InputError
+from quantkit.ranks import read_ranks
 from quantkit.records import Event, Progress
 from quantkit.report.rounding import format_bytes, format_seconds, format_significant
 from quantkit.running import silent
@@ -64,6 +66,7 @@ def sweep(
 
     Raises:
         PlanError: something that was given cannot be used; every problem of every recipe.
+        InputError: numbers, the device or the cluster cannot be used, or torchrun started this.
         ResourceError: the disk is too small.
         MissingPackageError: Ray was asked for and is not installed.
     """
@@ -119,7 +122,13 @@ class _Place:
 
 
 def _check_place(place: _Place) -> None:
-    """Raises InputError: numbers that make no sense or go with something else; no Ray there."""
+    """Refuse what makes no sense, or goes with something else, or is not there.
+
+    Raises:
+        InputError, MissingPackageError: one of them.
+    """
+    if read_ranks().size > 1:
+        raise InputError("a sweep starts its jobs itself: start it without torchrun")
     if place.processes is not None and place.processes < 1:
         raise InputError(f"--processes {place.processes}: at least one job has to run at once")
     if place.ray is None and (place.cpus is not None or place.gpus is not None):
@@ -128,6 +137,8 @@ def _check_place(place: _Place) -> None:
         raise InputError("--cpus is at least 1, and --gpus at least 0")
     if place.ray is not None:
         load_ray(place.ray)
+    else:
+        choose_device(place.device)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from quantkit.durable import write_text
 from quantkit.errors import writing
@@ -135,4 +136,4 @@ def _failure(outcome: JobOutcome, root: Path) -> str:
 
 
 def _link(path: Path, root: Path) -> str:
-    return Path(os.path.relpath(path, root)).as_posix().replace(" ", "%20")
+    return quote(Path(os.path.relpath(path, root)).as_posix())

@@ -161,11 +161,11 @@ def test_tables_say_which_machine_they_are_of() -> None:
 
 
 def test_predictions_are_set_beside_what_came() -> None:
-    """`solve` is a part of another stage and is not counted twice."""
+    """`calibrate` and `solve` are parts of another stage and are not counted twice."""
     timing = {
-        "seconds": {"quantize": 8.0, "solve": 5.0, "write": 1.0},
+        "seconds": {"quantize": 8.0, "calibrate": 2.0, "solve": 5.0, "write": 1.0},
         "predicted": {
-            "seconds": {"quantize": 6.0, "solve": 4.0, "write": 1.0},
+            "seconds": {"quantize": 6.0, "calibrate": 1.0, "solve": 4.0, "write": 1.0},
             "peak_memory_bytes": 400_000_000,
         },
     }

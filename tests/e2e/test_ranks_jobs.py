@@ -27,6 +27,8 @@ from tests.helpers import pico_text
 from tests.pico_jobs import make_pico_job
 from tests.rank_jobs import Outcome, run_jobs
 
+pytestmark = pytest.mark.ranks
+
 JOBS: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
         "awq": {"scheme": "w4a16", "method": "awq+gptq", "group_size": 32, "kv_cache": "fp8"},

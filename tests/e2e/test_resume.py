@@ -93,6 +93,7 @@ def test_killed_before_a_change_of_its_folder(jobs: Jobs, undisturbed: Undisturb
         finish(jobs, "out", undisturbed, UNGATED)
 
 
+@pytest.mark.resume
 def test_killed_again_while_it_goes_on(jobs: Jobs, undisturbed: Undisturbed) -> None:
     """By the clock, at any moment of each run."""
     kill_by_the_clock(jobs, undisturbed, UNGATED, random.Random(0))
