@@ -73,6 +73,8 @@ bench: setup
 	$(BIN)/python benchmarks/llm_compressor.py
 	$(BIN)/python benchmarks/run.py gptq-demo awq-demo gptq-0.5b rtn-16gb fp8-16gb gptq-16gb-short
 	$(BIN)/python benchmarks/run.py awq-0.5b --layers 2
+	$(BIN)/python benchmarks/two_processes.py
+	$(BIN)/python benchmarks/predictions.py
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/gguf_encoding.py
 	$(BIN)/python benchmarks/gguf_quality.py

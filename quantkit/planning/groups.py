@@ -24,11 +24,15 @@ class SolvedMatrix:
 
 
 def solved_matrices(group: GroupPlan) -> list[SolvedMatrix]:
-    """Return the quantized layers of a group, those with equal settings as one matrix."""
+    """Return the quantized layers of a group, those with equal settings as one matrix.
+
+    Layers that are rounded plainly are done one by one.
+    """
     members: dict[object, list[LinearPlan]] = {}
     for linear in group.linears:
         if linear.quantized:
-            key = (linear.scheme, linear.group_size, linear.method, linear.effort)
+            alone = linear.name if linear.method.rounder == "rtn" else None
+            key = (linear.scheme, linear.group_size, linear.method, linear.effort, alone)
             members.setdefault(key, []).append(linear)
     return [
         SolvedMatrix(sum(each.out_features for each in found), found[0].in_features, found[0])

@@ -221,7 +221,8 @@ def _hold_solver(group: GroupPlan) -> float:
     weights = sum(matrix.elements for matrix in matrices) * _FLOAT32
     held = [float(weights)]
     for matrix in matrices:
-        held.append(weights + _hold_matrix(matrix, len(group.linears) > 1))
+        joined = matrix.rows > matrix.first.out_features
+        held.append(weights + _hold_matrix(matrix, joined))
     for linear in group.linears:
         if linear.encoded:
             held.append(linear.out_features * linear.in_features * _FLOAT32 * 4.0 + _CHUNK_BYTES)

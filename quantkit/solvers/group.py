@@ -30,6 +30,10 @@ CALIBRATED_ROUNDERS: Mapping[Rounder, Callable[..., Rounding]] = MappingProxyTyp
 """Rounder -> its function; each takes statistics and effort. `rtn` takes neither."""
 
 
+_ELEMENTS_AT_ONCE = 1 << 22
+"""Of a temporary while errors of weights are measured: 16 MiB of float32."""
+
+
 @dataclass(frozen=True)
 class Solution:
     """One solved layer.
@@ -171,12 +175,15 @@ def measure_weights(weight: Tensor, dequantized: Tensor) -> float:
         weight: float32 [O, I], what was solved; dequantized: float32 [O, I], what came out.
     """
     # Exact, and no square overflows: the ratio does not depend on the unit.
-    unit = row_units(weight.reshape(1, -1))
-    original = weight / unit
-    error = (dequantized / unit).sub_(original)
-    part, whole = (
-        float(torch.sum(matrix.square_(), dtype=torch.float64)) for matrix in (error, original)
-    )
+    largest = torch.stack(torch.aminmax(weight)).abs().amax()
+    unit = row_units(largest.reshape(1, 1))
+    part = whole = 0.0
+    rows = max(1, _ELEMENTS_AT_ONCE // weight.shape[1])
+    for original, decoded in zip(weight.split(rows), dequantized.split(rows), strict=True):
+        original = original / unit
+        error = (decoded / unit).sub_(original)
+        part += float(torch.sum(error.square_(), dtype=torch.float64))
+        whole += float(torch.sum(original.square_(), dtype=torch.float64))
     return part / whole if whole > 0 else float(part > 0)
 
 

@@ -118,19 +118,21 @@ def keep_better_rows(
 
 
 def alike(linears: Sequence[LinearPlan]) -> list[list[int]]:
-    """Return the indices of linear layers that can be solved as one matrix, in order.
+    """Return the indices of linear layers that are best solved as one matrix, in order.
 
-    Layers in blocks of rows can only where their rows fill the blocks.
+    Layers in blocks of rows can be only where their rows fill the blocks. Plain rounding has no
+    work that layers could share, so each is spared the copy.
     """
     members: dict[object, list[int]] = {}
     for index, linear in enumerate(linears):
         ragged = linear.scheme.granularity == "block" and linear.out_features % BLOCK_SIZE
+        alone = ragged or linear.method.rounder == "rtn"
         key = (
             linear.scheme,
             linear.group_size,
             linear.method.rounder,
             linear.effort,
-            index if ragged else None,
+            index if alone else None,
         )
         members.setdefault(key, []).append(index)
     return list(members.values())
