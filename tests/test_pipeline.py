@@ -51,9 +51,9 @@ def test_blocks_outlive_an_interpreter_that_lacks_a_package(tmp_path: Path) -> N
     """The recipe's gate can be mended, and the same blocks are judged then."""
     python = tmp_path / "python"
     python.write_text(
-        "#!/bin/sh\nread line\n"
+        "#!/bin/sh\nwhile read line; do\n"
         """echo '{"ok": false, "kind": "package", "error": "none", "package": "torch"}'\n"""
-        "read line\n"
+        "done\n"
     )
     python.chmod(0o755)
     recipe = make_job(tmp_path, str(python))
