@@ -83,10 +83,7 @@ def prepare(loaded: LoadedRecipe, checkpoint: Checkpoint, *, device: str, gate: 
         calibration = load_calibration(recipe.calibration, tokenizer, checkpoint, plan)
     if gate and recipe.gate is not None:
         evaluation = load_evaluation(recipe.gate, tokenizer, checkpoint)
-    dtype, probe = torch.float32, None
-    if calibrated:
-        scale_dtype: torch.dtype = getattr(torch, plan.scale_dtype)
-        dtype, probe = choose_compute_dtype(chosen_device, scale_dtype)
+    dtype, probe = _choose_dtype(plan, chosen_device)
     work = describe_workload(recipe, checkpoint, plan, chosen_device, dtype, gate=gate)
     work = replace(
         work,
@@ -158,11 +155,16 @@ def _predict(
 ) -> Prediction:
     """What a job will take whose data are as many as the recipe asks for."""
     machine = _probe(recipe, checkpoint, device)
-    dtype = torch.float32
-    if needs_calibration(plan):
-        dtype, _ = choose_compute_dtype(device, getattr(torch, plan.scale_dtype))
+    dtype, _ = _choose_dtype(plan, device)
     work = describe_workload(recipe, checkpoint, plan, device, dtype, gate=gate)
     return predict(plan, work, machine)
+
+
+def _choose_dtype(plan: Plan, device: torch.device) -> tuple[torch.dtype, ComputeProbe | None]:
+    """The dtype of the forward passes, measured where there are any."""
+    if not needs_calibration(plan):
+        return torch.float32, None
+    return choose_compute_dtype(device, getattr(torch, plan.scale_dtype))
 
 
 def _probe(recipe: Recipe, checkpoint: Checkpoint, device: torch.device) -> MachineProbe:

@@ -150,9 +150,6 @@ def _finish_commit(output: Path) -> None:
 @contextmanager
 def _moved_aside(output: Path) -> Iterator[None]:
     """Make room for a new output; the old one goes only when that stands in its place."""
-    if not output.exists():
-        yield
-        return
     aside = Path(tempfile.mkdtemp(prefix=f"{output.name}.replaced-", dir=output.parent))
     output.rename(aside)
     try:

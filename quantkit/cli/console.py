@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
     from rich.table import Table
 
     from quantkit.records import Event, Progress
@@ -138,19 +140,24 @@ def _bars() -> Iterator[Progress]:
         TextColumn("{task.fields[message]}", markup=False),
     )
     with Bars(*columns, console=Console(stderr=True)) as bars:
-        tasks = {}
+        tasks: dict[str, TaskID] = {}
 
         def show(event: Event) -> None:
-            if event.stage not in tasks:
-                tasks[event.stage] = bars.add_task(event.stage, message="")
-            bars.update(
-                tasks[event.stage],
-                completed=event.done,
-                total=event.total,
-                message=printable(event.message),
-            )
+            show_step(bars, tasks, event)
 
         yield show
+
+
+def show_step(bars: Bars, tasks: dict[str, TaskID], event: Event) -> None:
+    """Bring the bar of an event's stage to where it is; a stage without one gets it."""
+    if event.stage not in tasks:
+        tasks[event.stage] = bars.add_task(event.stage, message="")
+    bars.update(
+        tasks[event.stage],
+        completed=event.done,
+        total=event.total,
+        message=printable(event.message),
+    )
 
 
 def _lines(stream: TextIO) -> Progress:

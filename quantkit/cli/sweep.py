@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import quantkit
-from quantkit.cli.console import Reply, printable, write
+from quantkit.cli.console import Reply, printable, show_step, write
 from quantkit.cli.options import (
     DeviceOption,
     JsonOption,
@@ -163,13 +163,6 @@ def _bars() -> Iterator[Progress]:
                 for name in ended:
                     bars.remove_task(tasks.pop(name))
                 return
-            if event.stage not in tasks:
-                tasks[event.stage] = bars.add_task(event.stage, message="")
-            bars.update(
-                tasks[event.stage],
-                completed=event.done,
-                total=event.total,
-                message=printable(event.message),
-            )
+            show_step(bars, tasks, event)
 
         yield show

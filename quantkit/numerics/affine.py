@@ -35,6 +35,13 @@ def code_range(bits: int) -> tuple[int, int]:
     return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
 
 
+def integer_limits(scheme: CodeSet) -> tuple[int, int] | None:
+    """Return the smallest and the largest code; None where codes are no evenly spaced integers."""
+    if isinstance(scheme, GgmlType):
+        return None if scheme.values else scheme.codes
+    return None if scheme.weight_kind == "float" else code_range(scheme.weight_bits)
+
+
 def group_columns(in_features: int, group_size: int | None) -> int:
     """Return the number of columns that share a scale; None means all of them.
 

@@ -10,7 +10,6 @@ Shapes: R rows, G groups of g columns, C candidates.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from quantkit.numerics import kernels
 from quantkit.numerics.affine import code_range
+from quantkit.numerics.threads import share_out
 from quantkit.schemes import Scheme
 
 _FEWEST_WEIGHTS = 1 << 16
@@ -75,11 +75,5 @@ def cheapest_scales(
         *code_range(scheme.weight_bits),
         found.numpy(),
     )
-    threads = max(1, min(torch.get_num_threads(), grouped.numel() // _WEIGHTS_A_THREAD))
-    bounds = [total * part // threads for part in range(threads + 1)]
-    if threads == 1:
-        choose(0, total)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(choose, bounds[:-1], bounds[1:]))
+    share_out(choose, total, grouped.numel() // _WEIGHTS_A_THREAD)
     return found.view(rows, groups)

@@ -18,10 +18,8 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from quantkit.numerics.fused import ROUNDING, Floats, fused
 from quantkit.numerics.ggml.kernels import compiled
-
-_ROUNDING = np.float32(12582912)
-"""1.5 * 2^23: a float32 below 2^22 that it is added to is rounded to an integer, ties to even."""
 
 _LEAST = np.finfo(np.float32).tiny
 """The smallest normal number."""
@@ -30,15 +28,7 @@ _GROUPS = 64
 """Whose scales are loaded at once: a group's own lie far apart, at addresses that compete for the
 same places of the cache."""
 
-Floats = NDArray[np.float32]
 Codes = NDArray[np.int8]
-
-
-def _generate_fused(_: Any, left: Any, right: Any, added: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fma(*arguments)
-
-    return types.float32(types.float32, types.float32, types.float32), generate
 
 
 def _generate_sum(_: Any, total: Any, value: Any) -> Any:
@@ -47,11 +37,6 @@ def _generate_sum(_: Any, total: Any, value: Any) -> Any:
 
     return types.float32(types.float32, types.float32), generate
 
-
-_fused = cast(
-    Callable[[np.float32, np.float32, np.float32], np.float32], intrinsic(_generate_fused)
-)
-"""Return left * right + added, rounded once."""
 
 _add = cast(Callable[[np.float32, np.float32], np.float32], intrinsic(_generate_sum))
 """Return a sum whose additions the compiler may put in another order, so that it can vectorize."""
@@ -66,15 +51,15 @@ def _cost(
     low: np.float32,
     high: np.float32,
 ) -> np.float32:
-    """Return sum_j v_j e_j^2 of a group [g]; low and high bound codes plus `_ROUNDING`."""
+    """Return sum_j v_j e_j^2 of a group [g]; low and high bound codes plus `ROUNDING`."""
     total = np.float32(0)
     for column in range(weight.shape[0]):
         # Times the inverse, which may err at a tie alone, where both codes cost the same.
-        shifted = _fused(weight[column], inverse, _ROUNDING)
+        shifted = fused(weight[column], inverse, ROUNDING)
         # Written so that a value that is not a number stays so.
         shifted = low if shifted < low else shifted
         shifted = high if shifted > high else shifted
-        error = _fused(shifted - _ROUNDING, step, -weight[column])
+        error = fused(shifted - ROUNDING, step, -weight[column])
         total = _add(total, error * error * importance[column])
     return total
 
@@ -103,12 +88,12 @@ def _load_limits(
     low: Floats,
     high: Floats,
 ) -> None:
-    """Write the limits of codes less zero points, plus `_ROUNDING`, [C, groups]."""
+    """Write the limits of codes less zero points, plus `ROUNDING`, [C, groups]."""
     for candidate in range(zero_points.shape[0]):
         for place in range(count):
             offset = zero_points[candidate, first + place]
-            low[candidate, place] = np.float32(smallest - offset) + _ROUNDING
-            high[candidate, place] = np.float32(largest - offset) + _ROUNDING
+            low[candidate, place] = np.float32(smallest - offset) + ROUNDING
+            high[candidate, place] = np.float32(largest - offset) + ROUNDING
 
 
 @compiled
@@ -138,8 +123,8 @@ def choose_cheapest(
         np.empty((candidates, _GROUPS), np.float32),
     )
     low, high = (
-        np.full((candidates, _GROUPS), np.float32(smallest) + _ROUNDING, np.float32),
-        np.full((candidates, _GROUPS), np.float32(largest) + _ROUNDING, np.float32),
+        np.full((candidates, _GROUPS), np.float32(smallest) + ROUNDING, np.float32),
+        np.full((candidates, _GROUPS), np.float32(largest) + ROUNDING, np.float32),
     )
     for first in range(start, stop, _GROUPS):
         count = min(_GROUPS, stop - first)

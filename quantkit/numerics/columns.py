@@ -10,8 +10,6 @@ Shapes: B columns of a block, O output features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
 
@@ -20,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantkit.ggml_types import GgmlType
 from quantkit.numerics import kernels
-from quantkit.numerics.affine import CodeSet, code_range, round_values
+from quantkit.numerics.affine import CodeSet, integer_limits, round_values
+from quantkit.numerics.threads import share_out
 
 _FINITE = (torch.finfo(torch.float32).min, torch.finfo(torch.float32).max)
 _FEWEST_ROWS = 128
@@ -56,12 +54,13 @@ def round_columns(
     if kernels.kernels_available(target.device):
         kernels.round_columns(block, target, lower, steps, offsets, scheme, errors)
         return
-    limits = _integer_limits(scheme)
+    limits = integer_limits(scheme)
     if limits is not None and _compiles(target, errors):
         from quantkit.numerics.columns_compiled import round_columns as compiled
 
         arrays = (target.numpy(), errors.numpy(), *_arrays(block, lower, steps))
-        _share_rows(partial(compiled, *arrays, _array(offsets), *limits), target.shape[1])
+        run = partial(compiled, *arrays, _array(offsets), *limits)
+        share_out(run, target.shape[1], target.shape[1] // _ROWS_A_THREAD)
         return
     for column in range(len(block) - 1, -1, -1):
         value, step, error = target[column], steps[column], errors[column]
@@ -98,12 +97,13 @@ def descend_columns(
     if kernels.kernels_available(values.device):
         kernels.descend_columns(values, steps, gain, offset, residual, inner, scheme)
         return
-    limits = _integer_limits(scheme)
+    limits = integer_limits(scheme)
     if limits is not None and _compiles(values, residual):
         from quantkit.numerics.columns_compiled import descend_columns as compiled
 
         arrays = (values.numpy(), residual.numpy(), *_arrays(steps, gain, inner))
-        _share_rows(partial(compiled, *arrays, _array(offset), *limits), values.shape[1])
+        run = partial(compiled, *arrays, _array(offset), *limits)
+        share_out(run, values.shape[1], values.shape[1] // _ROWS_A_THREAD)
         return
     new = torch.empty_like(values[0])
     for column in range(len(values)):
@@ -125,13 +125,6 @@ def missing_compiler() -> str | None:
     )
 
 
-def _integer_limits(scheme: CodeSet) -> tuple[int, int] | None:
-    """Return the smallest and the largest code where codes are evenly spaced integers."""
-    if isinstance(scheme, GgmlType):
-        return None if scheme.values else scheme.codes
-    return None if scheme.weight_kind == "float" else code_range(scheme.weight_bits)
-
-
 def _compiles(*changed: Tensor) -> bool:
     """Whether to leave the loop over tensors [B, O] that change in place to numba."""
     if changed[0].shape[1] < _FEWEST_ROWS or find_spec("numba") is None:
@@ -149,14 +142,3 @@ def _contiguous(tensor: Tensor) -> Floats:
 
 def _array(tensor: Tensor | None) -> Floats | None:
     return None if tensor is None else _contiguous(tensor)
-
-
-def _share_rows(run: Callable[[int, int], None], rows: int) -> None:
-    """Call `run(start, stop)` for all rows, shared out to as many threads as torch has."""
-    threads = max(1, min(torch.get_num_threads(), rows // _ROWS_A_THREAD))
-    if threads == 1:
-        run(0, rows)
-        return
-    bounds = [rows * part // threads for part in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(run, bounds[:-1], bounds[1:]))

@@ -9,37 +9,13 @@ missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
-
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
-from numpy.typing import NDArray
 
+from quantkit.numerics.fused import ROUNDING, Floats, fused
 from quantkit.numerics.ggml.kernels import compiled
 
 _LANES = 128
 """Loops over fewer are unrolled by LLVM before it looks for vectors, and then stay scalar."""
-
-_ROUNDING = np.float32(12582912)
-"""1.5 * 2^23: a float32 below 2^22 that it is added to and taken from is rounded to an integer,
-ties to even."""
-
-Floats = NDArray[np.float32]
-
-
-def _generate_fused(_: Any, left: Any, right: Any, added: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fma(*arguments)
-
-    return types.float32(types.float32, types.float32, types.float32), generate
-
-
-_fused = cast(
-    Callable[[np.float32, np.float32, np.float32], np.float32], intrinsic(_generate_fused)
-)
-"""Return left * right + added, rounded once."""
 
 
 @compiled
@@ -48,7 +24,7 @@ def _nearest(value: np.float32, low: np.float32, high: np.float32) -> np.float32
     # Written so that a value that is not a number stays so.
     held = low if value < low else value
     held = high if held > high else held
-    return (held + _ROUNDING) - _ROUNDING
+    return (held + ROUNDING) - ROUNDING
 
 
 @compiled
@@ -74,7 +50,7 @@ def _add_products(factors: Floats, change: Floats, lanes: Floats, count: int) ->
     for column in range(count):
         factor, here = factors[column], lanes[column]
         for lane in range(_LANES):
-            here[lane] = _fused(factor, change[lane], here[lane])
+            here[lane] = fused(factor, change[lane], here[lane])
 
 
 @compiled
@@ -126,7 +102,7 @@ def round_columns(
                     value[column, lane] / step[column, lane], low[column, lane], high[column, lane]
                 )
                 value[column, lane] = code
-                error[column, lane] = _fused(-code, step[column, lane], error[column, lane])
+                error[column, lane] = fused(-code, step[column, lane], error[column, lane])
             _add_products(lower[column], error[column], value, column)
         _store(value, first, stop, target)
         _store(error, first, stop, errors)
@@ -170,7 +146,7 @@ def descend_columns(
             for lane in range(_LANES):
                 old = value[column, lane]
                 code = _nearest(
-                    _fused(rest[column, lane], slope[column, lane], old),
+                    fused(rest[column, lane], slope[column, lane], old),
                     low[column, lane],
                     high[column, lane],
                 )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantkit.records import BlockPlan, GroupPlan, LinearPlan
+from quantkit.solvers.rounding import alike
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,12 @@ class SolvedMatrix:
 
 
 def solved_matrices(group: GroupPlan) -> list[SolvedMatrix]:
-    """Return the quantized layers of a group, those with equal settings as one matrix.
-
-    Layers that are rounded plainly are done one by one.
-    """
-    members: dict[object, list[LinearPlan]] = {}
-    for linear in group.linears:
-        if linear.quantized:
-            alone = linear.name if linear.method.rounder == "rtn" else None
-            key = (linear.scheme, linear.group_size, linear.method, linear.effort, alone)
-            members.setdefault(key, []).append(linear)
+    """Return the quantized layers of a group, as the solver joins them to matrices."""
+    linears = [linear for linear in group.linears if linear.quantized]
+    joined = [[linears[index] for index in members] for members in alike(linears)]
     return [
         SolvedMatrix(sum(each.out_features for each in found), found[0].in_features, found[0])
-        for found in members.values()
+        for found in joined
     ]
 
 

@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 import weakref
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from quantkit.calibration.parking import Parking, Room, choose_room, free_ram, parked
 from quantkit.calibration.walk import BlockEnd, GroupStop, walk
-from quantkit.checkpoint.reader import read_tensor
 from quantkit.checkpoint.skeleton import build_skeleton
 from quantkit.errors import CheckpointError, ResourceError
-from quantkit.records import BlockPlan, TokenWindows
-from tests.calibration.test_walk import make_recipe, open_model
+from quantkit.records import TokenWindows
+from tests.calibration.test_walk import loaders, make_recipe, open_model
 from tests.helpers import make_pico_model
 
 CPU = torch.device("cpu")
@@ -50,19 +49,10 @@ def start_walk(
 ) -> Generator[GroupStop | BlockEnd, None, None]:
     """A walk with everything that it can tell, or with nothing."""
     checkpoint, plan = open_model(folder, make_recipe(**options))
-    outside = [
-        name for name in checkpoint.tensors if "layers." not in name and name != "lm_head.weight"
-    ]
-
-    def load_block(block: BlockPlan) -> Mapping[str, Tensor]:
-        names = [name for name in checkpoint.tensors if name.startswith(f"{block.prefix}.")]
-        return {name: read_tensor(checkpoint, name) for name in names}
-
     return walk(
         build_skeleton(checkpoint),
         plan.blocks,
-        load_block,
-        lambda: {name: read_tensor(checkpoint, name) for name in outside},
+        *loaders(checkpoint),
         windows,
         device=device,
         dtype=dtype,

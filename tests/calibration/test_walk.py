@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from quantkit.calibration.walk import walk
+from quantkit.calibration.walk import LoadBlock, LoadOutside, walk
 from quantkit.checkpoint.reader import Checkpoint, open_checkpoint, read_tensor
 from quantkit.checkpoint.skeleton import build_skeleton
 from quantkit.checkpoint.source import resolve_source
@@ -46,6 +46,19 @@ def open_model(folder: Path, recipe: Recipe) -> tuple[Checkpoint, Plan]:
     return checkpoint, make_plan(recipe, checkpoint, gate=False)
 
 
+def loaders(checkpoint: Checkpoint) -> tuple[LoadBlock, LoadOutside]:
+    """What a walk reads blocks, and what lies outside of them, with."""
+    outside = [
+        name for name in checkpoint.tensors if "layers." not in name and name != "lm_head.weight"
+    ]
+
+    def load_block(block: BlockPlan) -> Mapping[str, Tensor]:
+        names = [name for name in checkpoint.tensors if name.startswith(f"{block.prefix}.")]
+        return {name: read_tensor(checkpoint, name) for name in names}
+
+    return load_block, lambda: {name: read_tensor(checkpoint, name) for name in outside}
+
+
 def start_walk(
     checkpoint: Checkpoint,
     plan: Plan,
@@ -54,19 +67,10 @@ def start_walk(
     device: torch.device = CPU,
 ):
     """A walk that takes every statistic."""
-    outside = [
-        name for name in checkpoint.tensors if "layers." not in name and name != "lm_head.weight"
-    ]
-
-    def load_block(block: BlockPlan) -> Mapping[str, Tensor]:
-        names = [name for name in checkpoint.tensors if name.startswith(block.prefix + ".")]
-        return {name: read_tensor(checkpoint, name) for name in names}
-
     return walk(
         build_skeleton(checkpoint),
         plan.blocks,
-        load_block,
-        lambda: {name: read_tensor(checkpoint, name) for name in outside},
+        *loaders(checkpoint),
         windows,
         device=device,
         dtype=dtype,

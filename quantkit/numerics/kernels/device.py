@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from quantkit.ggml_types import GgmlType
-from quantkit.numerics.affine import CodeSet, code_range
+from quantkit.numerics.affine import CodeSet, integer_limits
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -60,12 +60,10 @@ def rounding_of(scheme: CodeSet, device: torch.device) -> tuple[dict[str, int], 
         table = torch.stack([values, middles])
         return {"low": 0, "high": 0, "KIND": 2, "ENTRIES": len(values)}, table
     table = torch.zeros(2, 1, device=device)
-    if isinstance(scheme, GgmlType):
-        low, high = scheme.codes
-    elif scheme.weight_kind == "float":
+    limits = integer_limits(scheme)
+    if limits is None:
         return {"low": 0, "high": 0, "KIND": 1, "ENTRIES": 1}, table
-    else:
-        low, high = code_range(scheme.weight_bits)
+    low, high = limits
     return {"low": low, "high": high, "KIND": 0, "ENTRIES": 1}, table
 
 
