@@ -133,8 +133,11 @@ def read_config(checkpoint: Checkpoint) -> Any:
     return parsed
 
 
-def parse_config(checkpoint: Checkpoint) -> Any:
+def parse_config(checkpoint: Checkpoint, *, alone: bool = False) -> Any:
     """Make transformers' config from the checkpoint's, without anything that names code.
+
+    Args:
+        alone: there are no tensors, and what the config announces is believed.
 
     Raises:
         CheckpointError: transformers does not know or refuses it, or the checkpoint is quantized.
@@ -158,7 +161,7 @@ def parse_config(checkpoint: Checkpoint) -> Any:
             f"{path}: model_type {model_type!r}: {why}{nearest(model_type, CONFIG_MAPPING.keys())}"
         )
     layers = config.get("num_hidden_layers")
-    if isinstance(layers, int) and layers > len(checkpoint.tensors):
+    if not alone and isinstance(layers, int) and layers > len(checkpoint.tensors):
         raise CheckpointError(
             f"{path} announces {layers} layers, but the checkpoint has only "
             f"{len(checkpoint.tensors)} tensors"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from quantkit.errors import CheckpointError, MissingPackageError, ResourceError
@@ -56,6 +57,12 @@ QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
 """Files in which the first writers of GPTQ and AWQ describe a checkpoint, and config.json does not;
 in the order of AutoGPTQ. They do not travel: what is written anew has a description of its own."""
 
+MODELOPT_FILE = "hf_quant_config.json"
+"""File in which ModelOpt describes a checkpoint; config.json may as well. It does not travel."""
+
+MODEL_CARD = "README.md"
+"""It says under which licence the model is, which holds for what is made of it too."""
+
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 """The file that maps tensors to shards, by preference; its name less `.index.json` is the file of
 a checkpoint without shards."""
@@ -78,8 +85,21 @@ def resolve_source(model: str) -> Source:
     folder = find_folder(model)
     if folder is not None:
         return Source(model, folder, None)
+    return _download(model)
+
+
+def resolve_config(model: str) -> Source:
+    """Find the folder of a model's config.json, of which a Hub repository is asked alone.
+
+    Raises:
+        CheckpointError: as `resolve_source`.
+    """
+    folder = find_folder(model)
+    if folder is not None:
+        return Source(model, folder, None)
     repo, _, revision = model.partition("@")
-    return _download(model, repo, revision or None)
+    folder = _fetch(model, repo, revision or None, ["config.json"])
+    return Source(model, folder, folder.name)
 
 
 def find_folder(model: str) -> Path | None:
@@ -111,32 +131,52 @@ def list_side_files(folder: Path) -> tuple[str, ...]:
     return (*names, *(f"{CHAT_TEMPLATES}/{path.name}" for path in templates))
 
 
+def list_described(folder: Path) -> tuple[str, ...]:
+    """Return the names of all files of a checkpoint that are there, but for its weights."""
+    names = ("config.json", *QUANTIZATION_FILES, MODELOPT_FILE, *INDEXES)
+    return (*(name for name in names if (folder / name).is_file()), *list_side_files(folder))
+
+
 def _looks_like_path(model: str) -> bool:
     return model.startswith((".", "/", "~")) or model.endswith("/")
 
 
-def _download(model: str, repo: str, revision: str | None) -> Source:
+def fetch_description(model: str) -> Source:
+    """Download all of a Hub repository that a checkpoint has besides its weights.
+
+    Raises:
+        CheckpointError: as `resolve_source`.
+    """
+    repo, _, revision = model.partition("@")
     templates = f"{CHAT_TEMPLATES}/*.jinja"
-    small = ["config.json", *QUANTIZATION_FILES, *INDEXES, *SIDE_FILES, templates]
-    folder = _fetch(model, repo, revision, small)
+    small = ["config.json", *QUANTIZATION_FILES, MODELOPT_FILE, *INDEXES, *SIDE_FILES, templates]
+    small.append(MODEL_CARD)
+    folder = _fetch(model, repo, revision or None, small)
+    return Source(model, folder, folder.name)
+
+
+def _download(model: str) -> Source:
+    described = fetch_description(model)
     # The commit is pinned from here on: a push between two calls cannot mix revisions.
-    commit = folder.name
+    repo, folder, commit = model.partition("@")[0], described.folder, described.revision
     for index in INDEXES:
-        single = index.removesuffix(".index.json")
-        names = _shards_of(folder / index) if (folder / index).is_file() else [single]
+        names = list_shards(folder, index)
         folder = _fetch(model, repo, commit, names)
         if all((folder / name).is_file() for name in names):
             break
     return Source(model, folder, commit)
 
 
-def _shards_of(index: Path) -> list[str]:
-    """Return the shard names of an index as literal patterns; what is wrong is left to the reader.
+def list_shards(folder: Path, index: str) -> list[str]:
+    """Return the names of weight files as literal patterns; what is wrong is left to the reader.
 
-    Hub patterns are shell patterns, so names with wildcards are left out.
+    They are those of the index, or without one the file that needs none. Hub patterns are shell
+    patterns, so names with wildcards are left out.
     """
+    if not (folder / index).is_file():
+        return [index.removesuffix(".index.json")]
     try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        names = set(json.loads((folder / index).read_bytes())["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
     return sorted(name for name in names if isinstance(name, str) and not set(name) & set("*?["))
@@ -144,8 +184,22 @@ def _shards_of(index: Path) -> list[str]:
 
 def _fetch(model: str, repo: str, revision: str | None, names: Sequence[str]) -> Path:
     """Bring `names` of a repository into the Hub's cache and return the snapshot's folder."""
-    try:
+    with explaining(model, repo, revision):
         from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(names)))
+
+
+@contextmanager
+def explaining(model: str, repo: str, revision: str | None) -> Iterator[None]:
+    """Turn what the Hub's client raises while it downloads into what the user should read.
+
+    Raises:
+        CheckpointError: there is no such model, it is not accessible, or the Hub is not.
+        ResourceError: the disk is full.
+        MissingPackageError: the client is not installed.
+    """
+    try:
         from huggingface_hub.errors import (  # type: ignore[attr-defined]
             GatedRepoError,
             HfHubHTTPError,
@@ -160,7 +214,7 @@ def _fetch(model: str, repo: str, revision: str | None, names: Sequence[str]) ->
             "huggingface_hub", "a model on the Hub", "pip install huggingface_hub"
         ) from None
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(names)))
+        yield
     except GatedRepoError:
         raise CheckpointError(
             f"model {model!r} is gated: ask for access at https://huggingface.co/{repo}, then log "
@@ -194,9 +248,19 @@ def _fetch(model: str, repo: str, revision: str | None, names: Sequence[str]) ->
                 f"no space left while downloading {model!r}: free some or set HF_HUB_CACHE"
             ) from error
         why = getattr(error, "strerror", None) or type(error).__name__
-        raise CheckpointError(f"model {model!r} could not be downloaded: {why}") from error
+        # The client's exceptions carry the request, and with it the token.
+        raise CheckpointError(f"model {model!r} could not be downloaded: {why}") from None
 
 
 def _refusal(model: str, status: int) -> CheckpointError:
-    hint = "you may have no access to it" if status in (401, 403) else "try again later"
+    hints = {
+        401: "it does not accept the token, which was revoked or has expired, and with a wrong "
+        "token it shows nothing at all: log in with `hf auth login`, or set another HF_TOKEN",
+        403: "the token has no access to it: take one with the right to read it, and ask for "
+        "access on the model's page if it is gated",
+        404: "it knows no such model: a name is OWNER/NAME, and a folder's path begins with ./",
+        429: "too many requests: the same command goes on in some minutes, and with a token "
+        "(`hf auth login` or HF_TOKEN) more of them are allowed",
+    }
+    hint = hints.get(status, "the same command goes on later")
     return CheckpointError(f"model {model!r}: the Hub answered with status {status}; {hint}")
