@@ -8,7 +8,7 @@ of the base are then fitted, and what is told is the error beside that fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -91,6 +91,19 @@ class ComparedLayer:
 
 
 @dataclass(frozen=True)
+class StoredCodes:
+    """The quantized layers of an artifact, in whichever layout.
+
+    tensors: names of all tensors that are parts of them. read: name of a layer -> the float32
+    weight [O, I] that its codes stand for, and the bits of a code.
+    """
+
+    names: tuple[str, ...]
+    tensors: frozenset[str]
+    read: Callable[[str], tuple[Tensor, int]]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """An artifact against its base."""
 
@@ -108,15 +121,23 @@ class Comparison:
         return max((layer.relative_error for layer in self.layers), default=0.0)
 
 
-def compare_artifact(artifact: Checkpoint, base: Checkpoint) -> Comparison:
+def compare_artifact(
+    artifact: Checkpoint, base: Checkpoint, codes: StoredCodes | None = None
+) -> Comparison:
     """Compare every tensor.
+
+    Args:
+        artifact: a compressed-tensors artifact or a checkpoint, or one with the layers of `codes`.
+        base: what it was made from.
+        codes: the quantized layers, where they are not those of compressed-tensors.
 
     Raises:
         CheckpointError: the base is quantized or damaged, or a tensor of the artifact is.
     """
     ties = tied_names(build_unchecked(base))
-    coded = list(list_layers(artifact))
-    problems = list(_compare_names(artifact, base, coded, ties))
+    codes = _find_codes(artifact) if codes is None else codes
+    coded = codes.names
+    problems = list(_compare_names(artifact, base, codes, ties))
     changed, equal = [], 0
     for name in sorted(artifact.tensors.keys() & base.tensors.keys()):
         if name.removesuffix(f".{WEIGHT}") in coded:
@@ -137,14 +158,14 @@ def compare_artifact(artifact: Checkpoint, base: Checkpoint) -> Comparison:
         if f"{name}.{WEIGHT}" not in base.tensors:
             continue
         try:
-            layer, bits = _compare_layer(artifact, base, name, ratios)
+            layer, bits = _compare_layer(codes, base, name, ratios)
         except ArtifactError as error:
             problems.append(str(error))
             continue
         layers.append(layer)
         problem = layer.find_problem(bits, _LIMITS[8 if bits == 8 else 4])
         if problem is None and not has_block(name):
-            problem = _check_coded_table(artifact, base, name)
+            problem = _check_coded_table(codes, base, name)
         if problem is not None:
             problems.append(problem)
     problems += find_lonely_layers(layers, changed)
@@ -176,13 +197,25 @@ def without_fits(layers: Sequence[ComparedLayer]) -> tuple[ComparedLayer, ...]:
     return tuple(replace(layer, fitted=None) for layer in layers)
 
 
+def _find_codes(artifact: Checkpoint) -> StoredCodes:
+    """The quantized layers of a compressed-tensors artifact."""
+    names = tuple(list_layers(artifact))
+
+    def read(name: str) -> tuple[Tensor, int]:
+        layer = read_stored_layer(artifact, name)
+        return dequantize_layer(layer), layer.scheme.weight_bits
+
+    parts = frozenset(f"{name}.{part}" for name in names for part in PARTS)
+    return StoredCodes(names, parts, read)
+
+
 def _compare_names(
-    artifact: Checkpoint, base: Checkpoint, coded: Sequence[str], ties: Mapping[str, str]
+    artifact: Checkpoint, base: Checkpoint, codes: StoredCodes, ties: Mapping[str, str]
 ) -> Iterator[str]:
     """Yield tensors that only one of both has."""
-    codes = {f"{name}.{part}" for name in coded for part in PARTS}
     scales = {name for name in artifact.tensors if name.rpartition(".")[2] in KV_SCALES}
-    mine = (artifact.tensors.keys() - codes - scales) | {f"{name}.{WEIGHT}" for name in coded}
+    weights = {f"{name}.{WEIGHT}" for name in codes.names}
+    mine = (artifact.tensors.keys() - codes.tensors - scales) | weights
     # A tied tensor may be stored twice or once.
     lost = sorted(base.tensors.keys() - mine - ties.keys())
     if lost:
@@ -202,8 +235,8 @@ def _check_table(artifact: Checkpoint, base: Checkpoint, name: str) -> Iterator[
         yield problem
 
 
-def _check_coded_table(artifact: Checkpoint, base: Checkpoint, name: str) -> str | None:
-    found = dequantize_layer(read_stored_layer(artifact, name))
+def _check_coded_table(codes: StoredCodes, base: Checkpoint, name: str) -> str | None:
+    found, _ = codes.read(name)
     rows = measure_rows(found, read_tensor(base, f"{name}.{WEIGHT}"))
     return find_wrong_rows(f"{name}.{WEIGHT}", rows)
 
@@ -228,7 +261,7 @@ def _find_ratios(
 
 
 def _compare_layer(
-    artifact: Checkpoint, base: Checkpoint, name: str, ratios: Mapping[str, Tensor]
+    codes: StoredCodes, base: Checkpoint, name: str, ratios: Mapping[str, Tensor]
 ) -> tuple[ComparedLayer, int]:
     """Compare one layer under the explanation that fits best; return its bits, too.
 
@@ -236,8 +269,8 @@ def _compare_layer(
         ArtifactError: it cannot be decoded.
         CheckpointError: the base's weight is damaged.
     """
-    layer = read_stored_layer(artifact, name)
-    found, weight = dequantize_layer(layer), read_tensor(base, f"{name}.{WEIGHT}").float()
+    found, bits = codes.read(name)
+    weight = read_tensor(base, f"{name}.{WEIGHT}").float()
     if found.shape != weight.shape:
         raise ArtifactError(
             f"layer {name} is {list(found.shape)}, the base's is {list(weight.shape)}"
@@ -248,7 +281,7 @@ def _compare_layer(
         for norm, ratio in ratios.items()
         if _block_of(norm) == block and len(ratio) == weight.shape[1]
     }
-    return explain_layer(name, found, weight, candidates), layer.scheme.weight_bits
+    return explain_layer(name, found, weight, candidates), bits
 
 
 def explain_layer(

@@ -28,7 +28,7 @@ from quantkit.formats.readers.description import is_foreign
 from quantkit.formats.readers.stored import StoredModel, open_stored
 from quantkit.ggml_types import GGUF
 from quantkit.records import TensorInfo, Verdict
-from quantkit.schemes import ONNX, SCHEMES
+from quantkit.schemes import MODELOPT, ONNX, SCHEMES
 
 COMPRESSED_TENSORS = "compressed-tensors"
 PLAIN = "safetensors"
@@ -51,8 +51,6 @@ _QUANTIZATION_PARAMETERS = (
 )
 """Last parts of the names of tensors that are not weights of the model."""
 
-_OTHER_CONFIGS = {"hf_quant_config.json": "ModelOpt"}
-_OTHER_METHODS = {"modelopt": "ModelOpt"}
 _FORMATS = (
     "pack-quantized",
     "int-quantized",
@@ -67,8 +65,8 @@ def inspect_artifact(path: Path) -> Inspection:
     """Look into an artifact.
 
     Args:
-        path: an output folder of quantkit, a compressed-tensors, GPTQ, AWQ or FP8 folder, a
-            checkpoint, a GGUF or ONNX file or a folder with one.
+        path: an output folder of quantkit, a compressed-tensors, GPTQ, AWQ, FP8 or ModelOpt folder,
+            a checkpoint, a GGUF or ONNX file or a folder with one.
 
     Raises:
         ArtifactError: nothing is there, it is of a format that is not read yet, or its files are
@@ -111,7 +109,7 @@ def inspect_artifact(path: Path) -> Inspection:
         tensor_bytes=tensor_bytes,
         bits_per_weight=8 * tensor_bytes / parameters if parameters else 0.0,
         quantization_config=description,
-        kv_cache=name_cache(artifact.config),
+        kv_cache=_name_cache(artifact, foreign),
         verdict=verdict,
         problems=tuple(problems),
     )
@@ -129,6 +127,12 @@ def _name_format(foreign: StoredModel | None, description: object) -> str:
     return PLAIN if description is None else COMPRESSED_TENSORS
 
 
+def _name_cache(artifact: Checkpoint, foreign: StoredModel | None) -> str:
+    if foreign is not None and foreign.quantization.method == MODELOPT:
+        return foreign.quantization.kv_cache
+    return name_cache(artifact.config)
+
+
 def _find_folder(path: Path) -> Path:
     """The folder that holds the weights of the artifact at `path`.
 
@@ -139,16 +143,17 @@ def _find_folder(path: Path) -> Path:
         raise ArtifactError(f"there is no artifact at {path}")
     if not path.is_dir():
         raise ArtifactError(f"{path} is a file: name the folder that holds config.json")
-    if (path / "quantkit.json").is_file() and (path / COMPRESSED_TENSORS).is_dir():
-        return path / COMPRESSED_TENSORS
+    for name in (COMPRESSED_TENSORS, MODELOPT):
+        if (path / "quantkit.json").is_file() and (path / name).is_dir():
+            return path / name
     return path
 
 
 def _not_yet(path: Path, name: str) -> str:
     return (
         f"{path} holds {name}, which cannot be read yet "
-        f"(known: compressed-tensors, GPTQ, AWQ, FP8, GGUF, ONNX, checkpoints that are not "
-        f"quantized)"
+        f"(known: compressed-tensors, GPTQ, AWQ, FP8, ModelOpt, GGUF, ONNX, checkpoints that are "
+        f"not quantized)"
     )
 
 
@@ -159,15 +164,12 @@ def _check_readable(folder: Path, description: object) -> None:
         ArtifactError: the format is named.
     """
     if description is None:
-        for file, name in _OTHER_CONFIGS.items():
-            if (folder / file).is_file():
-                raise ArtifactError(_not_yet(folder, name))
         return
     if not isinstance(description, dict):
         raise ArtifactError(f"{folder / 'config.json'}: quantization_config is not an object")
     method = description.get("quant_method")
     if method != COMPRESSED_TENSORS:
-        raise ArtifactError(_not_yet(folder, _OTHER_METHODS.get(str(method), repr(method))))
+        raise ArtifactError(_not_yet(folder, repr(method)))
     layout = description.get("format")
     if layout not in _FORMATS:
         raise ArtifactError(_not_yet(folder, f"compressed-tensors of the format {layout!r}"))
@@ -295,7 +297,7 @@ def find_evidence(folder: Path) -> Path | None:
         folder: where the weights are, as in `Inspection.folder`.
     """
     places, whole = [folder], folder.absolute()
-    if whole.name in (COMPRESSED_TENSORS, GGUF, ONNX):
+    if whole.name in (COMPRESSED_TENSORS, MODELOPT, GGUF, ONNX):
         places.append(whole.parent)
     elif whole.parent.name in (GGUF, ONNX):
         # Several GGUF files or graphs of an output have a folder each.

@@ -8,7 +8,7 @@ is read and streamed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,22 +17,30 @@ import torch
 from torch import Tensor
 
 from quantkit.checkpoint.headers import ITEM_BYTES, WEIGHT_DTYPES
-from quantkit.checkpoint.reader import DTYPES, Checkpoint
+from quantkit.checkpoint.reader import DTYPES, Checkpoint, read_tensor
 from quantkit.errors import ArtifactError, writing
 from quantkit.formats.encoding import encode_part, specify_layer
+from quantkit.formats.kv_scales import KV_SCALES, count_heads
 from quantkit.formats.passthrough import read_content
 from quantkit.formats.quantization_config import build_quantization_config
 from quantkit.formats.readers.fitting import Fit, and_more, fit_model
 from quantkit.formats.readers.gptq import is_reordered
-from quantkit.formats.readers.layers import StoredLayer, as_quantized_layer, scheme_of
-from quantkit.formats.readers.stored import StoredModel, read_codes, read_weight
-from quantkit.formats.shards import Content, TensorSpec, write_document, write_shards
+from quantkit.formats.readers.layers import StoredLayer, scheme_of
+from quantkit.formats.readers.stored import StoredModel, read_quantized, read_weight
+from quantkit.formats.shards import (
+    DTYPE_NAMES,
+    Content,
+    TensorSpec,
+    write_document,
+    write_shards,
+)
 from quantkit.formats.sidecars import copy_side_files
-from quantkit.records import Artifact, Event, LinearPlan, Progress
-from quantkit.schemes import METHODS
+from quantkit.records import Artifact, Event, KvCachePlan, LinearPlan, Progress
+from quantkit.schemes import METHODS, MODELOPT, SCHEMES
 
 PLAIN, REPACKED = "safetensors", "compressed-tensors"
 
+_CODES = (torch.int8, torch.int32, torch.int64, torch.float8_e4m3fn)
 _HALVES = MappingProxyType({"F16": "float16", "BF16": "bfloat16"})
 
 
@@ -49,11 +57,14 @@ class Rewriting:
     """Quantized layer -> the tensors that it becomes."""
     notes: tuple[str, ...]
     """What is not as one might think."""
+    cache_scales: Mapping[TensorSpec, str] = field(default_factory=dict)
+    """A scale of the key/value cache -> the name that it has in the model."""
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
         """Every tensor, in the order in which they are written."""
-        return (*self.copied, *(spec for specs in self.layers.values() for spec in specs))
+        layers = (spec for specs in self.layers.values() for spec in specs)
+        return (*self.copied, *layers, *self.cache_scales)
 
     @property
     def tensor_bytes(self) -> int:
@@ -92,7 +103,7 @@ def plan_repacking(model: StoredModel) -> Rewriting:
     Reads the order of GPTQ's columns; all else comes from the headers.
 
     Args:
-        model: a GPTQ or AWQ checkpoint without problems.
+        model: a GPTQ, AWQ or ModelOpt checkpoint without problems.
 
     Raises:
         ArtifactError, CheckpointError: compressed-tensors has no place for a layer, or the layers
@@ -101,15 +112,42 @@ def plan_repacking(model: StoredModel) -> Rewriting:
     linears = [_plan_linear(model, layer) for layer in model.layers.values()]
     if model.quantization.method == "gptq":
         _check_order(model)
-    fit = fit_model(model, "F16", strict=True)
+    kv_cache = _plan_cache(model)
+    fit = fit_model(model, "F16", strict=True, keeps_cache=kv_cache is not None)
+    dtypes = {linear.name: _choose_scale_dtype(model, linear.name) for linear in linears}
     layers = {
-        linear.name: _widest_first(specify_layer(linear, _scale_dtype(model, linear.name)))
-        for linear in linears
+        linear.name: _widest_first(specify_layer(linear, dtypes[linear.name])) for linear in linears
     }
-    described = build_quantization_config(linears, fit.linears)
+    described = build_quantization_config(linears, fit.linears, kv_cache)
     config = {**fit.plain.config, "quantization_config": described}
-    notes = (*fit.notes, *_note_scales(model))
-    return Rewriting(model, REPACKED, config, _specify_copies(fit), layers, notes)
+    notes = (*fit.notes, *_note_scales(model, dtypes))
+    scales = {} if kv_cache is None else _specify_cache_scales(model)
+    return Rewriting(model, REPACKED, config, _specify_copies(fit), layers, notes, scales)
+
+
+def _plan_cache(model: StoredModel) -> KvCachePlan | None:
+    """Return what config.json is to say of the key/value cache; only ModelOpt's can be kept."""
+    if model.quantization.method != MODELOPT or model.quantization.kv_cache != "fp8":
+        return None
+    attentions = tuple(sorted({_attention_of(name) for name in model.cache_scales}))
+    return KvCachePlan(False, attentions, count_heads(model.checkpoint.config), 0)
+
+
+def _attention_of(name: str) -> str:
+    """`<attention>` of `<attention>.k_proj.k_scale`, or of `<attention>.k_scale`."""
+    module = name.rpartition(".")[0]
+    return module.rpartition(".")[0] if module.endswith(("k_proj", "v_proj")) else module
+
+
+def _specify_cache_scales(model: StoredModel) -> dict[TensorSpec, str]:
+    """Announce the scales of the key/value cache as compressed-tensors names them."""
+    named = {
+        f"{_attention_of(name)}.{name.rpartition('.')[2]}": name
+        for name in model.cache_scales
+        if name.rpartition(".")[2] in KV_SCALES
+    }
+    dtype = _narrow_dtype(model.checkpoint, named.values()) if named else ""
+    return {TensorSpec(target, dtype, (1,)): source for target, source in sorted(named.items())}
 
 
 def write_rewriting(
@@ -153,11 +191,16 @@ def _contents(rewriting: Rewriting, progress: Progress) -> Iterator[tuple[str, C
         if rewriting.format == PLAIN:
             yield specs[0].name, _round_weight(name, read_weight(model, name), specs[0].dtype)
         else:
-            layer = as_quantized_layer(model.layers[name], read_codes(model, name))
+            layer = read_quantized(model, name)
             for spec in specs:
-                yield spec.name, encode_part(layer, spec.name.rpartition(".")[2])
+                part = encode_part(layer, spec.name.rpartition(".")[2])
+                # Scales alone may change their dtype, where that changes none of them.
+                yield spec.name, part if part.dtype in _CODES else part.to(DTYPES[spec.dtype])
             del layer
         progress(Event("convert", done, total, name))
+    for spec, source in rewriting.cache_scales.items():
+        scale = read_tensor(model.checkpoint, source).reshape(spec.shape)
+        yield spec.name, scale.to(DTYPES[spec.dtype])
 
 
 def _round_weight(name: str, weight: Tensor, dtype: str) -> Tensor:
@@ -196,6 +239,29 @@ def _scale_dtype(model: StoredModel, name: str) -> str:
     return model.checkpoint.tensors[parts[part]].dtype
 
 
+def _choose_scale_dtype(model: StoredModel, name: str) -> str:
+    """Return the dtype that a layer's scales are written in: their own, or, for ModelOpt's numbers
+    in float32, the model's, in which servers keep them, where it holds them exactly."""
+    if model.quantization.method != MODELOPT:
+        return _scale_dtype(model, name)
+    parts = model.layers[name].parts
+    scales = [parts[part] for part in ("weight_scale", "input_scale") if part in parts]
+    return _narrow_dtype(model.checkpoint, scales)
+
+
+def _narrow_dtype(checkpoint: Checkpoint, names: Iterable[str]) -> str:
+    """Return the model's 16-bit dtype where it holds tensors exactly, else the first one's own."""
+    tensors = [read_tensor(checkpoint, name) for name in names]
+    told = _config_dtype(checkpoint)
+    for code, name in _HALVES.items():
+        dtype = DTYPES[code]
+        if name == told and all(
+            torch.equal(each.to(dtype).to(each.dtype), each) for each in tensors
+        ):
+            return code
+    return DTYPE_NAMES[tensors[0].dtype]
+
+
 def _specify_copies(fit: Fit) -> tuple[TensorSpec, ...]:
     infos = (fit.plain.tensors[name] for name in fit.copied)
     return _widest_first(TensorSpec(info.name, info.dtype, info.shape) for info in infos)
@@ -213,9 +279,10 @@ def _note_activations(model: StoredModel) -> tuple[str, ...]:
     return ()
 
 
-def _note_scales(model: StoredModel) -> tuple[str, ...]:
+def _note_scales(model: StoredModel, dtypes: Mapping[str, str]) -> tuple[str, ...]:
+    """Say that servers round scales; `dtypes` are safetensors' names of those of each layer."""
     told = _config_dtype(model.checkpoint)
-    odd = sum(_HALVES.get(_scale_dtype(model, name)) != told for name in model.layers)
+    odd = sum(_HALVES.get(dtype) != told for dtype in dtypes.values())
     if told not in _HALVES.values() or not odd:
         return ()
     return (
@@ -242,7 +309,7 @@ def _plan_linear(model: StoredModel, layer: StoredLayer) -> LinearPlan:
         out_features=layer.shape[0],
         in_features=layer.shape[1],
         has_bias=f"{layer.name}.bias" in model.checkpoint.tensors,
-        scheme=scheme_of(layer),
+        scheme=SCHEMES[layer.scheme] if model.quantization.method == MODELOPT else scheme_of(layer),
         group_size=layer.group_size,
         method=METHODS["rtn"],
     )

@@ -18,13 +18,15 @@ from quantkit.formats.gguf.inspection import open_gguf_artifact
 from quantkit.formats.gguf.verification import check_gguf, find_gguf_support
 from quantkit.formats.inspect import COMPRESSED_TENSORS, PLAIN, inspect_artifact
 from quantkit.formats.inspected import Inspection
+from quantkit.formats.modelopt.verification import check_modelopt
 from quantkit.formats.onnx.comparison import compare_onnx
 from quantkit.formats.onnx.container import open_graph
 from quantkit.formats.onnx.verification import check_onnx
 from quantkit.formats.reader_rules import ClaimedLayer, check_fused, check_layers, claim_layers
+from quantkit.formats.readers.stored import open_stored
 from quantkit.formats.runtimes import RuntimeSupport, find_support
 from quantkit.formats.stored_values import check_cache_scales, check_codes, check_values
-from quantkit.schemes import ONNX
+from quantkit.schemes import MODELOPT, ONNX
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "vocab.txt")
 
@@ -68,13 +70,15 @@ def verify_artifact(path: Path, against: str | None = None) -> Verification:
     found = inspect_artifact(path)
     if not is_verifiable(found):
         raise ArtifactError(
-            f"{path} is {found.format}: what is verified is {COMPRESSED_TENSORS}, GGUF, ONNX and "
-            f"checkpoints that are not quantized"
+            f"{path} is {found.format}: what is verified is {COMPRESSED_TENSORS}, GGUF, ONNX, "
+            f"{MODELOPT} and checkpoints that are not quantized"
         )
     base = None if against is None else open_checkpoint(resolve_source(against))
     if found.file is not None:
         read = _read_onnx if found.format == ONNX else _read_gguf
         return _verify_file(found, found.file, read(found.file, base))
+    if found.format == MODELOPT:
+        return _verify_modelopt(found, base)
     artifact = open_artifact(found.folder)
     complete = check_completeness(artifact)
     problems = [*found.problems, *complete.problems]
@@ -105,7 +109,7 @@ def verify_artifact(path: Path, against: str | None = None) -> Verification:
 
 def is_verifiable(found: Inspection) -> bool:
     """Whether `verify_artifact` reads the format of an artifact."""
-    return found.file is not None or found.format in (COMPRESSED_TENSORS, PLAIN)
+    return found.file is not None or found.format in (COMPRESSED_TENSORS, PLAIN, MODELOPT)
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,26 @@ def _verify_file(found: Inspection, file: Path, checked: _Checked) -> Verificati
         runtimes=checked.runtimes,
         comparison=checked.comparison,
         file=file,
+    )
+
+
+def _verify_modelopt(found: Inspection, base: Checkpoint | None) -> Verification:
+    artifact = open_artifact(found.folder)
+    model = open_stored(artifact)
+    if model is None:
+        raise ArtifactError(f"{found.folder} was changed while it was in use")
+    checked = check_modelopt(model, base)
+    return Verification(
+        folder=found.folder,
+        format=found.format,
+        scheme=found.scheme,
+        kv_cache=found.kv_cache,
+        tensors=len(artifact.tensors),
+        layers=len(model.layers),
+        problems=tuple(dict.fromkeys([*found.problems, *checked.problems])),
+        notes=(*checked.notes, *_find_notes(artifact, found)),
+        runtimes=checked.runtimes,
+        comparison=checked.comparison,
     )
 
 

@@ -55,14 +55,14 @@ def gather_blocks(weight: Tensor) -> Tensor:
     return blocks.transpose(1, 2).flatten(2)
 
 
-def spread_rows(scale: Tensor, rows: int) -> Tensor:
+def repeat_block_rows(scale: Tensor, rows: int) -> Tensor:
     """Return the scales [rows, Q] of every row for scales [P, Q] of blocks."""
     return scale.repeat_interleave(BLOCK_SIZE, dim=0)[:rows]
 
 
 def multiply_blocks(values: Tensor, scale: Tensor) -> Tensor:
     """Multiply float32 values [O, I] by the scales [P, Q] of their blocks, in place."""
-    spread = spread_rows(scale.float(), len(values))
+    spread = repeat_block_rows(scale.float(), len(values))
     for block, part in enumerate(values.split(BLOCK_SIZE, dim=1)):
         part.mul_(spread[:, block : block + 1])
     return values
@@ -70,7 +70,7 @@ def multiply_blocks(values: Tensor, scale: Tensor) -> Tensor:
 
 def divide_blocks(values: Tensor, scale: Tensor) -> Tensor:
     """Divide float32 values [O, I] by the scales [P, Q] of their blocks, in place."""
-    spread = spread_rows(scale.float(), len(values))
+    spread = repeat_block_rows(scale.float(), len(values))
     for block, part in enumerate(values.split(BLOCK_SIZE, dim=1)):
         part.div_(spread[:, block : block + 1])
     return values

@@ -1,7 +1,8 @@
-"""Packing of small signed integers into 32-bit words, as compressed-tensors stores them.
+"""Packing of small signed integers into 32-bit words, as compressed-tensors stores them, and of
+pairs of rows into bytes, as ModelOpt does.
 
-Every value is shifted by 2**(bits-1) to be unsigned; the first value along the packed dimension
-lies in the lowest bits of a word; the last word is filled up with zero bits. Format:
+In words every value is shifted by 2**(bits-1) to be unsigned; the first value along the packed
+dimension lies in the lowest bits of a word; the last word is filled up with zero bits. Format:
 `pack_to_int32` of compressed-tensors 0.20, for widths that divide 32.
 """
 
@@ -67,3 +68,26 @@ def pack_columns(values: Tensor, bits: int) -> Tensor:
 def unpack_columns(packed: Tensor, bits: int, rows: int) -> Tensor:
     """Unpack int32 [ceil(rows * bits / 32), G] to int8 values [rows, G]."""
     return unpack_rows(packed.T.contiguous(), bits, rows).T.contiguous()
+
+
+def pack_row_pairs(codes: Tensor) -> Tensor:
+    """Pack signed 4-bit codes, int8 [O, I], along O into uint8 [O / 2, I].
+
+    The even row lies in the low half of a byte, both in two's complement: `pack_int4_in_uint8` of
+    ModelOpt 0.47 (torch/export/quant_utils.py).
+
+    Raises:
+        ValueError: the number of rows is odd.
+    """
+    if len(codes) % 2:
+        raise ValueError(f"{len(codes)} rows of 4-bit codes are not pairs")
+    halves = codes.view(torch.uint8) & 0x0F
+    return halves[0::2] | (halves[1::2] << 4)
+
+
+def unpack_row_pairs(packed: Tensor) -> Tensor:
+    """Unpack uint8 [O / 2, I] to signed 4-bit codes, int8 [O, I]."""
+    # Shifted up and down again as a signed number, the highest bit of a half is its sign.
+    low = (packed << 4).view(torch.int8) >> 4
+    high = packed.view(torch.int8) >> 4
+    return torch.stack([low, high], dim=1).reshape(-1, packed.shape[1])

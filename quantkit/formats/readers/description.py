@@ -8,6 +8,7 @@ What is looked for, and where its readers look:
     awq                 config.json, or quant_config.json. AutoAWQ (models/_config.py), vLLM
                         (quantization/auto_awq.py), transformers' AwqConfig
     fp8                 config.json. transformers' FineGrainedFP8Config, vLLM (quantization/fp8.py)
+    modelopt            hf_quant_config.json, or config.json: `quantkit.formats.modelopt`
     compressed-tensors  config.json; each layer's layout is in `quantkit.formats.decode`
 """
 
@@ -15,19 +16,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 from quantkit.checkpoint.headers import read_json
 from quantkit.checkpoint.source import QUANTIZATION_FILES
 from quantkit.errors import ArtifactError, CheckpointError
+from quantkit.formats.modelopt.description import is_described, read_description
 
-QuantMethod = Literal["gptq", "awq", "fp8", "compressed-tensors"]
+QuantMethod = Literal["gptq", "awq", "fp8", "modelopt", "compressed-tensors"]
 
 TITLES: Mapping[QuantMethod, str] = {
     "gptq": "GPTQ",
     "awq": "AWQ",
     "fp8": "FP8",
+    "modelopt": "ModelOpt",
     "compressed-tensors": "compressed-tensors",
 }
 """The method in the words of a message."""
@@ -64,14 +68,31 @@ class StoredQuantization:
     static_activations: bool = False
     """Whether a server rounds activations with stored scales."""
     not_converted: tuple[str, ...] = ()
-    """Names, or parts of names, of modules that were left in 16 bits."""
+    """Names, or parts of names, of modules that were left in 16 bits; ModelOpt's are patterns."""
+    algorithm: str = ""
+    """ModelOpt's name of how all layers are quantized."""
+    kv_cache: str = "none"
+    """Of ModelOpt's checkpoints: `none`, `fp8`, or what else is said of it."""
+    contradictions: tuple[str, ...] = ()
+    """Where the files that describe the checkpoint do not agree."""
+
+    def leaves_out(self, name: str) -> bool:
+        """Whether the description says of a layer that it stays in 16 bits."""
+        if self.method != "modelopt":
+            return name in self.not_converted
+        parts = name.split(".")
+        above = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        return any(fnmatchcase(each, pattern) for pattern in self.not_converted for each in above)
 
 
 def is_foreign(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Say whether the checkpoint in `folder` is GPTQ, AWQ or FP8, well described or not.
+    """Say whether the checkpoint in `folder` is GPTQ, AWQ, FP8 or ModelOpt's, well described or
+    not.
 
     Those are what transformers loads with other packages and kernels, on some machines only.
     """
+    if is_described(folder, config):
+        return True
     described = config.get("quantization_config")
     if described is None:
         return any((folder / name).is_file() for name in QUANTIZATION_FILES)
@@ -89,6 +110,8 @@ def find_quantization(folder: Path, config: Mapping[str, Any]) -> StoredQuantiza
     Raises:
         ArtifactError: it is quantized in a way that is not read, or its description makes no sense.
     """
+    if is_described(folder, config):
+        return _describe_modelopt(folder, config)
     where = "config.json"
     described = config.get("quantization_config")
     if described is None:
@@ -198,6 +221,19 @@ def _describe_fp8(described: Mapping[str, Any], place: Path) -> StoredQuantizati
         block_size=block,
         static_activations=described.get("activation_scheme") == "static",
         not_converted=_read_names(skipped),
+    )
+
+
+def _describe_modelopt(folder: Path, config: Mapping[str, Any]) -> StoredQuantization:
+    found = read_description(folder, config)
+    return StoredQuantization(
+        method="modelopt",
+        where=found.where,
+        group_size=found.group_size,
+        not_converted=found.excluded,
+        algorithm=found.algorithm,
+        kv_cache=found.kv_cache,
+        contradictions=found.contradictions,
     )
 
 

@@ -35,7 +35,9 @@ class Fit:
     """What does not."""
 
 
-def fit_model(model: StoredModel, dtype: str, *, strict: bool = False) -> Fit:
+def fit_model(
+    model: StoredModel, dtype: str, *, strict: bool = False, keeps_cache: bool = False
+) -> Fit:
     """Compare the quantized layers with transformers' modules.
 
     Where names differ from transformers' (as those of experts, which it joins), nothing can be
@@ -45,6 +47,7 @@ def fit_model(model: StoredModel, dtype: str, *, strict: bool = False) -> Fit:
         model: without problems.
         dtype: safetensors' name of the dtype of plain weights.
         strict: refuse layers that are no module of transformers' model.
+        keeps_cache: the scales of the key/value cache go over as well.
 
     Raises:
         ArtifactError: a layer has another shape or kind than the config describes.
@@ -70,7 +73,7 @@ def fit_model(model: StoredModel, dtype: str, *, strict: bool = False) -> Fit:
         plain=plain,
         linears=tuple(name for name, module in modules.items() if isinstance(module, nn.Linear)),
         copied=tuple(name for name in model.others if name not in empty),
-        notes=tuple(_note_left_out(model, empty)),
+        notes=tuple(_note_left_out(model, empty, keeps_cache=keeps_cache)),
     )
 
 
@@ -96,7 +99,7 @@ def _without_quantization(model: StoredModel, dtype: str) -> Checkpoint:
 
 
 def _compare(layer: StoredLayer, module: nn.Module) -> None:
-    # Codes are stored for [O, I] whatever the module; only FP8 keeps a weight's own shape.
+    # Codes are stored for [O, I] whatever the module; only eight bits keep a weight's own shape.
     kinds = (nn.Linear, nn.Embedding) if "weight" in layer.parts else (nn.Linear,)
     if not isinstance(module, kinds):
         raise ArtifactError(
@@ -115,11 +118,11 @@ def _empty_biases(model: StoredModel, unknown: set[str]) -> set[str]:
     return {name for name in names if not bool(read_tensor(model.checkpoint, name).any())}
 
 
-def _note_left_out(model: StoredModel, empty: set[str]) -> list[str]:
+def _note_left_out(model: StoredModel, empty: set[str], *, keeps_cache: bool) -> list[str]:
     notes = []
     if empty:
         notes.append(f"{len(empty)} biases of zeros, which the model does not have, are left out")
-    if model.cache_scales:
+    if model.cache_scales and not keeps_cache:
         notes.append(
             f"{len(model.cache_scales)} scales of a quantized key/value cache are left out"
         )

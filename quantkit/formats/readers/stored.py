@@ -18,7 +18,21 @@ from quantkit.formats.readers.compressed import find_compressed_layer, read_comp
 from quantkit.formats.readers.description import StoredQuantization, find_quantization
 from quantkit.formats.readers.fp8 import find_fp8_layer, read_fp8_weight
 from quantkit.formats.readers.gptq import find_gptq_layer, read_gptq_codes
-from quantkit.formats.readers.layers import LayerCodes, StoredLayer, dequantize_codes
+from quantkit.formats.readers.layers import (
+    LayerCodes,
+    StoredLayer,
+    as_quantized_layer,
+    dequantize_codes,
+)
+from quantkit.formats.readers.modelopt import (
+    find_modelopt_layer,
+    read_modelopt_layer,
+    read_modelopt_weight,
+)
+from quantkit.records import QuantizedLayer
+
+_CODE_DTYPES = ("F8_E4M3", "I8", "U8")
+"""Of ModelOpt's codes."""
 
 _CACHE_SCALES = ("k_scale", "v_scale", "q_scale", "prob_scale", "output_scale")
 """Last parts of the names of tensors that belong to a quantized key/value cache."""
@@ -99,6 +113,20 @@ def read_codes(model: StoredModel, name: str) -> LayerCodes:
     raise ValueError(f"{model.quantization.method} layers are not read as codes")
 
 
+def read_quantized(model: StoredModel, name: str) -> QuantizedLayer:
+    """Read one layer of a GPTQ, AWQ or ModelOpt checkpoint for the compressed-tensors writer.
+
+    Raises:
+        ArtifactError: a tensor is damaged, contradicts the config, or is of a form that the record
+            has no place for.
+        ValueError: the checkpoint is of another kind.
+    """
+    layer = model.layers[name]
+    if model.quantization.method == "modelopt":
+        return read_modelopt_layer(model.checkpoint, model.quantization, layer)
+    return as_quantized_layer(layer, read_codes(model, name))
+
+
 def read_weight(model: StoredModel, name: str) -> Tensor:
     """Read the float32 weight [O, I] that one layer's codes and scales stand for.
 
@@ -108,6 +136,8 @@ def read_weight(model: StoredModel, name: str) -> Tensor:
     layer = model.layers[name]
     if model.quantization.method == "fp8":
         return read_fp8_weight(model.checkpoint, model.quantization, layer)
+    if model.quantization.method == "modelopt":
+        return read_modelopt_weight(model.checkpoint, model.quantization, layer)
     if model.quantization.method == "compressed-tensors":
         return read_compressed_weight(model.checkpoint, layer)
     return dequantize_codes(read_codes(model, name))
@@ -123,6 +153,8 @@ def _name_layers(checkpoint: Checkpoint, quantization: StoredQuantization) -> It
         module, _, leaf = tensor.rpartition(".")
         if quantization.method == "fp8":
             found = leaf == "weight" and info.dtype.startswith("F8_")
+        elif quantization.method == "modelopt":
+            found = leaf == "weight_scale" or (leaf == "weight" and info.dtype in _CODE_DTYPES)
         else:
             # Any of them: a layer of which one is missing must not pass unseen.
             found = leaf in ("qweight", "qzeros", "scales")
@@ -143,6 +175,8 @@ def _find_layer(
         return find_awq_layer(checkpoint, quantization, name)
     if quantization.method == "fp8":
         return find_fp8_layer(checkpoint, quantization, name)
+    if quantization.method == "modelopt":
+        return find_modelopt_layer(checkpoint, quantization, name)
     return find_compressed_layer(checkpoint, name, groups)
 
 
@@ -151,7 +185,8 @@ def _find_contradictions(model: StoredModel) -> Iterator[str]:
     where, tensors = model.quantization.where, model.checkpoint.tensors
     if not model.layers and not model.problems:
         yield f"{where} describes a quantized model, but no layer is quantized"
-    for name in sorted(model.layers.keys() & set(model.quantization.not_converted)):
+    yield from model.quantization.contradictions
+    for name in sorted(filter(model.quantization.leaves_out, model.layers)):
         yield f"layer {name} is quantized, but {where} says that it is not"
     for name, layer in model.layers.items():
         if f"{name}.weight" in tensors and "weight" not in layer.parts:

@@ -1,0 +1,1 @@
+"""NVIDIA ModelOpt's unified Hugging Face layout, which TensorRT-LLM serves."""
