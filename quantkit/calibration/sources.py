@@ -16,6 +16,9 @@ Kind = Literal["text", "jsonl", "parquet", "folder", "hub"]
 KINDS: Mapping[str, Kind] = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
 """Ending of a file -> how it is read."""
 
+CALLERS = "an iterator of the caller"
+"""What stands for the name of data that the caller of the API iterates over."""
+
 MESSAGES = "messages"
 """Column of chats that is looked for beside the text column."""
 

@@ -19,7 +19,7 @@ from quantkit.records import LayerStats
 SAMPLED_TOKENS = 1024
 """Tokens that a sample has at the most; with enough data it has at least a third of them."""
 
-_COLUMNS = 512
+PANEL = 512
 """Width of the panels of the sum: what lies below them follows by symmetry."""
 
 _GOLDEN = (5**0.5 - 1) / 2
@@ -136,17 +136,17 @@ def _widen(moment: Moment, rows: Tensor) -> Tensor:
 def _add_square(total: Tensor, rows: Tensor, factors: Tensor) -> None:
     """Add rows^T rows to the upper triangle of `total`; `factors` are the widened rows."""
     if rows.dtype in kernels.SQUARED and kernels.kernels_available(total.device):
-        kernels.add_square(total, rows, _COLUMNS)
+        kernels.add_square(total, rows, PANEL)
         return
-    for start in range(0, rows.shape[1], _COLUMNS):
-        left = factors[:, start : start + _COLUMNS].T
-        _add_product(total[start : start + _COLUMNS, start:], left, factors[:, start:], rows.dtype)
+    for start in range(0, rows.shape[1], PANEL):
+        left = factors[:, start : start + PANEL].T
+        _add_product(total[start : start + PANEL, start:], left, factors[:, start:], rows.dtype)
 
 
 def filled_panels(total: Tensor) -> Iterator[Tensor]:
     """Yield views of all that `accumulate` adds to of a sum and `finish` reads, in order."""
-    for start in range(0, len(total), _COLUMNS):
-        yield total[start : start + _COLUMNS, start:]
+    for start in range(0, len(total), PANEL):
+        yield total[start : start + PANEL, start:]
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> None:
@@ -205,8 +205,8 @@ def finish(moment: Moment) -> LayerStats:
     """
     weight = max(moment.weight, 1.0)
     moment.total /= weight
-    for start in range(0, len(moment.total), _COLUMNS):
-        stop = start + _COLUMNS
+    for start in range(0, len(moment.total), PANEL):
+        stop = start + PANEL
         moment.total[stop:, start:stop] = moment.total[start:stop, stop:].T
     none = torch.empty(0, len(moment.total))
     rows, moved = moment.sample.rows, moment.sample.moved
