@@ -14,7 +14,9 @@ import numpy as np
 
 from quantkit.calibration.tokenizer import load_tokenizer
 from quantkit.errors import CheckpointError
+from quantkit.judging.custom_checks import GateCheck, run_checks
 from quantkit.judging.details import collect_details
+from quantkit.judging.handles import Connection, Text, make_handle
 from quantkit.judging.loading import Setup, check_ids, load_models
 from quantkit.judging.partings import find_partings
 from quantkit.judging.probing.probes import LongWindows, ProbeFindings, long_windows, run_probes
@@ -36,7 +38,7 @@ from quantkit.judging.worker import (
     worker_command,
 )
 from quantkit.recipe import ProbesSpec
-from quantkit.records import EvalResult, Event, Progress, TokenWindows
+from quantkit.records import CustomCheck, EvalResult, Event, Progress, TokenWindows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,6 +99,7 @@ def evaluate(
     probes: ProbesSpec | None = None,
     tasks: Sequence[LoadedTask] = (),
     task_confidence: float = 0.95,
+    checks: Sequence[GateCheck] = (),
     python: str | None = None,
     baseline_python: str | None = None,
     timeout_seconds: float = 3600.0,
@@ -122,6 +125,7 @@ def evaluate(
         probes: limits of the probes, which are made once, after the first look; None: none.
         tasks: of lm-eval, which both models do after the last window, if all logits are finite.
         task_confidence: of the intervals of what they recover.
+        checks: the user's own, which are run last, if all logits are finite.
         python: interpreter of the candidate's worker; None is this one.
         baseline_python: of the baseline's, where that is another runtime (`find_baseline_runtime`).
         timeout_seconds: how long a worker may be silent about one request.
@@ -189,10 +193,39 @@ def evaluate(
             positions=setup.positions,
             progress=tell,
         )
-    if tasks and not finite:
-        note = "the tasks were not asked: a model whose logits are not finite answers nothing"
+        own = _run_own(pair, checks if finite else (), candidate, words, setup, Path(folder), tell)
+    unasked = [name for name, asked in (("tasks", tasks), ("checks of your own", checks)) if asked]
+    if unasked and not finite:
+        note = (
+            f"the {' and the '.join(unasked)} were not asked: a model whose logits are not finite "
+            "answers nothing"
+        )
         result = replace(result, notes=(*result.notes, note))
-    return replace(result, tasks=done, seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return replace(result, tasks=done, custom_checks=own, seconds=seconds)
+
+
+def _run_own(
+    pair: Pair,
+    checks: Sequence[GateCheck],
+    candidate: Path,
+    words: _Words,
+    setup: Setup,
+    folder: Path,
+    tell: Progress,
+) -> tuple[CustomCheck, ...]:
+    """Run the user's own checks."""
+    if not checks:
+        return ()
+    connection = Connection(pair, folder)
+    handle = make_handle(
+        connection,
+        Text(words.tokenizer, setup.vocabulary, setup.positions),
+        artifact=candidate,
+        original=setup.baseline,
+        runtime=setup.runtime,
+    )
+    return run_checks(checks, handle, connection, tell)
 
 
 def _find_words(baseline: Path, *, required: bool) -> _Words:

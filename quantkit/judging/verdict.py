@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from quantkit.judging.checks import combine_checks, compare_limit, explain_check, explain_task
+from quantkit.judging.custom_checks import explain_custom
 from quantkit.judging.details import LARGEST_EXPONENT, describe_details
 from quantkit.judging.sampling import (
     estimate_windows,
@@ -23,9 +24,9 @@ def judge(result: EvalResult, spec: GateSpec, *, suspicions: Sequence[str] = ())
     """Judge what was measured by the limits of `spec`.
 
     Every limit that is set gives a check: PASS when the whole confidence interval is within the
-    limit, FAIL when it is wholly outside, else INCONCLUSIVE. The artifact fails if a check, a task
-    or a probe fails or if anything is suspicious; it passes if every check and every task with a
-    limit passes, and there is one.
+    limit, FAIL when it is wholly outside, else INCONCLUSIVE. The artifact fails if a check, a task,
+    a probe or a check of the user's own fails, or if anything is suspicious; it passes if every
+    check and every task with a limit passes, and there is one.
     With fewer than `MIN_WINDOWS` windows, or without a limit, nothing can pass. Where the result is
     one of several `looks`, intervals are as wide as all of them together need.
 
@@ -37,6 +38,7 @@ def judge(result: EvalResult, spec: GateSpec, *, suspicions: Sequence[str] = ())
     windows = len(result.kl)
     doubts = [*_find_doubts(result), *result.suspicions, *suspicions]
     failed = [probe.detail for probe in result.probes if probe.verdict == "FAIL"]
+    failed += [explain_custom(each) for each in result.custom_checks if each.verdict == "FAIL"]
     confidence = find_look_confidence(spec.confidence, max(1, len(result.looks)))
     notes = (*result.notes, *_note_look(result, spec, confidence))
     if spec.tokenizer == "fail":
@@ -58,6 +60,7 @@ def judge(result: EvalResult, spec: GateSpec, *, suspicions: Sequence[str] = ())
             notes=notes,
             probes=result.probes,
             tasks=result.tasks,
+            custom_checks=result.custom_checks,
         )
     perplexity, kl, agreement = _measure(result, confidence)
     checks = _check_limits(spec, perplexity, kl, agreement, windows)
@@ -88,6 +91,7 @@ def judge(result: EvalResult, spec: GateSpec, *, suspicions: Sequence[str] = ())
         details=describe_details(result, confidence),
         probes=result.probes,
         tasks=result.tasks,
+        custom_checks=result.custom_checks,
     )
 
 

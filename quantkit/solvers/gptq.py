@@ -24,7 +24,7 @@ from torch import Tensor
 
 from quantkit.numerics.affine import CodeSet, code_dtype, relative_steps, row_units
 from quantkit.numerics.columns import round_columns
-from quantkit.numerics.fp8 import spread_rows
+from quantkit.numerics.fp8 import repeat_block_rows
 from quantkit.numerics.linalg import Factor, factor_moment, order_by_pivot, sampling_ridge
 from quantkit.numerics.scale_search import search_scales
 from quantkit.records import LayerStats
@@ -126,7 +126,7 @@ def compensate(
     """
     rows, size = weight.shape
     if isinstance(scheme, Scheme) and scheme.granularity == "block":
-        scale, columns_of_scale = spread_rows(scale, rows), BLOCK_SIZE
+        scale, columns_of_scale = repeat_block_rows(scale, rows), BLOCK_SIZE
     else:
         columns_of_scale = size // scale.shape[1]
     group_of = factor.order // columns_of_scale

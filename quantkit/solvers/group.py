@@ -18,7 +18,9 @@ from quantkit.ranks import ALONE, Ranks, from_first
 from quantkit.records import LayerStats, LinearPlan, QuantizedLayer
 from quantkit.schemes import BLOCK_SIZE, Rounder
 from quantkit.solvers.coupled import round_coupled
+from quantkit.solvers.custom import round_by
 from quantkit.solvers.gptq import round_compensated
+from quantkit.solvers.one_scale import round_under_one_scale
 from quantkit.solvers.rounding import Rounding, alike
 from quantkit.solvers.rtn import round_plainly
 from quantkit.solvers.search import round_searched
@@ -111,8 +113,21 @@ def _round(
     if not linear.quantized:
         raise ValueError(f"{linear.name}: scheme {linear.scheme.name} has no codes")
     rounder = linear.method.rounder
+    if linear.one_scale:
+        # The scale depends on all rows.
+        return from_first(
+            ranks,
+            lambda: round_under_one_scale(
+                weight, linear.scheme, rounder, scale_dtype, stats, linear.effort
+            ),
+        )
     if rounder == "rtn":
         return round_plainly(weight, linear.scheme, linear.group_size, scale_dtype)
+    solver = linear.method.solver
+    if solver is not None and (stats is None or stats.tokens or not solver.needs_statistics):
+        # Nobody knows whether its rows are independent: one process does it.
+        own = solver
+        return from_first(ranks, lambda: round_by(own, weight, stats, linear, scale_dtype))
     if stats is None:
         raise ValueError(f"{linear.name}: method {linear.method.name} needs statistics")
     if stats.tokens == 0:

@@ -27,7 +27,7 @@ from quantkit.numerics.affine import (
     row_units,
 )
 from quantkit.numerics.columns import descend_columns
-from quantkit.numerics.fp8 import spread_rows
+from quantkit.numerics.fp8 import repeat_block_rows
 from quantkit.numerics.linalg import row_losses
 from quantkit.numerics.precision import quick_products
 from quantkit.schemes import BLOCK_SIZE, Scheme
@@ -49,7 +49,7 @@ class _Draft:
     columns: that share a scale. unit: [O], powers of two by which weights and steps are divided.
     residual: R float32 [I, O], in units, but for the changes that a block has not heard of.
     changes: float32 [I, O], by what the errors of each block changed in its last turn. added: to
-    the diagonal of the second moment. quick: see `polish`.
+    the diagonal of the second moment. quick, refits: see `polish`.
     """
 
     codes: Tensor
@@ -62,6 +62,7 @@ class _Draft:
     changes: Tensor
     added: Tensor
     quick: bool
+    refits: bool
 
 
 def polish(
@@ -74,6 +75,7 @@ def polish(
     ridge: float,
     sweeps: int,
     quick: bool = False,
+    refits: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lower the output error of a rounding in `sweeps` passes over its columns.
 
@@ -83,6 +85,7 @@ def polish(
         second_moment: float32 [I, I].
         ridge: fraction of mean(diag H) that is added to the diagonal.
         quick: whether what changes may round its factors on its way to R (`quick_products`).
+        refits: whether scales may change; else only codes do.
 
     Returns:
         The new codes and scales in the dtypes and shapes of the old, and the loss e H e^T of each
@@ -98,7 +101,9 @@ def polish(
         zero_here = None if zero_point is None else zero_point[own]
         rounding = codes[own], scale[scales], zero_here
         parts.append(
-            _polish_rows(weight[own], *rounding, scheme, second_moment, added, sweeps, quick)
+            _polish_rows(
+                weight[own], *rounding, scheme, second_moment, added, sweeps, quick, refits
+            )
         )
     if len(parts) == 1:
         return parts[0]
@@ -117,6 +122,7 @@ def _polish_rows(
     added: Tensor,
     sweeps: int,
     quick: bool,
+    refits: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`polish` for rows that share their scales with no others; `added` is what the ridge adds."""
     size = len(second_moment)
@@ -125,7 +131,7 @@ def _polish_rows(
     with quick_products(quick):
         residual = (second_moment @ error).addcmul_(error, added)
     in_blocks = scheme.granularity == "block"
-    row_scale = spread_rows(scale, len(weight)) if in_blocks else scale
+    row_scale = repeat_block_rows(scale, len(weight)) if in_blocks else scale
     # Copies even of a single row, whose transpose is contiguous already.
     draft = _Draft(
         codes=codes.T.clone(memory_format=torch.contiguous_format),
@@ -139,6 +145,7 @@ def _polish_rows(
         changes=error.zero_().T.reshape(size, -1),
         added=added,
         quick=quick,
+        refits=refits,
     )
     del error
     wide = _BLOCK % draft.columns > 0
@@ -149,7 +156,8 @@ def _polish_rows(
             _polish_block(draft, second_moment, slice(start, min(size, start + _BLOCK)), behind)
         if wide:
             _catch_up(draft, second_moment)
-            _refit_wide_groups(draft, second_moment)
+            if draft.refits:
+                _refit_wide_groups(draft, second_moment)
     del residual
     codes, row_scale = draft.codes.T.contiguous(), draft.scale.T
     scale = (row_scale[::BLOCK_SIZE] if in_blocks else row_scale).contiguous()
@@ -193,7 +201,7 @@ def _polish_block(draft: _Draft, second_moment: Tensor, own: slice, behind: int)
     before = values * steps
     descend_columns(values, steps, offset, here, inner, draft.scheme)
     draft.codes[start:stop] = values if offset is None else values + offset
-    if _BLOCK % draft.columns == 0:
+    if draft.refits and _BLOCK % draft.columns == 0:
         every = slice(None)
         for first in range(0, stop - start, draft.columns):
             part = slice(first, first + draft.columns)

@@ -121,14 +121,17 @@ def alike(linears: Sequence[LinearPlan]) -> list[list[int]]:
     """Return the indices of linear layers that are best solved as one matrix, in order.
 
     Layers in blocks of rows can be only where their rows fill the blocks. Plain rounding has no
-    work that layers could share, so each is spared the copy.
+    work that layers could share, so each is spared the copy. A custom solver is given one layer.
+    Layers with one scale have it together.
     """
     members: dict[object, list[int]] = {}
     for index, linear in enumerate(linears):
-        ragged = linear.scheme.granularity == "block" and linear.out_features % BLOCK_SIZE
-        alone = ragged or linear.method.rounder == "rtn"
+        ragged = linear.scheme.granularity == "block" and linear.out_features % BLOCK_SIZE != 0
+        alone = ragged or linear.method.rounder in ("rtn", "custom")
+        alone = alone and not linear.one_scale
         key = (
             linear.scheme,
+            linear.one_scale,
             linear.group_size,
             linear.method.rounder,
             linear.effort,
