@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from quantkit.judging.percentile import LOWEST_COSINE, texts_for_percentile
-from quantkit.records import Check, LayerRecord, Report, TaskResult, Verdict
+from quantkit.records import IN_MEMORY, Check, LayerRecord, Report, TaskResult, Verdict
 from quantkit.report.choice import comparison_sentence
+from quantkit.report.custom import custom_rows
 from quantkit.report.layers import layer_error, worst_layers
 from quantkit.report.probes import ProbeRow, TaskRow, probe_rows, task_rows
 from quantkit.report.rounding import format_count, format_percent
@@ -70,6 +71,9 @@ def _passing_sentence(report: Report) -> str:
     more = f", and {format_count(held, 'probe')} of behaviour hold{'s' if held == 1 else ''} too"
     sentence = f"Every limit holds: the whole {_interval(report)} of each {what} lies within it"
     sentence += f"{more if held else ''}."
+    own = sum(len(custom_rows(artifact)) for artifact in report.artifacts)
+    if own:
+        sentence += f" {format_count(own, 'custom check')} pass{'es' if own == 1 else ''}."
     unseen = len(probes) - held
     if unseen:
         was = "was" if unseen == 1 else "were"
@@ -101,6 +105,7 @@ def _of_limits(report: Report, verdict: Verdict) -> str:
         "check": [check.verdict for check in _checks(report)],
         "probe": [row.verdict for row in _judged_probes(report)],
         "task": [row.verdict for row in _judged_tasks(report)],
+        "custom check": [row.verdict for each in report.artifacts for row in custom_rows(each)],
     }
     found = [
         _of(verdicts.count(verdict), len(verdicts), noun)
@@ -150,12 +155,19 @@ def suggestions(report: Report) -> tuple[Suggestion, ...]:
 
 
 def _judge_it(report: Report) -> Suggestion:
-    baseline = shlex.quote(report.model)
+    baseline, where = _name_baseline(report)
     paths = [shlex.quote(artifact.path) for artifact in report.artifacts]
     return Suggestion(
-        "Judge it against its baseline; OUTPUT is the folder of the job that made it.",
+        f"Judge it against its baseline; OUTPUT is the folder of the job that made it{where}.",
         "\n".join(f"quantkit gate OUTPUT/{path} --baseline {baseline}" for path in paths),
     )
+
+
+def _name_baseline(report: Report) -> tuple[str, str]:
+    """Return the original for a command, and what has to be said about it."""
+    if report.model.startswith(IN_MEMORY):
+        return "MODEL", "; MODEL is the folder that you save the model into"
+    return shlex.quote(report.model), ""
 
 
 def _find_the_guilty(report: Report) -> list[Suggestion]:
@@ -170,14 +182,14 @@ def _find_the_guilty(report: Report) -> list[Suggestion]:
         return []
     # A job knows its artifacts by their place in its output, a gate as they were given to it.
     is_job = "recipe" in report.evidence
+    baseline, saved = _name_baseline(report)
     paths = [f"OUTPUT/{artifact.path}" if is_job else artifact.path for artifact in failed]
-    where = "; OUTPUT is the folder of the job" if is_job else ""
+    where = ("; OUTPUT is the folder of the job" if is_job else "") + saved
     return [
         Suggestion(
             f"Let bisect find the layers that cost most, and what would make it pass{where}.",
             "\n".join(
-                f"quantkit bisect {shlex.quote(path)} --baseline {shlex.quote(report.model)}"
-                for path in paths
+                f"quantkit bisect {shlex.quote(path)} --baseline {baseline}" for path in paths
             ),
         )
     ]

@@ -12,6 +12,7 @@ from typing import Any
 from quantkit.records import (
     ArtifactReport,
     Check,
+    CustomCheck,
     Details,
     Difference,
     DomainResult,
@@ -72,7 +73,10 @@ def _artifact(artifact: ArtifactReport) -> dict[str, Any]:
         "metrics": _metrics(judgement),
         "measures": [_measure(measure) for measure in judgement.measures],
         "speed": [asdict(speed) for speed in judgement.speed],
-        "checks": [_check(check) for check in judgement.checks],
+        "checks": [
+            *(_check(check) for check in judgement.checks),
+            *(_custom_check(check) for check in judgement.custom_checks),
+        ],
         "verdict": judgement.verdict,
         "reasons": judgement.reasons,
         "confidence": judgement.confidence,
@@ -160,6 +164,24 @@ def _check(check: Check) -> dict[str, Any]:
         "low": check.low,
         "high": check.high,
         "verdict": check.verdict,
+        "custom": None,
+    }
+
+
+def _custom_check(check: CustomCheck) -> dict[str, Any]:
+    """As `_check`, for one of the user's own, which has no interval."""
+    return {
+        "name": check.name,
+        "limit": check.limit,
+        "value": check.value,
+        "low": None,
+        "high": None,
+        "verdict": check.verdict,
+        "custom": {
+            "detail": check.detail,
+            "function": check.function,
+            "sha256": check.sha256,
+        },
     }
 
 

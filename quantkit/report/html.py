@@ -16,6 +16,7 @@ from quantkit.report import pareto, plot, positions
 from quantkit.report.advice import all_reasons, suggestions, verdict_sentence
 from quantkit.report.allocation import allocation_table
 from quantkit.report.bars import CheckBar, check_bar
+from quantkit.report.custom import CustomRow, custom_rows
 from quantkit.report.details import domain_rows, metric_rows, range_rows, several
 from quantkit.report.evidence import evidence_sections, recipe_changes, recipe_text
 from quantkit.report.footprints import (
@@ -63,6 +64,7 @@ class _Judged:
     samples: str
     """What the artifact was judged on, for instance `128 texts`."""
     rows: tuple[tuple[CheckRow, CheckBar | None], ...]
+    customs: tuple[CustomRow, ...]
     probes: tuple[ProbeRow, ...]
     partings: tuple[PartingView, ...]
     generations: tuple[GenerationView, ...]
@@ -159,6 +161,7 @@ def _judged(artifact: ArtifactReport) -> _Judged:
         confidence=f"{100 * artifact.judgement.confidence:.4g}%",
         samples=f"{artifact.judgement.windows} {name_samples(artifact)}",
         rows=rows,
+        customs=custom_rows(artifact),
         probes=probe_rows(artifact),
         partings=parting_views(artifact),
         generations=generation_views(artifact),

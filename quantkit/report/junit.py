@@ -6,6 +6,7 @@ from dataclasses import asdict
 from xml.etree import ElementTree as ET
 
 from quantkit.records import ArtifactReport, Report, Verdict
+from quantkit.report.custom import custom_rows, custom_sentence
 from quantkit.report.probes import probe_rows, probe_sentence, task_rows, task_sentence
 from quantkit.report.rows import CheckRow, check_rows
 from quantkit.report.text import clean, clean_line
@@ -14,7 +15,8 @@ from quantkit.report.text import clean, clean_line
 def render_junit(report: Report) -> str:
     """Return one test suite an artifact and in it one case a check, then one named `verdict`.
 
-    Probes (`probe.NAME`) and tasks (`task.NAME`) that have a limit are cases too, as checks are.
+    Probes (`probe.NAME`) and tasks (`task.NAME`) that have a limit are cases too, as checks are,
+    and so are the user's own checks (`custom.NAME`).
 
     FAIL and INCONCLUSIVE are both a `failure`, told apart by its `type`: what is not proven must
     not look green. UNJUDGED is `skipped`. The case `verdict` carries the reasons, among them those
@@ -52,6 +54,9 @@ def _add_suite(root: ET.Element, artifact: ArtifactReport) -> None:
         numbers = f"limit {task.limit!r}\nrecovery {task.recovery!r}\n"
         numbers += f"interval {task.low!r} {task.high!r}"
         _add_case(suite, name, f"task.{task.name}", row.verdict, task_sentence(row), numbers)
+    for own in custom_rows(artifact):
+        numbers = f"limit {own.check.limit!r}\nvalue {own.check.value!r}\n{own.detail}"
+        _add_case(suite, name, f"custom.{own.label}", own.verdict, custom_sentence(own), numbers)
     reasons = "\n".join(judgement.reasons)
     message = judgement.reasons[0] if judgement.reasons else judgement.verdict
     _add_case(suite, name, "verdict", judgement.verdict, message, reasons)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from quantkit.records import ArtifactReport, Report, Verdict
 from quantkit.report.advice import all_reasons, suggestions, verdict_sentence
 from quantkit.report.allocation import allocation_table
+from quantkit.report.custom import custom_part
 from quantkit.report.evidence import evidence_sections, recipe_changes, recipe_text
 from quantkit.report.kv import KV_TITLES, kv_rows
 from quantkit.report.layers import layer_rows, worst_layers
@@ -70,6 +71,7 @@ def render_markdown(report: Report) -> str:
         *map(_Part, _advice(report)),
         _Part(headline_table(report)),
         _Part(_all_checks(report), "checks", 1),
+        _Part(custom_part(report), "custom checks", 1),
         _Part(difference_part(report), "differences", 3),
         _Part(task_part(report), "tasks", 2),
         _Part(probe_part(report), "behaviour", 2),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from quantkit.durable import write_text
 from quantkit.ggml_types import GGUF
 from quantkit.recipe import AUTO
 from quantkit.records import ArtifactReport, LayerRecord, Report, Verdict
+from quantkit.report.custom import custom_part
 from quantkit.report.evidence import recipe_changes, recipe_text
 from quantkit.report.markdown_measured import task_table
 from quantkit.report.probes import probe_rows, probe_sentence
@@ -28,10 +27,10 @@ from quantkit.report.rows import (
     name_samples,
     speed_rows,
 )
-from quantkit.report.snippets import decoder_lines, encoder_lines
 from quantkit.report.tables import table
 from quantkit.report.text import clean_line, code_block, code_span, escape_markdown
-from quantkit.schemes import ONNX, RUNTIME_NOTES, SCHEMES
+from quantkit.report.usage import Place, usage_section
+from quantkit.schemes import MODELOPT, ONNX
 
 CARRIED_KEYS = ("license", "license_name", "license_link", "language")
 """Front matter of the original that holds for a quantized copy too."""
@@ -81,6 +80,8 @@ def render_model_card(
     *,
     carried: Mapping[str, Any] = MappingProxyType({}),
     location: str = ".",
+    place: Place | None = None,
+    more: str = "",
 ) -> str:
     """Return the text of the card.
 
@@ -92,17 +93,21 @@ def render_model_card(
         artifact: what the card is about.
         carried: front matter of the original's card; `CARRIED_KEYS` are taken over.
         location: Hub id or folder to put into the commands.
+        place: where on the Hub it lies; instead of `location`.
+        more: sections to end with.
     """
-    title = f"{_model_name(report)}, quantized to {_name_types(report, artifact)}"
+    title = f"{model_name(report)}, quantized to {_name_types(report, artifact)}"
     parts = [
-        _front_matter(report, artifact, carried),
+        front_matter([(report, artifact)], carried),
         f"# {escape_markdown(title)}",
         *_verdict(artifact),
         _measured(report, artifact),
         _tasks(artifact),
         _behaviour(artifact),
-        _serving(report, artifact, location),
-        _origin(report),
+        custom_part(replace(report, artifacts=(artifact,))).replace("###", "##", 1),
+        usage_section(artifact, place or Place(location), _own_layers(report, artifact)),
+        _origin(report, place),
+        more,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -141,26 +146,41 @@ def _carried(found: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _front_matter(report: Report, artifact: ArtifactReport, carried: Mapping[str, Any]) -> str:
+def front_matter(rows: Sequence[tuple[Report, ArtifactReport]], carried: Mapping[str, Any]) -> str:
+    """Return what the Hub reads of a card: it links to the original and can be searched for.
+
+    Args:
+        rows: what the card is about, each in its report; the tags of all come together, the first
+            decides the rest.
+        carried: as for `render_model_card`.
+    """
+    report, artifact = rows[0]
     keys: dict[str, Any] = {}
-    base = _hub_id(report)
+    base = hub_id(report)
     if base is not None:
         keys["base_model"] = base
         keys["base_model_relation"] = "quantized"
     if artifact.format == ONNX:
         keys["library_name"] = "onnx" if is_encoder(artifact) else "onnxruntime-genai"
+    elif artifact.format == MODELOPT:
+        # As on NVIDIA's own cards.
+        keys["library_name"] = "Model Optimizer"
     elif artifact.format != GGUF:
         keys["library_name"] = "transformers"
     keys["pipeline_tag"] = _PIPELINE_TAGS[_find_task(artifact)]
-    # A tag is one word to search for; the artifact's own scheme may be a list of several in words.
-    schemes = [layer.scheme for layer in _own_layers(report, artifact) if layer.scheme != "none"]
-    if artifact.format == GGUF and artifact.scheme != AUTO:
-        schemes = [artifact.scheme]
-    tags = ["quantkit", artifact.format, *(schemes or [artifact.scheme])]
+    tags = ["quantkit", *(tag for row in rows for tag in _tags(*row))]
     keys["tags"] = list(dict.fromkeys(clean_line(tag) for tag in tags if tag))
     keys |= _carried(carried)
     text = yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=1000)
     return f"---\n{text}---"
+
+
+def _tags(report: Report, artifact: ArtifactReport) -> list[str]:
+    # A tag is one word to search for; the artifact's own scheme may be a list of several in words.
+    schemes = [layer.scheme for layer in _own_layers(report, artifact) if layer.scheme != "none"]
+    if artifact.format == GGUF and artifact.scheme != AUTO:
+        schemes = [artifact.scheme]
+    return [artifact.format, *(schemes or [artifact.scheme])]
 
 
 def _find_task(artifact: ArtifactReport) -> str | None:
@@ -184,7 +204,7 @@ def _own_layers(report: Report, artifact: ArtifactReport) -> list[LayerRecord]:
     return [layer for layer in report.layers if layer.file_type == wanted]
 
 
-def _hub_id(report: Report) -> str | None:
+def hub_id(report: Report) -> str | None:
     """The Hub id of the original; None for a folder, which the front matter cannot name."""
     model = report.evidence.get("model")
     if isinstance(model, Mapping) and "revision" in model and model["revision"] is None:
@@ -193,9 +213,9 @@ def _hub_id(report: Report) -> str | None:
     return report.model.partition("@")[0] if match else None
 
 
-def _model_name(report: Report) -> str:
+def model_name(report: Report) -> str:
     """The Hub id, or a folder's last name: its path concerns nobody who reads the card."""
-    return _hub_id(report) or re.split(r"[/\\]", report.model.rstrip("/\\"))[-1] or report.model
+    return hub_id(report) or re.split(r"[/\\]", report.model.rstrip("/\\"))[-1] or report.model
 
 
 def _verdict(artifact: ArtifactReport) -> list[str]:
@@ -249,73 +269,21 @@ def _behaviour(artifact: ArtifactReport) -> str:
     return "\n\n".join(["## Behaviour", "\n".join(lines)]) if lines else ""
 
 
-def _serving(report: Report, artifact: ArtifactReport, location: str) -> str:
-    if artifact.format == GGUF:
-        return _serving_file(artifact)
-    if artifact.format == ONNX:
-        return _serving_graph(artifact, location)
-    quoted = json.dumps(location)
-    where = "" if location != "." else " in this folder"
-    notes = [f"- {escape_markdown(note)}." for note in _runtime_notes(report, artifact)]
-    return "\n\n".join(
-        [
-            "## Use",
-            f"With vLLM{where}:",
-            code_block(f"vllm serve {shlex.quote(location)}", "sh"),
-            f"With transformers{where} (`pip install transformers compressed-tensors`):",
-            code_block(
-                "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-                f"tokenizer = AutoTokenizer.from_pretrained({quoted})\n"
-                f'model = AutoModelForCausalLM.from_pretrained({quoted}, dtype="auto")\n'
-                'inputs = tokenizer("Once upon a time", return_tensors="pt")\n'
-                "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))",
-                "python",
-            ),
-            *(["\n".join(notes)] if notes else []),
-        ]
-    )
-
-
-def _serving_file(artifact: ArtifactReport) -> str:
-    """How to run a GGUF file that lies in the folder of the card."""
-    model = shlex.quote(artifact.name.removesuffix(".gguf").lower())
-    return "\n\n".join(
-        [
-            "## Use",
-            "With llama.cpp in this folder:",
-            code_block(f"llama-server -m {shlex.quote(artifact.name)}", "sh"),
-            "With Ollama in this folder:",
-            code_block(f"ollama create {model} -f Modelfile\nollama run {model}", "sh"),
-        ]
-    )
-
-
-def _serving_graph(artifact: ArtifactReport, location: str) -> str:
-    """How to run an ONNX artifact."""
-    where = "" if location != "." else " in this folder"
-    if is_encoder(artifact):
-        needs, lines = "onnxruntime transformers", encoder_lines(location)
-        name = "ONNX Runtime"
-    else:
-        needs, lines = "onnxruntime-genai", decoder_lines(location)
-        name = "ONNX Runtime GenAI"
-    return "\n\n".join(
-        ["## Use", f"With {name}{where} (`pip install {needs}`):", code_block(lines, "python")]
-    )
-
-
-def _runtime_notes(report: Report, artifact: ArtifactReport) -> Sequence[str]:
-    layers = _own_layers(report, artifact)
-    used = {artifact.scheme, *(layer.scheme for layer in layers)} & set(SCHEMES)
-    return [note for (scheme, _), note in RUNTIME_NOTES.items() if scheme in used]
-
-
-def _origin(report: Report) -> str:
+def _origin(report: Report, place: Place | None) -> str:
+    where = "one folder up from" if place is None or place.evidence_above else "beside"
     parts = [
         "## Origin",
-        f"Made with quantkit from {code_span(_model_name(report))}. `quantkit.json`, one folder up "
-        "from these files, holds the evidence: hashes, versions, data and the error of each layer.",
+        f"Made with quantkit from {code_span(model_name(report))}. `quantkit.json`, {where} "
+        "these files, holds the evidence: hashes, versions, data and the error of each layer.",
     ]
+    solvers = report.evidence.get("solvers")
+    if isinstance(solvers, Mapping) and solvers:
+        names = ", ".join(
+            f"{code_span(name)} ({code_span(str(found['name']))}, sha256 of its source "
+            f"{code_span(str(found['sha256']))})"
+            for name, found in solvers.items()
+        )
+        parts.append(f"Codes were chosen by solvers that are no part of quantkit: {names}.")
     recipe = recipe_text(report.evidence)
     if recipe is not None:
         parts += ["The recipe:", code_block(recipe, "yaml")]

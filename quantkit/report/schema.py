@@ -89,7 +89,7 @@ def _artifact() -> dict[str, Any]:
             "metrics": _metrics(),
             "measures": _list("what encoders are judged by", _measure()),
             "speed": _list("baseline and artifact, alternately", _record(Speed)),
-            "checks": _list("each limit and what follows", _record(Check)),
+            "checks": _list("each limit and what follows", _check()),
             "verdict": _verdict("of the artifact"),
             "reasons": _list("why it is not PASS", _text("")),
             "confidence": _number("of the intervals that decided"),
@@ -106,6 +106,19 @@ def _artifact() -> dict[str, Any]:
             "footprint": _maybe(_record(Footprint)),
         },
     )
+
+
+def _check() -> dict[str, Any]:
+    found = _record(Check)
+    own = _object(
+        "of a check of the user's own, which has no interval, and may have no numbers",
+        {
+            "detail": _text("what it found"),
+            "function": _text("its qualified name"),
+            "sha256": _maybe(_text("of its source")),
+        },
+    )
+    return _object(found["description"], {**found["properties"], "custom": _maybe(own)})
 
 
 def _metrics() -> dict[str, Any]:

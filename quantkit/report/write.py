@@ -22,15 +22,20 @@ def write_reports(report: Report, folder: Path) -> dict[str, Path]:
     Raises:
         ResourceError, OutputError: a file cannot be written.
     """
-    texts = {
-        "report.json": render_json(report),
-        "report.md": render_markdown(report),
-        "report.html": render_html(report),
-        "junit.xml": render_junit(report),
-    }
+    texts = render_reports(report)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / name for name in texts}
     for name, text in texts.items():
         write_text(paths[name], text)
     return paths
+
+
+def render_reports(report: Report) -> dict[str, str]:
+    """Return file name -> text of the report in every form."""
+    return {
+        "report.json": render_json(report),
+        "report.md": render_markdown(report),
+        "report.html": render_html(report),
+        "junit.xml": render_junit(report),
+    }

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantkit.errors import InputError, PlanError, QuantkitError, ResourceError
+from quantkit.errors import InputError, PlanError, QuantkitError, RecipeError, ResourceError
 from quantkit.inputs import LoadedRecipe, check_inputs, load
 from quantkit.recipe import find_recipe
 from quantkit.sweeping.records import SweepJob
@@ -99,6 +99,11 @@ def _make_job(recipe: str, model: str | None, root: Path, options: JobOptions) -
     name = f"{name_model(own)}-{find_recipe(recipe).stem}"
     output = root / name
     loaded: LoadedRecipe = load(recipe, model, output, overrides)
+    if loaded.recipe.publish is not None:
+        raise RecipeError(
+            f"{recipe}: publish: a sweep does not publish what it compares; leave it out, and "
+            f"`quantkit publish` the output of your choice"
+        )
     command = ["quantize", "--recipe", recipe, "--output", str(output), "--json"]
     command += [] if model is None else ["--model", model]
     command += [word for pair in overrides for word in ("--set", pair)]

@@ -11,8 +11,8 @@ from typing import Any
 from quantkit.checkpoint.headers import read_json
 from quantkit.errors import CheckpointError
 from quantkit.records import EXIT_CODES, Verdict
+from quantkit.report.reading import read_artifact
 from quantkit.sweeping.finished import EVIDENCE
-from quantkit.sweeping.reading import read_artifact
 from quantkit.sweeping.records import Ended, JobOutcome, SweepJob
 
 DEFECT, BAD_INPUT, NO_RESOURCES, INTERRUPTED = 1, 2, 5, 130

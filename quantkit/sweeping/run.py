@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantkit import tracing
 from quantkit.calibration.compute import choose_device
 from quantkit.errors import InputError
 from quantkit.ranks import read_ranks
@@ -25,6 +26,7 @@ from quantkit.sweeping.records import Ended, JobOutcome, Running, SweepJob, Swee
 from quantkit.sweeping.summary import summarize
 
 
+@tracing.job("sweep")
 def sweep(
     recipes: Sequence[str | os.PathLike[str]],
     *,
@@ -157,7 +159,8 @@ def _starting(jobs: Sequence[SweepJob], root: Path, place: _Place) -> Iterator[t
     visible = list_gpus(os.environ) if slots > 1 and place.device != "cpu" else ()
 
     def start(job: SweepJob, slot: int) -> Running:
-        return LocalJob(job, job_environment(os.environ, slot, slots, visible))
+        environment = {**os.environ, **tracing.child_environment()}
+        return LocalJob(job, job_environment(environment, slot, slots, visible))
 
     yield start, slots
 

@@ -41,7 +41,15 @@ def test_document_has_the_documented_shape() -> None:
     }
     assert set(artifact["metrics"]["kl"]) == {"mean", "p99", "max", "low", "high"}
     assert set(artifact["metrics"]["top1_agreement"]) == {"value", "low", "high"}
-    assert set(artifact["checks"][0]) == {"name", "limit", "value", "low", "high", "verdict"}
+    assert set(artifact["checks"][0]) == {
+        "name",
+        "limit",
+        "value",
+        "low",
+        "high",
+        "verdict",
+        "custom",
+    }
 
 
 def test_numbers_are_the_records_unrounded() -> None:

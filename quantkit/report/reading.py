@@ -1,4 +1,4 @@
-"""report.json -> the records that it was written from, as far as a comparison shows them."""
+"""report.json -> the records that it was written from."""
 
 from __future__ import annotations
 
@@ -9,39 +9,77 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from quantkit.records import (
+    Allocation,
     ArtifactReport,
     Check,
+    CustomCheck,
     Details,
+    DomainResult,
     Footprint,
     Generation,
     Judgement,
+    KvRecord,
+    LayerRecord,
     Measure,
     Metric,
     Parting,
+    PositionRange,
     Probe,
+    Report,
     Speed,
     TaskResult,
 )
 
 
-def read_artifact(row: Mapping[str, Any]) -> ArtifactReport:
+def read_report(document: Mapping[str, Any]) -> Report:
+    """Return the report of a job, whose artifacts do not compete.
+
+    The notes on single artifacts are among those of the whole.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is no document of `report_document`, or one of a
+            comparison.
+    """
+    if document["comparison"]:
+        raise ValueError("it compares artifacts")
+    allocation = document["allocation"]
+    return Report(
+        model=document["model"],
+        baseline_bytes=document["baseline"]["size_bytes"],
+        artifacts=tuple(read_artifact(row, whole=True) for row in document["artifacts"]),
+        verdict=document["verdict"],
+        layers=_read_all(LayerRecord, document["layers"]),
+        notes=tuple(document["notes"]),
+        evidence=document["evidence"],
+        kv_cache=_read_all(KvRecord, document["kv_cache"]),
+        allocation=allocation and _read(Allocation, allocation),
+    )
+
+
+def read_artifact(row: Mapping[str, Any], *, whole: bool = False) -> ArtifactReport:
     """Return one of the artifacts of `report_document`.
 
     A null that stands for a number that is not finite is read as a NaN.
+
+    Args:
+        row: of the document.
+        whole: with positions and kinds of text, which a comparison does not show.
 
     Raises:
         KeyError, TypeError, ValueError: it is no artifact of such a document.
     """
     keys = ("name", "path", "format", "scheme", "size_bytes", "bits_per_weight", "runtime", "task")
-    return ArtifactReport(**{key: row[key] for key in keys}, judgement=_read_judgement(row))
+    return ArtifactReport(**{key: row[key] for key in keys}, judgement=_read_judgement(row, whole))
 
 
-def _read_judgement(row: Mapping[str, Any]) -> Judgement:
+def _read_judgement(row: Mapping[str, Any], whole: bool) -> Judgement:
     metrics = row["metrics"]
     agreement = metrics["top1_agreement"]
+    own = [check for check in row["checks"] if check.get("custom")]
+    checks = [check for check in row["checks"] if check not in own]
     return Judgement(
         verdict=row["verdict"],
-        checks=_read_all(Check, row["checks"]),
+        checks=tuple(_read(Check, _without_custom(each)) for each in checks),
         reasons=tuple(row["reasons"]),
         perplexity=_read_perplexity(metrics["perplexity"]),
         kl=_read_kl(metrics["kl"]),
@@ -52,11 +90,22 @@ def _read_judgement(row: Mapping[str, Any]) -> Judgement:
         measures=tuple(_read_measure(each) for each in row["measures"]),
         speed=_read_all(Speed, row["speed"]),
         looks=tuple(row["looks"]),
-        details=row["details"] and _read_details(row["details"]),
+        details=row["details"] and _read_details(row["details"], whole),
         probes=_read_all(Probe, row["probes"]),
         tasks=_read_all(TaskResult, row["tasks"]),
         footprint=row["footprint"] and _read(Footprint, row["footprint"]),
+        custom_checks=tuple(map(_read_custom, own)),
     )
+
+
+def _without_custom(check: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {key: value for key, value in check.items() if key != "custom"}
+
+
+def _read_custom(check: Mapping[str, Any]) -> CustomCheck:
+    """A check of the user's own. Its numbers were finite: null is none."""
+    numbers = {key: check[key] for key in ("name", "value", "limit", "verdict")}
+    return CustomCheck(**numbers, **check["custom"])
 
 
 def _read_metric(found: Mapping[str, Any]) -> Metric:
@@ -82,14 +131,15 @@ def _read_measure(found: Mapping[str, Any]) -> Measure:
     return Measure(found["name"], replace(_read_metric(found), baseline=found["baseline"]))
 
 
-def _read_details(found: Mapping[str, Any]) -> Details:
-    """All but positions and domains, which are in the report of the job itself."""
+def _read_details(found: Mapping[str, Any], whole: bool) -> Details:
     windows = found["windows"]
     return Details(
         reverse_kl=_read_metric(found["reverse_kl"]),
         top5_agreement=_read_metric(found["top5_agreement"]),
         flips=_read_metric(found["flips"]),
         lost=_number(found["lost"]),
+        positions=_read_all(PositionRange, found["positions"]) if whole else (),
+        domains=_read_all(DomainResult, found["domains"]) if whole else (),
         partings=_read_all(Parting, found["partings"]),
         generations=_read_all(Generation, found["generations"]),
         windows=tuple(windows["numbers"]),
@@ -100,12 +150,17 @@ def _read_details(found: Mapping[str, Any]) -> Details:
 
 
 def _read_all(record: type[Any], rows: list[Any]) -> tuple[Any, ...]:
-    return tuple(_read(record, row) for row in rows)
+    hints = get_type_hints(record)
+    return tuple(_make(record, hints, row) for row in rows)
 
 
 def _read(record: type[Any], row: Mapping[str, Any]) -> Any:
     """Return a record from what `asdict` has made of it."""
-    hints = get_type_hints(record)
+    return _make(record, get_type_hints(record), row)
+
+
+def _make(record: type[Any], hints: Mapping[str, Any], row: Mapping[str, Any]) -> Any:
+    # The types of thousands of layers are looked up once.
     return record(
         **{each.name: _read_field(hints[each.name], row[each.name]) for each in fields(record)}
     )
@@ -114,6 +169,8 @@ def _read(record: type[Any], row: Mapping[str, Any]) -> Any:
 def _read_field(hint: Any, value: Any) -> Any:
     if hint is float:
         return _number(value)
+    if hint is Metric:
+        return _read_metric(value)
     if is_dataclass(hint) and isinstance(hint, type):
         return _read(hint, value)
     inner = get_args(hint)

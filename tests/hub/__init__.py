@@ -1,0 +1,55 @@
+"""A local server that speaks the Hugging Face Hub's protocol, for tests of the real client."""
+
+from tests.hub.faults import (
+    COMMIT,
+    CREATE_REPO,
+    CREATE_TAG,
+    LFS_BATCH,
+    LFS_GET,
+    LFS_PUT,
+    PREUPLOAD,
+    RESOLVE,
+    Fault,
+    cut,
+    lose_answer,
+    rate_limit,
+    refuse_with,
+    storage_full,
+)
+from tests.hub.server import (
+    IDLE_TOKEN,
+    OTHER_TOKEN,
+    READ_TOKEN,
+    TOKENS,
+    UNKNOWN_TOKEN,
+    WRITE_TOKEN,
+    HubServer,
+    LoggedRequest,
+)
+from tests.hub.state import Token
+
+__all__ = [
+    "COMMIT",
+    "CREATE_REPO",
+    "CREATE_TAG",
+    "IDLE_TOKEN",
+    "LFS_BATCH",
+    "LFS_GET",
+    "LFS_PUT",
+    "OTHER_TOKEN",
+    "PREUPLOAD",
+    "READ_TOKEN",
+    "RESOLVE",
+    "TOKENS",
+    "UNKNOWN_TOKEN",
+    "WRITE_TOKEN",
+    "Fault",
+    "HubServer",
+    "LoggedRequest",
+    "Token",
+    "cut",
+    "lose_answer",
+    "rate_limit",
+    "refuse_with",
+    "storage_full",
+]
