@@ -3,9 +3,11 @@
 # make test    the tests, on JOBS processes
 # make check   style, formatting and types
 # make browser open report.html in a headless Chromium, which it installs where that needs no questions
+# make recipes every shipped recipe on the bundled model, small
 # make kernels the Triton kernels in Triton's interpreter, which needs no GPU
 # make ranks   whole jobs by two processes, against the same by one
 # make ray     sweep over recipes on Ray
+# make integrations  training, tracking, servers and gateways, with the real ones of each
 # make resume  kill jobs at many moments, on a full disk too, and compare what comes of them
 # make minilm  quantize and judge a real sentence encoder, which it downloads once
 # make vllm    generate with artifacts and judge them in vLLM's CPU build, in its own environment
@@ -18,7 +20,7 @@ JOBS ?= 2
 # One thread a process: the tests' tensors are too small to share out.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: setup demo test check format browser kernels ranks ray resume minilm vllm bench clean
+.PHONY: setup demo test check format browser recipes kernels ranks ray integrations resume minilm vllm bench clean
 
 setup:
 	@scripts/setup.sh
@@ -42,6 +44,9 @@ browser: setup
 	browser=$$(scripts/setup_chromium.sh) && $(TEST_ENVIRONMENT) QUANTKIT_CHROMIUM=$$browser \
 	  $(BIN)/python -m pytest -q -m browser tests/e2e/test_report_page.py
 
+recipes: setup
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) -m recipes tests/e2e
+
 kernels: setup
 	aside=$$(scripts/setup_aside.sh triton) && $(TEST_ENVIRONMENT) TRITON_INTERPRET=1 PYTHONPATH=$$aside \
 	  $(BIN)/python -m pytest -q -n $(JOBS) -m kernels tests/numerics/kernels
@@ -53,6 +58,9 @@ ray: setup
 	aside=$$(scripts/setup_aside.sh ray) && $(TEST_ENVIRONMENT) PYTHONPATH=$$aside \
 	  $(BIN)/python -m pytest -q -m ray tests
 
+integrations: setup
+	scripts/check_integrations.sh
+
 resume: setup
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) -m resume tests/e2e
 
@@ -63,7 +71,9 @@ minilm: setup
 vllm: setup
 	scripts/check_vllm.sh artifacts/demo/compressed-tensors
 	$(TEST_ENVIRONMENT) QUANTKIT_VLLM_PYTHON=$${VLLM_ENV:-.venv-vllm}/bin/python \
-	  $(BIN)/python -m pytest -q -m vllm tests/e2e/test_vllm_gate.py tests/e2e/test_vllm_footprint.py
+	  $(BIN)/python -m pytest -q -m vllm tests/e2e/test_vllm_gate.py tests/e2e/test_vllm_footprint.py \
+	  tests/e2e/test_vllm_modelopt.py \
+	  tests/serving/test_vllm_server.py
 
 bench: setup
 	scripts/setup_rival.sh llm-compressor
@@ -75,6 +85,7 @@ bench: setup
 	$(BIN)/python benchmarks/run.py awq-0.5b --layers 2
 	$(BIN)/python benchmarks/two_processes.py
 	$(BIN)/python benchmarks/predictions.py
+	$(BIN)/python benchmarks/calibrate_once.py
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/gguf_encoding.py
 	$(BIN)/python benchmarks/gguf_quality.py
@@ -88,5 +99,5 @@ bench: setup
 	$(BIN)/python benchmarks/onnx_2gb.py
 
 clean:
-	rm -rf .venv .venv-vllm .venv-rival .venv-auto-round .venv-llama-cpp-python .venv-minilm .venv-triton .venv-ray artifacts build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-litellm .venv-rival .venv-auto-round .venv-llama-cpp-python .venv-minilm .venv-triton .venv-ray .venv-mlflow .venv-otel .venv-modelopt artifacts build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find quantkit tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

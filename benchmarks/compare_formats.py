@@ -63,7 +63,7 @@ from quantkit.checkpoint.reader import open_checkpoint
 from quantkit.checkpoint.source import resolve_source
 from quantkit.formats.gguf.imatrix import read_imatrix
 from quantkit.formats.onnx.decoder import write_float_decoder
-from quantkit.job import load_evaluation
+from quantkit.job_windows import load_evaluation
 from quantkit.judging.evaluate import evaluate
 from quantkit.records import ArtifactReport, Footprint, Report, TokenWindows
 

@@ -42,7 +42,8 @@ from quantkit.checkpoint.source import resolve_source
 from quantkit.formats.gguf.container import open_gguf
 from quantkit.formats.gguf.model import open_model
 from quantkit.ggml_types import FILE_TYPES
-from quantkit.job import load_calibration, plan_job
+from quantkit.job import plan_job
+from quantkit.job_windows import load_calibration
 from quantkit.recipe import Recipe
 
 MODELS = ("demo", "outlier", "qwen3")

@@ -22,30 +22,47 @@ if TYPE_CHECKING:
     from quantkit.artifacts import inspect as inspect
     from quantkit.artifacts import verify as verify
     from quantkit.bisection import bisect as bisect
+    from quantkit.calibrating import calibrate as calibrate
     from quantkit.comparing import compare as compare
     from quantkit.conversion import convert as convert
     from quantkit.errors import ArtifactError as ArtifactError
     from quantkit.errors import CalibrationError as CalibrationError
     from quantkit.errors import CheckpointError as CheckpointError
+    from quantkit.errors import HubError as HubError
     from quantkit.errors import InputError as InputError
     from quantkit.errors import Interrupted as Interrupted
     from quantkit.errors import MissingPackageError as MissingPackageError
     from quantkit.errors import NotYetError as NotYetError
     from quantkit.errors import OutputError as OutputError
     from quantkit.errors import PlanError as PlanError
+    from quantkit.errors import PublishError as PublishError
     from quantkit.errors import QuantkitError as QuantkitError
     from quantkit.errors import RecipeError as RecipeError
     from quantkit.errors import ResourceError as ResourceError
+    from quantkit.errors import TrackingError as TrackingError
     from quantkit.errors import WorkerError as WorkerError
+    from quantkit.estimating import estimate as estimate
+    from quantkit.judging.handles import ModelHandle as ModelHandle
+    from quantkit.judging.handles import RuntimeHandle as RuntimeHandle
     from quantkit.pipeline import plan as plan
     from quantkit.pipeline import quantize as quantize
+    from quantkit.publishing import promote as promote
+    from quantkit.publishing import publish as publish
     from quantkit.recipe import Recipe as Recipe
     from quantkit.recipe import json_schema as recipe_schema
     from quantkit.recipe import load_recipe as load_recipe
+    from quantkit.records import CheckOutcome as CheckOutcome
     from quantkit.records import Event as Event
+    from quantkit.records import LayerStats as LayerStats
     from quantkit.records import Plan as Plan
     from quantkit.records import Report as Report
     from quantkit.records import Result as Result
+    from quantkit.records import SolvedWeight as SolvedWeight
+    from quantkit.records import Statistics as Statistics
+    from quantkit.records import WeightForm as WeightForm
+    from quantkit.routing import gateway as gateway
+    from quantkit.schemes import Solver as Solver
+    from quantkit.serving import serve_command as serve_command
     from quantkit.sweeping.run import sweep as sweep
 
 __version__ = "0.1.0"
@@ -53,40 +70,82 @@ __version__ = "0.1.0"
 __all__ = [
     "ArtifactError",
     "CalibrationError",
+    "CheckOutcome",
     "CheckpointError",
     "Event",
+    "HubError",
     "InputError",
     "Interrupted",
+    "LayerStats",
     "MissingPackageError",
+    "ModelHandle",
     "NotYetError",
     "OutputError",
     "Plan",
     "PlanError",
+    "PublishError",
     "QuantkitError",
     "Recipe",
     "RecipeError",
     "Report",
     "ResourceError",
     "Result",
+    "RuntimeHandle",
+    "SolvedWeight",
+    "Solver",
+    "Statistics",
+    "TrackingError",
+    "WeightForm",
     "WorkerError",
     "__version__",
     "bisect",
+    "calibrate",
     "compare",
     "convert",
+    "estimate",
     "gate",
+    "gateway",
     "inspect",
     "load_recipe",
     "plan",
+    "promote",
+    "publish",
     "quantize",
     "recipe_schema",
+    "serve_command",
     "sweep",
     "verify",
 ]
 
-_ARTIFACTS = frozenset({"gate", "inspect", "verify"})
-_PIPELINE = frozenset({"plan", "quantize"})
-_RECIPE = {"Recipe": "Recipe", "load_recipe": "load_recipe", "recipe_schema": "json_schema"}
-_RECORDS = frozenset({"Event", "Plan", "Report", "Result"})
+_NAMES_OF_HOMES = {
+    "artifacts": ("gate", "inspect", "verify"),
+    "bisection": ("bisect",),
+    "calibrating": ("calibrate",),
+    "comparing": ("compare",),
+    "conversion": ("convert",),
+    "estimating": ("estimate",),
+    "judging.handles": ("ModelHandle", "RuntimeHandle"),
+    "pipeline": ("plan", "quantize"),
+    "publishing": ("promote", "publish"),
+    "recipe": ("Recipe", "load_recipe"),
+    "records": (
+        "CheckOutcome",
+        "Event",
+        "LayerStats",
+        "Plan",
+        "Report",
+        "Result",
+        "SolvedWeight",
+        "Statistics",
+        "WeightForm",
+    ),
+    "routing": ("gateway",),
+    "schemes": ("Solver",),
+    "serving": ("serve_command",),
+    "sweeping.run": ("sweep",),
+}
+_HOMES = {name: home for home, names in _NAMES_OF_HOMES.items() for name in names}
+"""Public name -> the module that it is loaded from; the rest are errors."""
 
 
 def __getattr__(name: str) -> Any:
@@ -98,23 +157,9 @@ def __getattr__(name: str) -> Any:
 
 
 def _load(name: str) -> Any:
-    if name in _ARTIFACTS:
-        return getattr(import_module("quantkit.artifacts"), name)
-    if name == "bisect":
-        return import_module("quantkit.bisection").bisect
-    if name == "compare":
-        return import_module("quantkit.comparing").compare
-    if name == "convert":
-        return import_module("quantkit.conversion").convert
-    if name == "sweep":
-        return import_module("quantkit.sweeping.run").sweep
-    if name in _PIPELINE:
-        return getattr(import_module("quantkit.pipeline"), name)
-    if name in _RECIPE:
-        return getattr(import_module("quantkit.recipe"), _RECIPE[name])
-    if name in _RECORDS:
-        return getattr(import_module("quantkit.records"), name)
-    return getattr(import_module("quantkit.errors"), name)
+    if name == "recipe_schema":
+        return import_module("quantkit.recipe").json_schema
+    return getattr(import_module(f"quantkit.{_HOMES.get(name, 'errors')}"), name)
 
 
 @contextmanager

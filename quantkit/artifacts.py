@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from quantkit import tracing
 from quantkit.candidates import (
     Bench,
     Candidate,
@@ -31,6 +32,7 @@ from quantkit.gating import (
     recorded_gate,
 )
 from quantkit.inputs import RecipeLike, check_gate_inputs
+from quantkit.judging.custom_checks import GateCheck
 from quantkit.records import Progress, Report, TextRows
 from quantkit.report import write_reports
 from quantkit.running import memory_errors, silent, staged
@@ -73,6 +75,7 @@ def verify(
     return replace(found, problems=(*found.problems, *changed, *sides))
 
 
+@tracing.job("gate")
 def gate(
     artifact: str | os.PathLike[str],
     *,
@@ -84,6 +87,7 @@ def gate(
     device: str = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
+    checks: Sequence[GateCheck] = (),
 ) -> Report:
     """Judge an artifact that exists, ours or anybody's, against its 16-bit baseline.
 
@@ -99,6 +103,7 @@ def gate(
         device: `auto`, `cpu` or `cuda`.
         overwrite: replace reports that exist.
         progress: called after each step.
+        checks: functions of your own that ask both models; one that fails, fails the artifact.
 
     Raises:
         InputError: something that was given cannot be used.
@@ -106,10 +111,10 @@ def gate(
     tell = progress or silent
     watch = Stopwatch()
     target = gate_output(artifact, output)
-    check_gate_inputs(target, os.fspath(baseline), data, overwrite=overwrite)
+    check_gate_inputs(target, baseline, data, overwrite=overwrite)
     candidate = open_candidate(artifact, _own_name(artifact))
     spec = find_gate_spec(recipe, candidate.recorded, data, overrides)
-    bench = prepare_bench(os.fspath(baseline), spec, [candidate], device)
+    bench = prepare_bench(os.fspath(baseline), spec, [candidate], device, checks)
     notes = [*candidate.found.problems, *bench.notes]
     notes += note_loading(bench.folder, "the baseline", bench.runtime)
     notes += note_loading(candidate.location, "the artifact", candidate.runtime(spec))

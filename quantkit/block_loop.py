@@ -1,19 +1,21 @@
 """Solve the blocks of a plan one after the other, each stored before the next one is begun.
 
-With calibration the blocks are solved along the walk: capture, solve, store, replace, advance.
+With calibration the blocks are solved along the walk: capture, solve, store, replace, advance. From
+statistics that were taken before, of the original model, each is solved by itself.
 Several processes do it in step: each walks its share of the windows, all know the statistics of
 all, each rounds its share of the rows, and the first one stores the blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from quantkit import tracing
 from quantkit.blocks import (
     Draft,
     encode_input_group,
@@ -25,9 +27,10 @@ from quantkit.blocks import (
 )
 from quantkit.calibration.parking import choose_room, free_ram
 from quantkit.calibration.sharing import combine_kv_stats, combine_moments, share_windows
+from quantkit.calibration.stored import load_fishers, load_kv_stats, load_stats
 from quantkit.calibration.walk import BlockEnd, GroupStop, walk
 from quantkit.checkpoint.ahead import read_ahead
-from quantkit.checkpoint.reader import Checkpoint, read_tensor
+from quantkit.checkpoint.reader import Checkpoint, read_below, read_tensor
 from quantkit.checkpoint.skeleton import build_skeleton
 from quantkit.checkpoint.structure import output_embedding_name
 from quantkit.describe import Stopwatch
@@ -77,22 +80,41 @@ def solve_blocks(
         tell(Event("quantize", len(stored), len(todo), _resumed(todo, stored)))
     if all(block.index in stored for block in todo):
         return
-    if needs_calibration(job.plan):
+    if needs_calibration(job.plan) and job.statistics is None:
         _solve_in_walk(job, workspace, stored, watch, tell, ranks)
         return
     if not ranks.leads:
         return
     left = [block for block in todo if block.index not in stored]
-    reader = read_ahead(left, partial(_read_block, job.checkpoint), _blocks_ahead(job, ALONE))
+    read = tracing.carried(partial(_read_block, job.checkpoint))
+    reader = read_ahead(left, read, blocks_ahead(job.plan))
     with closing(reader):
         for block in left:
-            draft, tensors = Draft(), next(reader)
-            for group in _solved_groups(block):
-                _solve_group(job, group, None, tensors, draft, {})
-            store_block(workspace, finish_block(block, draft))
-            tell(_solved(block, todo, draft))
-            # Held on to, it would be a third block in memory while the next but one is read.
-            del tensors
+            with tracing.block(block.index, block.prefix) as span:
+                draft, tensors = Draft(), next(reader)
+                with watch.time("solve"):
+                    _solve_block(job, block, tensors, draft)
+                store_block(workspace, finish_block(block, draft))
+                span.tell(_describe_solved(block, _mean_error(draft)))
+                tell(_solved(block, todo, _mean_error(draft)))
+                # Held on to, it would be a third block in memory while the next but one is read.
+                del tensors
+
+
+def _solve_block(job: Job, block: BlockPlan, tensors: Mapping[str, Tensor], draft: Draft) -> None:
+    """Solve a block by itself: without statistics, or from those of the original model."""
+    stored, device = job.statistics, job.device
+    fishers: Mapping[str, Tensor] = {}
+    if stored is not None:
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        if block.looks_at_whole_model:
+            fishers = load_fishers(stored, block, device)
+    for group in _solved_groups(block):
+        stats = None if stored is None else load_stats(stored, block, group, device)
+        _solve_group(job, group, stats, tensors, draft, fishers)
+    if stored is not None and job.plan.kv_cache is not None:
+        kv = load_kv_stats(stored, block, device)
+        solve_kv_cache(block, job.plan.kv_cache, kv, draft, job.scale_dtype)
 
 
 def _resumed(todo: Sequence[BlockPlan], stored: frozenset[int]) -> str:
@@ -119,8 +141,8 @@ def _solve_in_walk(
     stops = walk(
         skeleton,
         job.plan.blocks,
-        lambda block: _read_block(job.checkpoint, block),
-        lambda: _read_outside(job.checkpoint, job.plan, skeleton),
+        tracing.carried(partial(_read_block, job.checkpoint)),
+        lambda: read_outside(job.checkpoint, job.plan, skeleton),
         share.windows,
         device=job.device,
         dtype=job.dtype,
@@ -130,51 +152,66 @@ def _solve_in_walk(
         room=choose_room(
             job.device,
             -(-job.plan.activation_bytes // ranks.size),
-            _existing(workspace.folder),
+            existing_folder(workspace.folder),
             ranks_here(ranks),
         ),
-        ahead=_blocks_ahead(job, ranks),
+        ahead=blocks_ahead(job.plan, ranks),
         combine=partial(combine_moments, ranks),
         combine_kv=partial(combine_kv_stats, ranks),
         first_token=share.first_token,
     )
+    with closing(stops):
+        for block in todo:
+            with tracing.block(block.index, block.prefix) as span:
+                error = _solve_block_in_walk(job, workspace, stops, stored, watch, ranks)
+                span.tell(_describe_solved(block, error, resumed=block.index in stored))
+                tell(_solved(block, todo, error))
+        with watch.time("calibrate"):
+            next(stops, None)
+
+
+def _solve_block_in_walk(
+    job: Job,
+    workspace: Workspace,
+    stops: Iterator[GroupStop | BlockEnd],
+    stored: frozenset[int],
+    watch: Stopwatch,
+    ranks: Ranks,
+) -> float | None:
+    """Follow the walk through one block, store its solution, and return its mean output error."""
     draft, known = Draft(ranks=ranks), None
     fishers: Mapping[str, Tensor] = {}
-    with closing(stops):
-        while True:
-            with watch.time("calibrate"):
-                stop = next(stops, None)
-            if stop is None:
-                break
-            index = stop.block.index
-            if isinstance(stop, GroupStop):
-                if known is None and index in stored:
-                    known = from_first(ranks, partial(load_block, workspace, index))
-                if known is None and not draft.records and stop.block.looks_at_whole_model:
-                    fishers = from_first(ranks, partial(load_matrices, workspace, index))
-                with watch.time("solve"):
-                    _settle(job, stop, known, draft, fishers)
-            elif job.plan.kv_cache is not None and index not in stored:
-                solve_kv_cache(stop.block, job.plan.kv_cache, stop.kv, draft, job.scale_dtype)
-            if _is_last(stop, job.plan):
-                if index not in stored and ranks.leads:
-                    store_block(workspace, finish_block(stop.block, draft))
-                tell(_solved(stop.block, todo, draft))
-                draft, known, fishers = Draft(ranks=ranks), None, {}
-            # Held on to, it would keep this block in memory while the next one is read.
-            del stop
+    while True:
+        with watch.time("calibrate"):
+            stop = next(stops)
+        index = stop.block.index
+        if isinstance(stop, GroupStop):
+            if known is None and index in stored:
+                known = from_first(ranks, partial(load_block, workspace, index))
+            if known is None and not draft.records and stop.block.looks_at_whole_model:
+                fishers = from_first(ranks, partial(load_matrices, workspace, index))
+            with watch.time("solve"):
+                _settle(job, stop, known, draft, fishers)
+        elif job.plan.kv_cache is not None and index not in stored:
+            solve_kv_cache(stop.block, job.plan.kv_cache, stop.kv, draft, job.scale_dtype)
+        if _is_last(stop, job.plan):
+            if index not in stored and ranks.leads:
+                store_block(workspace, finish_block(stop.block, draft))
+            return _mean_error(draft)
+        # Held on to, it would keep this block in memory while the next one is read.
+        del stop
 
 
-def _existing(folder: Path) -> Path:
+def existing_folder(folder: Path) -> Path:
     """The folder, or what there is of it: a rank behind the first may be on another machine."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
-def _blocks_ahead(job: Job, ranks: Ranks) -> int:
+def blocks_ahead(plan: Plan, ranks: Ranks = ALONE) -> int:
     """Read a block ahead unless memory is tight: one is in its own dtype, one at work."""
     free = free_ram()
-    return 0 if free is not None and free < 4 * job.plan.block_bytes * ranks_here(ranks) else 1
+    return 0 if free is not None and free < 4 * plan.block_bytes * ranks_here(ranks) else 1
 
 
 def _measure_fisher(job: Job, workspace: Workspace, stored: frozenset[int], tell: Progress) -> None:
@@ -241,22 +278,39 @@ def _solved_groups(block: BlockPlan) -> list[GroupPlan]:
     return [group for group in block.groups if group.solved]
 
 
-def _solved(block: BlockPlan, todo: Sequence[BlockPlan], draft: Draft) -> Event:
-    errors = [
-        record.relative_error for record in draft.records if record.relative_error is not None
-    ]
+def _solved(block: BlockPlan, todo: Sequence[BlockPlan], error: float | None) -> Event:
     message = block.prefix
-    if errors:
-        message += f", output error {sum(errors) / len(errors):.2%}"
+    if error is not None:
+        message += f", output error {error:.2%}"
     return Event("quantize", todo.index(block) + 1, len(todo), message)
 
 
+def _mean_error(draft: Draft) -> float | None:
+    errors = [
+        record.relative_error for record in draft.records if record.relative_error is not None
+    ]
+    return sum(errors) / len(errors) if errors else None
+
+
+def _describe_solved(
+    block: BlockPlan, error: float | None, *, resumed: bool = False
+) -> dict[str, tracing.Attribute]:
+    """What the span of a block says about it."""
+    linears = [linear for group in block.groups for linear in group.linears if linear.quantized]
+    return {
+        "scheme": ", ".join(dict.fromkeys(linear.scheme.name for linear in linears)) or None,
+        "method": ", ".join(dict.fromkeys(linear.method.name for linear in linears)) or None,
+        "layer.error": error,
+        "resumed": resumed,
+    }
+
+
 def _read_block(checkpoint: Checkpoint, block: BlockPlan) -> Mapping[str, Tensor]:
-    names = [name for name in checkpoint.tensors if name.startswith(f"{block.prefix}.")]
-    return {name: read_tensor(checkpoint, name) for name in names}
+    with tracing.span("read", {"block.index": block.index}):
+        return read_below(checkpoint, block.prefix)
 
 
-def _read_outside(checkpoint: Checkpoint, whole: Plan, skeleton: nn.Module) -> Mapping[str, Tensor]:
+def read_outside(checkpoint: Checkpoint, whole: Plan, skeleton: nn.Module) -> Mapping[str, Tensor]:
     """The tensors of the model that belong to no block and not to its head."""
     skipped = (
         *(f"{block.prefix}." for block in whole.blocks),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from quantkit import tracing
 from quantkit.calibration.compute import choose_device
 from quantkit.calibration.data import load_tokenizer
 from quantkit.checkpoint.reader import Checkpoint, open_checkpoint
@@ -31,7 +32,8 @@ from quantkit.gating import (
     judge_files,
     prepare_tools,
 )
-from quantkit.job import load_evaluation
+from quantkit.job_windows import load_evaluation
+from quantkit.judging.custom_checks import CHECKS_ASK_DECODERS, GateCheck, read_checks
 from quantkit.judging.evaluate import find_baseline_runtime
 from quantkit.recipe import GateSpec
 from quantkit.records import EncoderInfo, Judgement, Progress, TextRows, TokenWindows
@@ -99,13 +101,21 @@ def open_candidate(artifact: str | os.PathLike[str], name: str) -> Candidate:
 
 
 def prepare_bench(
-    baseline: str, spec: GateSpec, candidates: Sequence[Candidate], device: str
+    baseline: str,
+    spec: GateSpec,
+    candidates: Sequence[Candidate],
+    device: str,
+    checks: Sequence[GateCheck] = (),
 ) -> Bench:
     """Open the baseline and read the evaluation data with its tokenizer.
+
+    Args:
+        checks: the user's own.
 
     Raises:
         InputError: what is given does not fit together, or cannot be used.
     """
+    own = read_checks(checks)
     for candidate in candidates:
         check_interpreter(spec, candidate.found.format)
     runtime = find_baseline_runtime(candidates[0].runtime(spec))
@@ -114,8 +124,10 @@ def prepare_bench(
     chosen = choose_device(device).type
     if not is_encoder(checkpoint.config):
         windows = load_evaluation(spec, tokenizer, checkpoint)
-        tools = prepare_tools(spec, windows, checkpoint)
+        tools = replace(prepare_tools(spec, windows, checkpoint), checks=own)
         return Bench(checkpoint, windows, spec, runtime, chosen, tools=tools)
+    if own:
+        raise InputError(f"{baseline} is an encoder, {CHECKS_ASK_DECODERS}")
     for candidate in candidates:
         if candidate.found.format != ONNX:
             raise InputError(
@@ -131,6 +143,15 @@ def judge_candidate(
     candidate: Candidate, bench: Bench, baseline: Path, scratch: Path, tell: Progress
 ) -> JudgedArtifact:
     """Judge a candidate; what transformers does not load is dequantized in `scratch` first."""
+    with tracing.judging(candidate.name, candidate.found.format) as found:
+        judged = _judge_candidate(candidate, bench, baseline, scratch, tell)
+        found(judged.judgement)
+    return judged
+
+
+def _judge_candidate(
+    candidate: Candidate, bench: Bench, baseline: Path, scratch: Path, tell: Progress
+) -> JudgedArtifact:
     found = candidate.found
     file = None if found.file is None else found.file.name
     suspicions = check_recorded_files(candidate.recorded, found.folder, file)

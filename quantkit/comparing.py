@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from quantkit import tracing
 from quantkit.candidates import (
     Bench,
     Candidate,
@@ -22,6 +23,7 @@ from quantkit.errors import InputError, ResourceError, WorkerError
 from quantkit.evidence import JudgedArtifact, build_gate_report
 from quantkit.gating import find_gate_spec
 from quantkit.inputs import RecipeLike, check_gate_inputs
+from quantkit.judging.custom_checks import GateCheck
 from quantkit.judging.differences import find_differences
 from quantkit.judging.footprint import measure_footprint
 from quantkit.records import Event, Footprint, Progress, Report, TextRows
@@ -30,6 +32,7 @@ from quantkit.running import memory_errors, silent, staged
 from quantkit.staging import commit
 
 
+@tracing.job("compare")
 def compare(
     baseline: str | os.PathLike[str],
     artifacts: Sequence[str | os.PathLike[str]],
@@ -42,6 +45,7 @@ def compare(
     overwrite: bool = False,
     footprint: bool = True,
     progress: Progress | None = None,
+    checks: Sequence[GateCheck] = (),
 ) -> Report:
     """Measure artifacts of one model side by side, on the same tokens, in one report.
 
@@ -59,6 +63,7 @@ def compare(
         overwrite: replace reports that exist.
         footprint: whether load time, memory and speed of each are measured, which loads it again.
         progress: called after each step.
+        checks: functions of your own that ask both models; one that fails, fails the artifact.
 
     Raises:
         InputError: something that was given cannot be used.
@@ -68,11 +73,11 @@ def compare(
     target = Path(output)
     if not artifacts:
         raise InputError("nothing to compare: name at least one artifact after the baseline")
-    check_gate_inputs(target, os.fspath(baseline), data, overwrite=overwrite)
+    check_gate_inputs(target, baseline, data, overwrite=overwrite)
     names = _distinct_names(artifacts)
     candidates = [open_candidate(path, name) for path, name in zip(artifacts, names, strict=True)]
     spec = find_gate_spec(recipe, {}, data, overrides)
-    bench = prepare_bench(os.fspath(baseline), spec, candidates, device)
+    bench = prepare_bench(os.fspath(baseline), spec, candidates, device, checks)
     notes = [*bench.notes, *note_loading(bench.folder, "the baseline", bench.runtime)]
     for candidate in candidates:
         notes += [f"{candidate.name}: {problem}" for problem in candidate.found.problems]

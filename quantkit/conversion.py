@@ -17,7 +17,9 @@ from quantkit.checkpoint.source import resolve_source
 from quantkit.describe import describe_artifact, describe_model, package_versions
 from quantkit.durable import write_text
 from quantkit.errors import ArtifactError, InputError, NotYetError, OutputError, ResourceError
+from quantkit.formats.modelopt.layout import AWQ
 from quantkit.formats.readers.description import TITLES, is_foreign
+from quantkit.formats.readers.modelopt import scales_inputs
 from quantkit.formats.readers.stored import StoredModel, open_stored
 from quantkit.formats.rewriting import Rewriting, plan_repacking, plan_weights, write_rewriting
 from quantkit.gguf_conversion import GgufConversion, plan_gguf_conversion
@@ -25,6 +27,7 @@ from quantkit.inputs import PLAIN, ConvertOptions, check_convert_inputs
 from quantkit.recipe import ExportSpec
 from quantkit.records import Artifact, Progress, Source
 from quantkit.running import silent, staged
+from quantkit.schemes import MODELOPT
 from quantkit.staging import commit, partial_of
 
 
@@ -35,7 +38,8 @@ class Conversion:
     source: str
     """What the user called the checkpoint."""
     source_format: str
-    """GPTQ, AWQ, FP8, compressed-tensors, safetensors for plain weights, or gguf and its types."""
+    """GPTQ, AWQ, FP8, ModelOpt, compressed-tensors, safetensors for plain weights, or gguf and its
+    types."""
     layers: int
     """Quantized layers that were converted."""
     artifact: Artifact
@@ -62,8 +66,8 @@ def convert(
     codes that llama.cpp would choose; `quantize` finds better ones with calibration data.
 
     Args:
-        source: GPTQ, AWQ, FP8, compressed-tensors or plain checkpoint: a folder, a Hub id,
-            id@revision; or a GGUF file, the first part where it is split.
+        source: GPTQ, AWQ, FP8, ModelOpt, compressed-tensors or plain checkpoint: a folder, a Hub
+            id, id@revision; or a GGUF file, the first part where it is split.
         to: `compressed-tensors`, with the same codes, scales and zero points; or `safetensors`,
             with the weights that they stand for; or, from plain weights, `gguf:TYPE`.
         output: folder to make; it holds the model and `quantkit.json`, which says where it is from.
@@ -152,9 +156,10 @@ def _refuse_unfinished(target: Path) -> None:
 def dequantized_folder(folder: Path, scratch: Path) -> Iterator[Path]:
     """Yield a folder that transformers can load without the kernels of other tools.
 
-    That is `folder` itself, unless it is a GPTQ, AWQ or FP8 checkpoint: then it is a temporary
-    folder in `scratch` with its dequantized weights in float32, exactly, which is removed
-    afterwards.
+    That is `folder` itself, unless it is a GPTQ, AWQ, FP8 or ModelOpt checkpoint: then it is a
+    temporary folder in `scratch` with its dequantized weights in float32, exactly, which is removed
+    afterwards. ModelOpt's become compressed-tensors with the same codes and scales, so that
+    transformers rounds inputs, and keys and values, as a server does.
 
     Raises:
         ArtifactError, CheckpointError: the checkpoint is damaged or contradicts itself.
@@ -165,7 +170,7 @@ def dequantized_folder(folder: Path, scratch: Path) -> Iterator[Path]:
         yield folder
         return
     model = _check_problems(open_stored(checkpoint), str(folder))
-    rewriting = plan_weights(model, "float32")
+    rewriting = plan_repacking(model) if _repacks(model) else plan_weights(model, "float32")
     _check_disk(scratch, rewriting.tensor_bytes)
     with tempfile.TemporaryDirectory(prefix="dequantized-", dir=scratch) as place:
         write_rewriting(rewriting, Path(place), ExportSpec().max_shard_bytes, silent)
@@ -187,13 +192,33 @@ def note_dequantized(folder: Path, role: str) -> tuple[str, ...]:
         return ()
     model = _check_problems(open_stored(checkpoint), str(folder))
     method = model.quantization.method
+    if _repacks(model):
+        note = (
+            f"{role} is in ModelOpt's layout and was judged in transformers as compressed-tensors "
+            f"with the same codes and scales: TensorRT-LLM itself was not run"
+        )
+        if model.quantization.kv_cache == "fp8":
+            note += "; its PyTorch backend takes 1 for the scales of an FP8 key/value cache"
+        return (note,)
     note = (
         f"{role} is {TITLES[method]} and was judged on its dequantized weights: "
         f"{len(model.layers)} layers, in float32"
     )
-    if method == "fp8":
-        note += "; a server also rounds their inputs to FP8, which is not measured"
+    if method == "fp8" or (method == "modelopt" and model.quantization.algorithm != AWQ):
+        bits = "FP8" if method == "fp8" else "eight bits"
+        note += f"; a server also rounds their inputs to {bits}, which is not measured"
     return (note,)
+
+
+def _repacks(model: StoredModel) -> bool:
+    """Whether transformers can be given the codes themselves.
+
+    Raises:
+        ArtifactError: a tensor is damaged.
+    """
+    if model.quantization.method != MODELOPT:
+        return False
+    return not any(scales_inputs(model.checkpoint, layer) for layer in model.layers.values())
 
 
 def _open_folder(folder: Path) -> Checkpoint:
@@ -207,9 +232,9 @@ def _open_model(source: str) -> StoredModel:
         InputError: it is missing, damaged, not quantized, or quantized in a way that is not read.
     """
     found = resolve_source(source)
-    inner = found.folder / "compressed-tensors"
-    if not (found.folder / "config.json").is_file() and (inner / "config.json").is_file():
-        found = replace(found, folder=inner)
+    for inner in (found.folder / name for name in ("compressed-tensors", MODELOPT)):
+        if not (found.folder / "config.json").is_file() and (inner / "config.json").is_file():
+            found = replace(found, folder=inner)
     return _check_problems(open_stored(open_checkpoint(found)), source)
 
 

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from quantkit import tracing
+from quantkit.functions import describe_function
 from quantkit.records import Artifact, OpenChoice, Plan, Source, TextRows, TokenWindows
 
 _PACKAGES = (
@@ -38,12 +40,14 @@ class Stopwatch:
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to `stage`."""
+        """Add the time spent inside to `stage`, which is a span where spans are recorded."""
         start = time.perf_counter()
         try:
-            yield
+            with tracing.span(stage):
+                yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            tracing.tell_peak_memory(peak_memory_bytes)
 
 
 def peak_memory_bytes() -> int:
@@ -107,7 +111,9 @@ def describe_artifact(artifact: Artifact, root: Path) -> dict[str, Any]:
 
 def describe_model(source: Source, files: Mapping[str, str]) -> dict[str, Any]:
     """The checkpoint: what the user called it, its revision, its files' hashes."""
-    return {"name": source.name, "revision": source.revision, "files": dict(sorted(files.items()))}
+    found = {"name": source.name, "revision": source.revision, "files": dict(sorted(files.items()))}
+    # Of a model in memory: where it once came from says nothing of the weights that it has now.
+    return found if source.loaded_from is None else {**found, "loaded_from": source.loaded_from}
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:
@@ -118,6 +124,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
             linear.group_size,
             linear.method.name,
             linear.effort.name,
+            *(["one scale"] if linear.one_scale else []),
             *linear.ggml_types,
         ]
         for linear in plan.linears
@@ -129,7 +136,25 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "kv_cache": None if plan.kv_cache is None else asdict(plan.kv_cache),
         "gguf_leads": plan.gguf_leads,
         "choice": None if plan.choice is None else _describe_choice(plan.choice),
+        **describe_solvers(plan),
     }
+
+
+def describe_solvers(plan: Plan) -> dict[str, Any]:
+    """Say of each of the user's own solvers, by its name, which code it is; empty without one."""
+    candidates = () if plan.choice is None else plan.choice.units
+    open_linears = (
+        linear for unit in candidates for each in unit.candidates for linear in each.linears
+    )
+    found: dict[str, Any] = {}
+    for linear in (*plan.linears, *open_linears):
+        solver = linear.method.solver
+        if solver is not None:
+            found[linear.method.name.rpartition("+")[2]] = {
+                **asdict(describe_function(solver.function)),
+                "needs_statistics": solver.needs_statistics,
+            }
+    return {"solvers": dict(sorted(found.items()))} if found else {}
 
 
 def _describe_choice(choice: OpenChoice) -> dict[str, Any]:

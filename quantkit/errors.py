@@ -9,9 +9,12 @@
     │   ├── CalibrationError         calibration or evaluation data that cannot be used
     │   ├── ArtifactError            an artifact that cannot be read
     │   ├── OutputError              an output that exists or cannot be written
+    │   ├── PublishError             what must not be published, or a repository that refuses it
     │   └── MissingPackageError      an optional package is absent; carries the install line
     ├── WorkerError               3  a runtime worker died, hung or answered nonsense
     ├── ResourceError             5  not enough memory or disk
+    ├── HubError                  6  the Hub cannot be reached, is busy or broke off
+    ├── TrackingError             6  a tracking server cannot be reached, or refuses what it is sent
     └── Interrupted             130  stopped by the user; the job can go on
 
 A message is one line a problem: what is wrong, where, and what to do about it.
@@ -74,6 +77,10 @@ class OutputError(InputError):
     """The output exists already, or its folder cannot be written."""
 
 
+class PublishError(InputError):
+    """An output that is not to be published, or a repository that it cannot go to."""
+
+
 class MissingPackageError(InputError):
     """A feature needs a package that is not installed."""
 
@@ -92,6 +99,18 @@ class ResourceError(QuantkitError):
     """Memory or disk ran out, or would."""
 
     exit_code = 5
+
+
+class HubError(QuantkitError):
+    """The Hub cannot be reached, is busy or broke off: the same command goes on later."""
+
+    exit_code = 6
+
+
+class TrackingError(QuantkitError):
+    """A tracking server cannot be reached or refuses: what is finished can be logged later."""
+
+    exit_code = 6
 
 
 class Interrupted(QuantkitError):

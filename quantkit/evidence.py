@@ -14,6 +14,7 @@ from quantkit.describe import (
     Stopwatch,
     describe_artifact,
     describe_model,
+    describe_solvers,
     describe_texts,
     describe_windows,
     package_versions,
@@ -81,6 +82,7 @@ def build_report(
             "kv_cache": [asdict(record) for record in kv_cache],
             "allocation": job.plan.allocation and asdict(job.plan.allocation),
             "measured_with": describe_runtimes(rows),
+            **describe_checks(rows),
         },
         kv_cache=tuple(kv_cache),
         allocation=job.plan.allocation,
@@ -166,6 +168,7 @@ def build_gate_report(
             "evaluation": described,
             "versions": package_versions(),
             "measured_with": describe_runtimes(rows),
+            **describe_checks(rows),
             "timings": {"seconds": dict(watch.seconds)},
         },
         comparison=comparison,
@@ -201,6 +204,12 @@ def describe_runtimes(rows: Sequence[ArtifactReport]) -> dict[str, dict[str, str
     return {row.name: dict(row.judgement.measured_with) for row in rows}
 
 
+def describe_checks(rows: Sequence[ArtifactReport]) -> dict[str, dict[str, str | None]]:
+    """Return the user's own checks: function -> sha256 of its source; empty where there is none."""
+    found = {check.function: check.sha256 for row in rows for check in row.judgement.custom_checks}
+    return {"custom_checks": found} if found else {}
+
+
 def _collect_evidence(
     job: Job,
     artifacts: Sequence[Artifact],
@@ -214,7 +223,9 @@ def _collect_evidence(
         **describe_request(job.loaded, job.checkpoint, job.model_files, verdict),
         "versions": package_versions(),
         "compute": describe_compute(job),
+        **describe_solvers(job.plan),
         "calibration": describe_windows(job.calibration),
+        **_describe_statistics(job),
         "evaluation": describe_windows(job.evaluation),
         "artifacts": [describe_artifact(artifact, root) for artifact in artifacts],
         "layers": [asdict(layer) for layer in layers],
@@ -225,6 +236,14 @@ def _collect_evidence(
             "matmul_probe": None if job.probe is None else asdict(job.probe),
         },
     }
+
+
+def _describe_statistics(job: Job) -> dict[str, Any]:
+    """Which statistics of the original model the blocks were solved from, if they were."""
+    stored = job.statistics
+    if stored is None:
+        return {}
+    return {"statistics": {"of": "the original model", "sha256": stored.sha256}}
 
 
 def describe_request(
@@ -253,6 +272,7 @@ def describe_scheme(plan: Plan) -> str:
     for linear in plan.linears:
         if linear.quantized:
             size = f"g{linear.group_size}" if linear.group_size else "channel"
+            size = "tensor" if linear.one_scale else size
             words = f"{linear.scheme.name} {size} {linear.method.name}"
             counts[words] = counts.get(words, 0) + 1
     found = sorted(counts, key=lambda words: (-counts[words], words)) or ["none"]

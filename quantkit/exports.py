@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from quantkit import tracing
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.compressed_tensors import write_compressed_tensors
 from quantkit.formats.gguf.imatrix import Imatrix, ImatrixEntry, write_imatrix
@@ -22,6 +23,7 @@ from quantkit.formats.gguf.model import (
     plan_file,
     write_model,
 )
+from quantkit.formats.modelopt.writing import write_modelopt
 from quantkit.formats.onnx.decoder import plan_decoder, write_decoder
 from quantkit.ggml_types import GGUF
 from quantkit.recipe import AUTO, ExportSpec
@@ -35,7 +37,7 @@ from quantkit.records import (
     SolvedBlock,
     TokenWindows,
 )
-from quantkit.schemes import ONNX
+from quantkit.schemes import MODELOPT, ONNX
 
 IMATRIX = "imatrix.gguf"
 """File of the importance matrix."""
@@ -119,21 +121,27 @@ def write_exports(
     for done, export in enumerate(exports):
         title = " ".join(filter(None, (export.format, export.type, export.precision)))
         tell(Event("write", done, len(exports), title))
-        limit = export.max_shard_bytes
-        folder = root / export.format
-        if export.format == ONNX:
-            artifacts.append(_write_graph(checkpoint, plan, next(graphs), load, folder))
-            continue
-        if export.format != GGUF:
+        with tracing.span(
+            "export", {"format": export.format, "type": export.type or export.precision}
+        ):
+            limit = export.max_shard_bytes
+            folder = root / export.format
+            if export.format == ONNX:
+                artifacts.append(_write_graph(checkpoint, plan, next(graphs), load, folder))
+                continue
+            if export.format != GGUF:
+                shutil.rmtree(folder, ignore_errors=True)
+                write = write_modelopt if export.format == MODELOPT else write_compressed_tensors
+                artifacts.append(write(checkpoint, plan, load, folder, limit))
+                continue
+            number, file = next(files)
+            if len(plan.gguf) > 1:
+                folder /= file.type
             shutil.rmtree(folder, ignore_errors=True)
-            artifacts.append(write_compressed_tensors(checkpoint, plan, load, folder, limit))
-            continue
-        number, file = next(files)
-        if len(plan.gguf) > 1:
-            folder /= file.type
-        shutil.rmtree(folder, ignore_errors=True)
-        find = _find_solved(number, load)
-        artifacts.append(_write_file(models[file.pre_tokenizer], file, folder, limit, find, matrix))
+            find = _find_solved(number, load)
+            artifacts.append(
+                _write_file(models[file.pre_tokenizer], file, folder, limit, find, matrix)
+            )
     tell(Event("write", len(exports), len(exports)))
     return artifacts
 

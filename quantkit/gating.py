@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from quantkit import tracing
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.conversion import dequantized_folder, note_dequantized
 from quantkit.environments.places import check_is_found, find_python
 from quantkit.errors import InputError, RecipeError, ResourceError, WorkerError
 from quantkit.evidence import find_graph_plan, find_runtime
@@ -22,6 +25,7 @@ from quantkit.job import Job
 from quantkit.judging.baseline.remembering import start_with
 from quantkit.judging.baseline.store import AnswerStore, open_store
 from quantkit.judging.checks import UNJUDGED, fail_worker, note_no_speed
+from quantkit.judging.custom_checks import GateCheck
 from quantkit.judging.decoder_speed import measure_decoder_speed
 from quantkit.judging.evaluate import (
     LLAMA_CPP,
@@ -40,7 +44,7 @@ from quantkit.judging.weights import WeightFindings, compare_weights
 from quantkit.judging.worker import find_interpreter
 from quantkit.recipe import GateSpec, apply_override, validate
 from quantkit.records import Artifact, EvalResult, Judgement, Progress, TokenWindows
-from quantkit.schemes import ONNX
+from quantkit.schemes import MODELOPT, ONNX
 
 _LOGIT_BYTES = 4
 
@@ -55,6 +59,8 @@ class GateTools:
     tasks: tuple[LoadedTask, ...] = ()
     store: AnswerStore | None = None
     """What its baseline has computed before; None: nothing is kept."""
+    checks: tuple[GateCheck, ...] = ()
+    """The user's own."""
 
 
 def prepare_job_tools(job: Job) -> GateTools:
@@ -108,26 +114,37 @@ def check_interpreter(spec: GateSpec, written: str) -> None:
 
 def judge_artifact(job: Job, artifact: Artifact, tools: GateTools, tell: Progress) -> Judgement:
     """Judge what a job wrote; without a gate it stays UNJUDGED."""
+    with tracing.judging(artifact.name, artifact.format) as found:
+        return found(_judge_artifact(job, artifact, tools, tell))
+
+
+def _judge_artifact(job: Job, artifact: Artifact, tools: GateTools, tell: Progress) -> Judgement:
     spec = job.loaded.recipe.gate
     if spec is None or job.evaluation is None:
         return UNJUDGED
     weights = check_weights(job.checkpoint, artifact.path, spec, tell)
-    judgement = judge_files(
-        job.checkpoint.source.folder,
-        artifact.path,
-        job.evaluation,
-        spec,
-        tools=tools,
-        written=artifact.format,
-        device=job.device.type,
-        suspicions=(
-            *compare_bits_per_weight(artifact.bits_per_weight, _planned_bits(job, artifact)),
-            *compare_hashes(artifact.folder, artifact.files),
-            *weights.suspicions,
-        ),
-        progress=tell,
-    )
-    judgement = replace(judgement, notes=(*judgement.notes, *weights.notes))
+    notes = [*weights.notes]
+    loading: AbstractContextManager[Path] = nullcontext(artifact.path)
+    if artifact.format == MODELOPT and find_runtime(spec, MODELOPT) == "transformers":
+        notes += note_dequantized(artifact.path, "the artifact")
+        loading = dequantized_folder(artifact.path, artifact.folder.parent)
+    with loading as loaded:
+        judgement = judge_files(
+            job.checkpoint.source.folder,
+            loaded,
+            job.evaluation,
+            spec,
+            tools=tools,
+            written=artifact.format,
+            device=job.device.type,
+            suspicions=(
+                *compare_bits_per_weight(artifact.bits_per_weight, _planned_bits(job, artifact)),
+                *compare_hashes(artifact.folder, artifact.files),
+                *weights.suspicions,
+            ),
+            progress=tell,
+        )
+    judgement = replace(judgement, notes=(*judgement.notes, *notes))
     if artifact.format != ONNX:
         return judgement
     return add_decoder_speed(judgement, job.checkpoint, artifact.path, spec, tell)
@@ -173,6 +190,8 @@ def _planned_bits(job: Job, artifact: Artifact) -> float:
         if file.type == artifact.file_type:
             return artifact.bits_per_weight * file.tensor_bytes / artifact.tensor_bytes
     graph = find_graph_plan(job.plan, artifact)
+    if artifact.format == MODELOPT and job.plan.modelopt is not None:
+        return 8 * job.plan.modelopt.tensor_bytes / job.plan.parameters
     if graph is not None:
         return 8 * graph.tensor_bytes / job.plan.parameters
     return job.plan.bits_per_weight
@@ -216,6 +235,7 @@ def judge_files(
             probes=spec.probes,
             tasks=tools.tasks,
             task_confidence=spec.confidence,
+            checks=tools.checks,
             start_baseline=start_with(tools.store, spec.timeout_seconds),
             python=find_python(runtime, spec.python),
             baseline_python=find_python(find_baseline_runtime(runtime), spec.python),
@@ -273,7 +293,7 @@ def check_recorded_files(
     """
     rows = evidence.get("artifacts")
     for row in rows if isinstance(rows, list) else []:
-        if not isinstance(row, dict) or _last_part(row.get("path")) != folder.absolute().name:
+        if not isinstance(row, dict) or not _is_of(row.get("path"), folder):
             continue
         files = row.get("files")
         if isinstance(files, dict) and (file is None or file in files):
@@ -308,9 +328,13 @@ def check_side_files(baseline: Path, found: Inspection) -> tuple[str, ...]:
     )
 
 
-def _last_part(path: object) -> str:
-    """The last part of a recorded path, which is relative to the folder of the evidence."""
-    return str(path).rpartition("/")[2]
+def _is_of(path: object, folder: Path) -> bool:
+    """Whether a recorded path, which is relative to the folder of the evidence, is `folder`'s.
+
+    What was published has its evidence beside it, and the path is then a dot.
+    """
+    last = str(path).rpartition("/")[2]
+    return last == folder.absolute().name or (last == "." and (folder / "quantkit.json").is_file())
 
 
 def recorded_gate(evidence: Mapping[str, Any]) -> Any:

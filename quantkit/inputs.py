@@ -6,26 +6,30 @@ Nothing here imports torch: the command line asks first, and answers at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
-from quantkit.calibration.sources import find_kind
+from quantkit.calibration.sources import CALLERS, find_kind
 from quantkit.checkpoint.headers import WEIGHT_DTYPES
 from quantkit.checkpoint.source import find_folder
-from quantkit.errors import InputError, NotYetError, RecipeError, nearest
+from quantkit.errors import CalibrationError, InputError, NotYetError, RecipeError, nearest
 from quantkit.ggml_types import FILE_TYPES, GGUF
 from quantkit.recipe import (
     AUTO,
+    CalibrationSpec,
+    GivenSolver,
     QuantizeSpec,
     Recipe,
     find_recipe,
     load_recipe,
     read_recipe_text,
+    read_solvers,
     validate,
 )
-from quantkit.schemes import METHODS, SCHEMES
-from quantkit.staging import check_output
+from quantkit.schemes import METHODS, SCHEMES, Method
+from quantkit.staging import STATISTICS, check_output
 
 RecipeLike = Recipe | str | os.PathLike[str]
 
@@ -43,6 +47,10 @@ class LoadedRecipe:
     recipe: Recipe
     text: str | None
     overrides: tuple[str, ...]
+    methods: Mapping[str, Method] = field(default_factory=lambda: METHODS)
+    """That the recipe may name: the built ones, and those of solvers that were given."""
+    reads_calibration: bool = True
+    """Whether the calibration data is to be read; else the caller iterates over it, or it was."""
 
     @property
     def model(self) -> str:
@@ -72,26 +80,66 @@ def load(
     model: str | os.PathLike[str] | None,
     output: str | os.PathLike[str] | None,
     overrides: Sequence[str],
+    solvers: Mapping[str, GivenSolver] = MappingProxyType({}),
 ) -> LoadedRecipe:
     """Read and validate a recipe; a `Recipe` gets only its model and output replaced.
 
     Raises:
+        InputError: as `read_solvers`; or a solver is given that the recipe does not name, or with
+            which it cannot be used.
         RecipeError, NotYetError: as `load_recipe`; or overrides were given for a `Recipe`.
     """
     if not isinstance(recipe, Recipe):
         text = read_recipe_text(find_recipe(recipe))
-        loaded = load_recipe(recipe, model=model, output=output, overrides=overrides)
-        return LoadedRecipe(loaded, text, tuple(overrides))
+        loaded = load_recipe(
+            recipe, model=model, output=output, overrides=overrides, solvers=solvers
+        )
+        return _with_methods(LoadedRecipe(loaded, text, tuple(overrides)), solvers)
     if overrides:
         raise RecipeError("overrides go with a recipe from a file: change the Recipe itself")
     changes = {"model": model, "output": output}
     given = {key: os.fspath(value) for key, value in changes.items() if value is not None}
     # A Recipe that was made in Python may ask for what is not built yet.
-    return LoadedRecipe(validate(recipe.model_dump(mode="json") | given), None, ())
+    tree = recipe.model_dump(mode="json") | given
+    checked = validate(tree, methods=read_solvers(solvers))
+    return _with_methods(LoadedRecipe(checked, None, ()), solvers)
+
+
+def _with_methods(loaded: LoadedRecipe, solvers: Mapping[str, GivenSolver]) -> LoadedRecipe:
+    """Return the recipe with what it may name.
+
+    Raises:
+        InputError: a solver is not named by it, or it writes what no solver can be used for.
+    """
+    methods = read_solvers(solvers)
+    spec = loaded.recipe.quantize
+    named = {spec.method, *(override.method for override in spec.overrides)}
+    own = {name for name in named if name is not None and name not in METHODS and name in methods}
+    used = {name.rpartition("+")[2] for name in own}
+    for name in solvers:
+        if name not in used:
+            raise InputError(
+                f"solvers: {name!r} is given, and the recipe does not name it: write it as "
+                f"quantize.method, or as the method of an override"
+            )
+    for export in loaded.recipe.export:
+        if own and export.format == GGUF:
+            raise RecipeError(
+                f"method {min(own)} chooses integer codes, and gguf files have types of their own "
+                f"with solvers of their own: export gguf with another recipe"
+            )
+    return replace(loaded, methods=methods)
 
 
 def check_inputs(
-    loaded: LoadedRecipe, *, overwrite: bool, gate: bool = True, output_needed: bool = True
+    loaded: LoadedRecipe,
+    *,
+    overwrite: bool,
+    gate: bool = True,
+    output_needed: bool = True,
+    in_memory: bool = False,
+    has_tokenizer: bool = True,
+    statistics: str | os.PathLike[str] | None = None,
 ) -> None:
     """Refuse a model or data that is not there, and an output that cannot be made.
 
@@ -100,30 +148,116 @@ def check_inputs(
         overwrite: accept an output that exists.
         gate: whether the evaluation data will be read.
         output_needed: whether a recipe without an output is refused.
+        in_memory: whether the model is.
+        has_tokenizer: whether a model in memory has one.
+        statistics: a folder that `calibrate` wrote, in place of calibration data.
 
     Raises:
         InputError: one of them.
     """
     recipe = loaded.recipe
+    if recipe.publish is not None and (not gate or recipe.gate is None):
+        raise InputError(
+            "publish: only what has passed a gate is published, and this job has none: write "
+            "`gate:` and leave out --no-gate, or leave out `publish:`"
+        )
     if output_needed or recipe.output is not None:
         check_output(loaded.output, overwrite=overwrite)
-    find_folder(loaded.model)
-    if recipe.calibration is not None and _needs_calibration(recipe.quantize):
+    if not in_memory:
+        find_folder(loaded.model)
+    if statistics is not None and not Path(statistics, STATISTICS).is_file():
+        raise CalibrationError(
+            f"{os.fspath(statistics)} holds no statistics (there is no {STATISTICS}): make them "
+            f"with `quantkit calibrate`"
+        )
+    reads = loaded.reads_calibration and statistics is None and recipe.calibration is not None
+    reads = reads and _needs_calibration(recipe.quantize, loaded.methods)
+    if not has_tokenizer:
+        _refuse_text(recipe, calibration=reads, gate=gate)
+    if reads and recipe.calibration is not None:
         find_kind(recipe.calibration.data)
     if gate and recipe.gate is not None:
         find_kind(recipe.gate.data)
 
 
+def _refuse_text(recipe: Recipe, *, calibration: bool, gate: bool) -> None:
+    """Refuse what a model without a tokenizer cannot be used for.
+
+    Raises:
+        InputError: the recipe asks for something of it.
+    """
+    reasons = {
+        "the calibration data is text": calibration,
+        "the gate reads text": gate and recipe.gate is not None,
+        "a gguf file holds it": any(export.format == GGUF for export in recipe.export),
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if found:
+        raise InputError(f"the model in memory has no tokenizer, and {found[0]}: pass tokenizer=")
+
+
+def replace_calibration(
+    loaded: LoadedRecipe, spec: Mapping[str, object] | None = None
+) -> LoadedRecipe:
+    """Return the recipe with data that it need not read.
+
+    Args:
+        spec: the calibration as a recipe has it, of statistics that were taken; None: the caller
+            iterates over examples, of which the recipe's `samples` and `sequence_length` are cut.
+    """
+    recipe = loaded.recipe
+    if spec is not None:
+        chosen = CalibrationSpec.model_validate(spec)
+    else:
+        known = recipe.calibration or CalibrationSpec(data=CALLERS)
+        chosen = known.model_copy(update={"data": CALLERS})
+    written = (recipe.calibration or CalibrationSpec(data="")).model_dump()
+    # What people read beside the recipe's text, which says something else.
+    told = [
+        f"calibration.{key}={value}"
+        for key, value in chosen.model_dump().items()
+        if loaded.text is not None and value != written[key]
+    ]
+    return replace(
+        loaded,
+        recipe=recipe.model_copy(update={"calibration": chosen}),
+        overrides=tuple(dict.fromkeys((*loaded.overrides, *told))),
+        reads_calibration=False,
+    )
+
+
+def refuse_object(what: str, given: object) -> None:
+    """Refuse what is no name where only names are taken: `quantize` alone takes a model in memory.
+
+    Args:
+        what: name of the parameter.
+
+    Raises:
+        InputError: it is none.
+    """
+    if given is not None and not isinstance(given, str | os.PathLike):
+        raise InputError(
+            f"{what} is of type {type(given).__name__}: pass the name of a folder"
+            f"{' (or a Hub id)' if what != 'statistics' else ''}, since what is in memory is only "
+            f"taken by quantize(model=...) and calibrate(model=...)"
+        )
+
+
 def check_gate_inputs(
-    output: Path, baseline: str, data: str | os.PathLike[str] | None, *, overwrite: bool
+    output: Path,
+    baseline: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None,
+    *,
+    overwrite: bool,
 ) -> None:
     """The same for a gate on an artifact that exists.
 
     Raises:
         InputError: the baseline or the data is not there, or the output cannot be made.
     """
+    refuse_object("baseline", baseline)
     check_output(output, overwrite=overwrite)
-    find_folder(baseline)
+    find_folder(os.fspath(baseline))
     if data is not None:
         find_kind(os.fspath(data))
 
@@ -235,7 +369,7 @@ def _check_file_type(to: str) -> None:
         raise InputError(f"--to {to!r} is unknown{near} (known: {', '.join(FILE_TYPES)})")
 
 
-def _needs_calibration(spec: QuantizeSpec) -> bool:
+def _needs_calibration(spec: QuantizeSpec, known: Mapping[str, Method]) -> bool:
     """Whether anything that the recipe names may look at data; the plan knows it exactly."""
     methods = (spec.method, *(override.method for override in spec.overrides))
     schemes = (spec.scheme, *(override.scheme for override in spec.overrides))
@@ -243,5 +377,5 @@ def _needs_calibration(spec: QuantizeSpec) -> bool:
         spec.kv_cache != "none"
         or spec.scheme == AUTO
         or any(SCHEMES[name].static for name in schemes if name in SCHEMES)
-        or any(name not in METHODS or METHODS[name].needs_calibration for name in methods if name)
+        or any(name not in known or known[name].needs_calibration for name in methods if name)
     )

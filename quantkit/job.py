@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,20 +11,21 @@ from typing import Any
 import torch
 
 from quantkit.calibration.compute import ComputeProbe, choose_compute_dtype, choose_device
-from quantkit.calibration.data import load_tokenizer, load_windows
-from quantkit.calibration.doctor import check_overlap, check_vocabulary
+from quantkit.calibration.data import load_tokenizer
 from quantkit.calibration.parking import free_ram
+from quantkit.calibration.stored import StoredStatistics, check_holds, check_model, note_origin
 from quantkit.checkpoint.reader import Checkpoint, hash_files
 from quantkit.describe import describe_model, describe_plan, describe_windows, package_versions
 from quantkit.exports import plan_gguf_files, plan_onnx_graphs
 from quantkit.inputs import LoadedRecipe
+from quantkit.job_windows import collect_notes, find_calibration, load_evaluation
 from quantkit.numerics.columns import missing_compiler
 from quantkit.numerics.kernels import missing_kernels
 from quantkit.planning import find_chosen, make_plan
 from quantkit.planning.prediction import predict
 from quantkit.planning.probe import probe_machine
 from quantkit.planning.workload import Workload, measure_model
-from quantkit.recipe import MIN_WINDOWS, CalibrationSpec, GateSpec, Recipe
+from quantkit.recipe import Recipe
 from quantkit.records import (
     Allocation,
     GgufPlan,
@@ -34,6 +35,7 @@ from quantkit.records import (
     Prediction,
     TokenWindows,
 )
+from quantkit.schemes import METHODS, Method
 
 _MEASURED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """The dtypes that a CPU is measured in."""
@@ -57,6 +59,8 @@ class Job:
     """What was noticed and did not stop the job."""
     processes: int = 1
     """That share the calibration and the solving."""
+    statistics: StoredStatistics | None = None
+    """Of the original model, which the blocks are solved from; None: they are taken on the way."""
 
     @property
     def scale_dtype(self) -> torch.dtype:
@@ -65,29 +69,46 @@ class Job:
         return dtype
 
 
-def prepare(loaded: LoadedRecipe, checkpoint: Checkpoint, *, device: str, gate: bool) -> Job:
+def prepare(
+    loaded: LoadedRecipe,
+    checkpoint: Checkpoint,
+    *,
+    device: str,
+    gate: bool,
+    examples: Iterable[object] | None = None,
+    statistics: StoredStatistics | None = None,
+) -> Job:
     """Plan, and read all data.
+
+    Args:
+        examples: of the caller, to calibrate on in place of the recipe's data.
+        statistics: to solve the blocks from in place of a walk.
 
     Raises:
         InputError, ResourceError: whatever would stop the job later.
     """
     recipe = loaded.recipe
     chosen_device = choose_device(device)
-    plan = plan_work(recipe, checkpoint, gate=gate)
+    plan = plan_work(recipe, checkpoint, gate=gate, methods=loaded.methods)
     machine = _probe(recipe, checkpoint, chosen_device)
+    model_files = hash_files(checkpoint)
     calibration = evaluation = None
-    calibrated = needs_calibration(plan)
-    if calibrated or gate:
-        tokenizer = load_tokenizer(checkpoint.source.folder)
-    if calibrated and recipe.calibration is not None:
-        calibration = load_calibration(recipe.calibration, tokenizer, checkpoint, plan)
-    if gate and recipe.gate is not None:
-        evaluation = load_evaluation(recipe.gate, tokenizer, checkpoint)
     dtype, probe = _choose_dtype(plan, chosen_device)
+    if not needs_calibration(plan):
+        statistics = None
+    elif statistics is not None:
+        check_model(statistics, checkpoint.source.name, model_files)
+        check_holds(statistics, plan)
+        calibration, dtype, probe = statistics.windows, statistics.dtype, None
+    elif recipe.calibration is not None:
+        calibration = find_calibration(recipe.calibration, checkpoint, plan, examples)
+    if gate and recipe.gate is not None:
+        tokenizer = load_tokenizer(checkpoint.source.folder)
+        evaluation = load_evaluation(recipe.gate, tokenizer, checkpoint)
     work = describe_workload(recipe, checkpoint, plan, chosen_device, dtype, gate=gate)
     work = replace(
         work,
-        calibration_windows=0 if calibration is None else len(calibration.ids),
+        calibration_windows=0 if calibration is None or statistics else len(calibration.ids),
         gate_windows=min(work.gate_windows, 0 if evaluation is None else len(evaluation.ids)),
     )
     return Job(
@@ -99,11 +120,13 @@ def prepare(loaded: LoadedRecipe, checkpoint: Checkpoint, *, device: str, gate: 
         device=chosen_device,
         dtype=dtype,
         probe=probe,
-        model_files=hash_files(checkpoint),
+        model_files=model_files,
+        statistics=statistics,
         notes=(
             *plan.notes,
+            *([] if statistics is None else note_origin(statistics, plan)),
             *_note_kernels(plan, chosen_device),
-            *_collect_notes(calibration, evaluation),
+            *collect_notes(calibration, evaluation),
         ),
     )
 
@@ -121,7 +144,12 @@ def _note_kernels(plan: Plan, device: torch.device) -> list[str]:
 
 
 def plan_job(
-    recipe: Recipe, checkpoint: Checkpoint, *, gate: bool = True, device: str = "auto"
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    *,
+    gate: bool = True,
+    device: str = "auto",
+    methods: Mapping[str, Method] = METHODS,
 ) -> Plan:
     """Say what a job will do, its GGUF files and ONNX graphs included, and what it will take.
 
@@ -130,24 +158,31 @@ def plan_job(
 
     Args:
         device: `auto`, `cpu` or `cuda`.
+        methods: that the recipe may name.
 
     Raises:
         InputError, ResourceError: as `make_plan`; or the checkpoint cannot become a GGUF file or
             an ONNX graph; or there is no such device.
     """
     chosen = choose_device(device)
-    plan = plan_work(recipe, checkpoint, gate=gate)
+    plan = plan_work(recipe, checkpoint, gate=gate, methods=methods)
     return replace(plan, prediction=_predict(recipe, checkpoint, plan, chosen, gate=gate))
 
 
-def plan_work(recipe: Recipe, checkpoint: Checkpoint, *, gate: bool) -> Plan:
+def plan_work(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    *,
+    gate: bool,
+    methods: Mapping[str, Method] = METHODS,
+) -> Plan:
     """Say what a job will do, without measuring what it will take.
 
     Raises:
         InputError, ResourceError: as `plan_job`.
     """
     files, graphs = _plan_files(recipe, checkpoint), plan_onnx_graphs(recipe.export, checkpoint)
-    return make_plan(recipe, checkpoint, gate=gate, gguf=files, onnx=graphs)
+    return make_plan(recipe, checkpoint, gate=gate, gguf=files, onnx=graphs, methods=methods)
 
 
 def _predict(
@@ -229,80 +264,11 @@ def settle(job: Job, allocation: Allocation) -> Job:
         allocation=allocation,
         gguf=_plan_files(recipe, job.checkpoint, chosen),
         onnx=plan_onnx_graphs(recipe.export, job.checkpoint),
+        methods=job.loaded.methods,
     )
     others = (note for note in job.notes if note not in job.plan.notes)
     plan = replace(plan, prediction=job.plan.prediction)
     return replace(job, plan=plan, notes=(*plan.notes, *others))
-
-
-def _collect_notes(calibration: TokenWindows | None, evaluation: TokenWindows | None) -> list[str]:
-    """Refuse an evaluation on calibration data; return what was noticed in data that is fit."""
-    notes: list[str] = []
-    for windows in (calibration, evaluation):
-        if windows is not None:
-            notes += windows.notes
-    if calibration is not None and evaluation is not None:
-        notes += check_overlap(calibration, evaluation)
-    return notes
-
-
-def load_calibration(
-    spec: CalibrationSpec, tokenizer: Any, checkpoint: Checkpoint, plan: Plan
-) -> TokenWindows:
-    """Return the seeded windows of the calibration data.
-
-    Raises:
-        CalibrationError: the data does not suffice or does not fit the model.
-    """
-    windows = load_windows(
-        spec.data,
-        split=spec.split,
-        text_column=spec.text_column,
-        tokenizer=tokenizer,
-        samples=spec.samples,
-        sequence_length=spec.sequence_length,
-        seed=spec.seed,
-        assistant_only=spec.assistant_only,
-        in_features=max((linear.in_features for linear in _calibrated(plan)), default=1),
-    )
-    _check_vocabulary(windows, checkpoint)
-    return windows
-
-
-def load_evaluation(spec: GateSpec, tokenizer: Any, checkpoint: Checkpoint) -> TokenWindows:
-    """Return the first windows of the gate's data: all that it may measure.
-
-    Raises:
-        CalibrationError: the data does not suffice or does not fit the model.
-    """
-    windows = load_windows(
-        spec.data,
-        split=spec.split,
-        text_column=spec.text_column,
-        tokenizer=tokenizer,
-        samples=spec.samples,
-        sequence_length=spec.sequence_length,
-        seed=spec.seed,
-        order="sequential",
-        at_most=spec.most_windows,
-        domain_column=spec.domain_column,
-    )
-    _check_vocabulary(windows, checkpoint)
-    count = len(windows.ids)
-    if count >= MIN_WINDOWS:
-        return windows
-    few = (
-        f"{count} evaluation windows decide nothing, and at least {MIN_WINDOWS} of "
-        f"{spec.sequence_length} tokens are needed: the verdict will be INCONCLUSIVE without more "
-        "text, a shorter gate.sequence_length or more gate.samples"
-    )
-    return replace(windows, notes=(*windows.notes, few))
-
-
-def _check_vocabulary(windows: TokenWindows, checkpoint: Checkpoint) -> None:
-    vocabulary = checkpoint.config.get("vocab_size")
-    if isinstance(vocabulary, int):
-        check_vocabulary(windows, vocabulary)
 
 
 def needs_calibration(plan: Plan) -> bool:
@@ -316,13 +282,14 @@ def _calibrated(plan: Plan) -> list[LinearPlan]:
 
 def depends_on(job: Job) -> dict[str, Any]:
     """What the solved blocks depend on: a resumed job must agree in all of it."""
-    return {
+    found = {
         "model": describe_model(job.checkpoint.source, job.model_files)["files"],
         "plan": describe_plan(job.plan),
         "calibration": describe_windows(job.calibration),
         "compute": describe_compute(job),
         "versions": package_versions(),
     }
+    return found if job.statistics is None else found | {"statistics": job.statistics.sha256}
 
 
 def go_on(job: Job, begun: Mapping[str, Any]) -> Job:

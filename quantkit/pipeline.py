@@ -6,15 +6,18 @@ Only this module knows the order of the stages.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NoReturn
 
+from quantkit import tracing
 from quantkit.allocation import allocate, load_allocation, store_allocation
 from quantkit.block_loop import blocks_to_solve, solve_blocks
+from quantkit.checkpoint.outline import outline_source
 from quantkit.checkpoint.reader import open_checkpoint
-from quantkit.checkpoint.source import resolve_source
 from quantkit.describe import Stopwatch
 from quantkit.differing import list_differences
 from quantkit.encoder_pipeline import plan_encoder, quantize_encoder
@@ -23,9 +26,19 @@ from quantkit.errors import InputError, RecipeError
 from quantkit.evidence import build_report, write_evidence
 from quantkit.exports import write_exports
 from quantkit.gating import GateTools, judge_artifact, prepare_job_tools
-from quantkit.inputs import RecipeLike, check_inputs, load
+from quantkit.inputs import LoadedRecipe, RecipeLike, check_inputs, load, refuse_object
 from quantkit.job import Job, depends_on, go_on, needs_calibration, plan_job, prepare, settle
+from quantkit.judging.custom_checks import CHECKS_ASK_DECODERS, GateCheck, read_checks
+from quantkit.materials import (
+    check_materials,
+    gather_materials,
+    opened_model,
+    refuse_encoder,
+    refuse_sharing,
+)
+from quantkit.publishing.of_recipe import check_publishing, publish_result
 from quantkit.ranks import Ranks, from_first, gather, join_ranks
+from quantkit.recipe import GivenSolver
 from quantkit.records import (
     Allocation,
     Artifact,
@@ -41,6 +54,7 @@ from quantkit.records import (
 )
 from quantkit.report import write_model_card, write_reports
 from quantkit.running import memory_errors, silent, staged
+from quantkit.schemes import METHODS
 from quantkit.staging import commit, partial_of
 from quantkit.workspace import (
     Workspace,
@@ -52,6 +66,9 @@ from quantkit.workspace import (
     stored_blocks,
 )
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 def plan(
     recipe: RecipeLike,
@@ -61,9 +78,11 @@ def plan(
     overrides: Sequence[str] = (),
     device: str = "auto",
     overwrite: bool = False,
+    solvers: Mapping[str, GivenSolver] = MappingProxyType({}),
 ) -> Plan | EncoderPlan:
     """Say what a job would do and take, from the recipe, the config, the headers and a probe.
 
+    Of a model on the Hub the headers of the weights are read there, and no weight is downloaded.
     This machine is probed for about a second where the model is a decoder, which its architecture
     decides. Data is looked for and not read.
 
@@ -74,30 +93,49 @@ def plan(
         overrides: `KEY=VALUE` pairs as of `--set`; only for recipes from files.
         device: `auto`, `cpu` or `cuda`, for which time and memory are predicted.
         overwrite: accept an output that exists.
+        solvers: as for `quantize`.
 
     Raises:
         PlanError: the recipe does not fit the checkpoint; every problem is listed.
         InputError: the recipe, the checkpoint or the output cannot be used.
         ResourceError: the disk is too small.
     """
-    loaded = load(recipe, model, output, overrides)
+    refuse_object("model", model)
+    loaded = load(recipe, model, output, overrides, solvers)
     check_inputs(loaded, overwrite=overwrite, output_needed=False)
-    checkpoint = open_checkpoint(resolve_source(loaded.model))
-    if is_encoder(checkpoint.config):
-        return plan_encoder(loaded, checkpoint)
-    return plan_job(loaded.recipe, checkpoint, device=device)
+    with outline_source(loaded.model) as outline:
+        checkpoint = open_checkpoint(outline.source)
+        planned: Plan | EncoderPlan
+        if is_encoder(checkpoint.config):
+            _refuse_own(loaded, ())
+            planned = plan_encoder(loaded, checkpoint)
+        else:
+            planned = plan_job(loaded.recipe, checkpoint, device=device, methods=loaded.methods)
+    if not outline.absent_bytes:
+        return planned
+    note = (
+        f"the weights are on the Hub alone: the job downloads their {outline.absent_bytes:,} bytes "
+        f"first, for which neither time nor disk is counted here"
+    )
+    return replace(planned, notes=(*planned.notes, note))
 
 
+@tracing.job("quantize")
 def quantize(
     recipe: RecipeLike,
     *,
-    model: str | os.PathLike[str] | None = None,
+    model: str | os.PathLike[str] | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     output: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
     device: str = "auto",
     overwrite: bool = False,
     gate: bool = True,
     progress: Progress | None = None,
+    calibration: Iterable[object] | None = None,
+    statistics: str | os.PathLike[str] | None = None,
+    checks: Sequence[GateCheck] = (),
+    solvers: Mapping[str, GivenSolver] = MappingProxyType({}),
 ) -> Result:
     """Do the whole job: plan, calibrate, solve, write, gate, report.
 
@@ -110,13 +148,21 @@ def quantize(
 
     Args:
         recipe: a `Recipe`, the path of one, or the name of a shipped one.
-        model: replaces the recipe's model.
+        model: replaces the recipe's model: a name, or a model of transformers in memory, which is
+            written beside the output while the job runs and is not changed.
+        tokenizer: of a model in memory.
         output: replaces the recipe's output.
         overrides: `KEY=VALUE` pairs as of `--set`; only for recipes from files.
         device: `auto`, `cpu` or `cuda`.
         overwrite: replace an output that exists, and an unfinished job that differs.
         gate: judge the artifact; without, its verdict is UNJUDGED.
         progress: called after each step.
+        calibration: examples in place of the recipe's data, taken until the recipe's windows are
+            full: texts, lists of token ids, rows with a text or chat `messages`, or batches with
+            `input_ids`.
+        statistics: a folder that `calibrate` wrote: blocks are solved from it without a walk.
+        checks: functions of your own that ask both models; one that fails, fails the artifact.
+        solvers: functions of your own that choose codes, by the names that the recipe has for them.
 
     Raises:
         InputError: something that was given cannot be used. What is found before the work leaves
@@ -126,19 +172,36 @@ def quantize(
         SystemExit: in the processes behind the first, with 0 or the exit code of the error.
     """
     watch = Stopwatch()
-    with join_ranks() as ranks:
+    own_checks = read_checks(checks)
+    refuse_sharing(model, statistics)
+    with join_ranks() as ranks, ExitStack() as stack:
         tell = progress if progress is not None and ranks.leads else silent
         with watch.time("prepare"):
             tell(
                 Event("prepare", 0, 1, "reading the recipe, the checkpoint's headers and the data")
             )
-            loaded = load(recipe, model, output, overrides)
+            materials = gather_materials(
+                recipe,
+                model=model,
+                tokenizer=tokenizer,
+                output=output,
+                overrides=overrides,
+                examples=calibration,
+                statistics=statistics,
+                solvers=solvers,
+            )
+            loaded = materials.loaded
+            _refuse_unasked(own_checks, loaded, gate=gate)
             if ranks.leads:
-                check_inputs(loaded, overwrite=overwrite, gate=gate)
-            checkpoint = open_checkpoint(resolve_source(loaded.model))
+                check_materials(materials, overwrite=overwrite, gate=gate)
+                check_publishing(loaded.recipe.publish, tell)
+            checkpoint = stack.enter_context(opened_model(materials))
+        tracing.tell({"model": checkpoint.source.name, "output": str(loaded.output)})
         if is_encoder(checkpoint.config):
             _refuse_many(ranks)
-            return quantize_encoder(
+            refuse_encoder(materials)
+            _refuse_own(loaded, own_checks)
+            done = quantize_encoder(
                 loaded,
                 checkpoint,
                 device=device,
@@ -147,14 +210,38 @@ def quantize(
                 watch=watch,
                 tell=tell,
             )
+            return publish_result(loaded.recipe.publish, done, tell)
         with watch.time("prepare"):
-            job = prepare(loaded, checkpoint, device=device, gate=gate)
+            job = prepare(
+                loaded,
+                checkpoint,
+                device=device,
+                gate=gate,
+                examples=materials.examples,
+                statistics=materials.statistics,
+            )
             job = _agree(go_on(job, read_begun(partial_of(loaded.output))), ranks)
             if not ranks.leads:
                 _help(job, ranks)
-            tools = prepare_job_tools(job)
+            tools = replace(prepare_job_tools(job), checks=own_checks)
             tell(Event("prepare", 1, 1))
-        return _lead(job, tools, ranks, watch, tell, overwrite=overwrite)
+        done = _lead(job, tools, ranks, watch, tell, overwrite=overwrite)
+    return publish_result(loaded.recipe.publish, done, tell)
+
+
+def _refuse_unasked(checks: Sequence[GateCheck], loaded: LoadedRecipe, *, gate: bool) -> None:
+    if checks and (not gate or loaded.recipe.gate is None):
+        raise InputError("checks are part of the gate, and this job has none: leave out one of two")
+
+
+def _refuse_own(loaded: LoadedRecipe, checks: Sequence[GateCheck]) -> None:
+    if checks:
+        raise InputError(f"{loaded.model} is an encoder, {CHECKS_ASK_DECODERS}")
+    if loaded.methods is not METHODS:
+        raise InputError(
+            f"{loaded.model} is an encoder, and solvers of your own are for decoders: use a method "
+            f"of quantkit"
+        )
 
 
 def _refuse_many(ranks: Ranks) -> None:

@@ -11,7 +11,7 @@ from quantkit.records import Event
 from quantkit.staging import check_output, clear, discard, partial_of
 from quantkit.workspace import locked
 
-_WORTH_KEEPING = ("block-*", "fisher-*", "allocation.json")
+_WORTH_KEEPING = ("block-*", "fisher-*", "statistics-*", "allocation.json")
 """What a resumed job need not do again."""
 
 

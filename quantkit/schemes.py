@@ -5,12 +5,13 @@ The literal tables in this file are the only place that knows it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal, get_args
 
-Rounder = Literal["rtn", "search", "gptq"]
+Rounder = Literal["rtn", "search", "gptq", "custom"]
+"""`custom`: the function that a `Method` brings."""
 Transform = Literal["awq", "smoothquant"]
 Granularity = Literal["none", "group", "channel", "block"]
 """What shares a scale: `group_size` columns of a row, a row, or a block of 128 x 128."""
@@ -60,6 +61,19 @@ class Scheme:
 
 
 @dataclass(frozen=True)
+class Solver:
+    """A user's own function that chooses codes (docs/python.md, "Your own solver").
+
+    function: called with the weight float32 [O, I], the `LayerStats` of its input or None, and the
+    `WeightForm` that is asked for; returns a `SolvedWeight`.
+    needs_statistics: whether it looks at the statistics, for which there must be calibration data.
+    """
+
+    function: Callable[..., Any]
+    needs_statistics: bool = False
+
+
+@dataclass(frozen=True)
 class Method:
     """How codes are chosen: an optional equivalent transform, then a rounder."""
 
@@ -69,6 +83,8 @@ class Method:
     needs_calibration: bool
     summary: str
     built: bool = True
+    solver: Solver | None = None
+    """Of the rounder `custom`."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +146,25 @@ METHODS: Mapping[str, Method] = _methods(
     Method("smoothquant+gptq", "smoothquant", "gptq", True, "activation smoothing, then gptq"),
 )
 
+
+def add_solvers(solvers: Mapping[str, Solver]) -> Mapping[str, Method]:
+    """Return the methods that a recipe may name: the built ones, and each solver alone and behind
+    each transform."""
+    own = [
+        Method(
+            name if transform is None else f"{transform}+{name}",
+            transform,
+            "custom",
+            solver.needs_statistics or transform is not None,
+            "a solver of the caller's own",
+            solver=solver,
+        )
+        for name, solver in solvers.items()
+        for transform in (None, *get_args(Transform))
+    ]
+    return _methods(*METHODS.values(), *own) if own else METHODS
+
+
 BEST_METHODS: Mapping[str, str] = MappingProxyType(
     {
         "none": "rtn",
@@ -174,9 +209,23 @@ KV_CACHES: Mapping[str, bool] = MappingProxyType({"none": True, "fp8": True, "fp
 key/value head."""
 
 ONNX = "onnx"
+MODELOPT = "modelopt"
+
+MODELOPT_ALGORITHMS: Mapping[str, str] = MappingProxyType(
+    {
+        "fp8_static": "FP8",
+        "fp8_dynamic": "FP8_PER_CHANNEL_PER_TOKEN",
+        "w4a16": "W4A16_AWQ",
+        "w8a8_static": "W8A8_SQ_PER_CHANNEL",
+    }
+)
+"""Scheme -> TensorRT-LLM's name of it (`quant_algo`)."""
+
+MODELOPT_GROUP_SIZES = (64, 128)
+"""Columns that share a scale in TensorRT-LLM's kernels for W4A16_AWQ."""
 
 FORMATS: Mapping[str, bool] = MappingProxyType(
-    {"compressed-tensors": True, "gguf": True, ONNX: True}
+    {"compressed-tensors": True, "gguf": True, ONNX: True, MODELOPT: True}
 )
 """Export format -> built."""
 
@@ -190,6 +239,7 @@ FORMAT_SCHEMES: Mapping[str, frozenset[str]] = MappingProxyType(
         "compressed-tensors": frozenset(SCHEMES),
         # Decoders: MatMulNBits has weights in groups and no rounded activations.
         ONNX: frozenset({"none", "w4a16", "w4a16_asym", "w8a16"}),
+        MODELOPT: frozenset({"none", *MODELOPT_ALGORITHMS}),
     }
 )
 """Export format -> the schemes that its readers have."""

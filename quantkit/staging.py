@@ -13,8 +13,18 @@ from pathlib import Path
 from quantkit.durable import exchange, sync, sync_tree
 from quantkit.errors import OutputError, writing
 
-_OUTPUT_MARKS = ({"quantkit.json"}, {"report.json", "report.md", "report.html", "junit.xml"})
-"""Files that together mark a folder as an output of `quantize`, or of `gate`."""
+STATISTICS = "statistics.json"
+"""The file that says what a folder of statistics holds."""
+
+PARTS_OF_SAVED = frozenset({"lock", "model"})
+"""What lies in the folder that a model in memory is written into."""
+
+_OUTPUT_MARKS = (
+    {"quantkit.json"},
+    {"report.json", "report.md", "report.html", "junit.xml"},
+    {STATISTICS, "windows.safetensors"},
+)
+"""Files that together mark a folder as an output of `quantize`, of `gate`, or of `calibrate`."""
 
 _PARTIAL_MARKS = ({"lock"}, *_OUTPUT_MARKS)
 """The same for a folder that is being filled."""

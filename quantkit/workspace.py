@@ -221,6 +221,51 @@ def load_matrices(workspace: Workspace, index: int) -> Mapping[str, Tensor]:
         return {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
 
 
+def store_tensors(
+    workspace: Workspace,
+    kind: str,
+    index: int,
+    tensors: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+) -> None:
+    """Write tensors of a kind of its own for a block; they are on the disk when this returns.
+
+    Args:
+        kind: what the file's name begins with; a word.
+        about: JSON-ready, as `load_about` returns it.
+
+    Raises:
+        ResourceError, OutputError: they cannot be written.
+    """
+    _write(workspace, f"{kind}-{index:05d}", tensors, {"about": json.dumps(about)})
+
+
+def stored_tensors(workspace: Workspace, kind: str) -> frozenset[int]:
+    """Return the indexes of the blocks with tensors of the kind, as `stored_blocks`."""
+    return _stored(workspace, kind)
+
+
+def load_about(workspace: Workspace, kind: str, index: int) -> dict[str, Any]:
+    """Return what was stored about tensors that `stored_tensors` named."""
+    with safe_open(_path_of(workspace, kind, index), framework="pt") as reader:
+        about: dict[str, Any] = json.loads(reader.metadata()["about"])
+        return about
+
+
+def take_out(workspace: Workspace, kind: str, index: int, place: Path) -> str:
+    """Move a block's file of a kind to `place` on the same disk, and return its sha256.
+
+    Raises:
+        OutputError: it cannot be moved.
+    """
+    path = _path_of(workspace, kind, index)
+    with writing(place):
+        with path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        path.rename(place)
+    return digest
+
+
 def _write(
     workspace: Workspace, stem: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
@@ -231,7 +276,7 @@ def _write(
             try:
                 save_file(dict(tensors), beside, metadata=dict(metadata))
             except SafetensorError as error:
-                raise _as_os_error(error) from error
+                raise as_os_error(error) from error
             sync(beside)
             place = workspace.folder / f"{stem}-{_digest(beside)}.safetensors"
             beside.replace(place)
@@ -244,7 +289,7 @@ def _write(
         beside.unlink(missing_ok=True)
 
 
-def _as_os_error(error: SafetensorError) -> OSError:
+def as_os_error(error: SafetensorError) -> OSError:
     """The writer's library wraps the system's error in text: `... (os error 28)`."""
     _, found, tail = str(error).rpartition("os error ")
     number = tail.rstrip(") ")

@@ -29,9 +29,12 @@ EXIT_CODES = {
     "CalibrationError": 2,
     "ArtifactError": 2,
     "OutputError": 2,
+    "PublishError": 2,
     "MissingPackageError": 2,
     "WorkerError": 3,
     "ResourceError": 5,
+    "HubError": 6,
+    "TrackingError": 6,
     "Interrupted": 130,
 }
 

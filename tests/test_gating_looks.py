@@ -12,7 +12,7 @@ from quantkit.checkpoint.reader import open_checkpoint
 from quantkit.checkpoint.source import resolve_source
 from quantkit.errors import RecipeError
 from quantkit.gating import GateTools, judge_files
-from quantkit.job import load_evaluation
+from quantkit.job_windows import load_evaluation
 from quantkit.judging.baseline.store import open_store
 from quantkit.recipe import GateSpec, validate
 from quantkit.records import Event, Judgement, TokenWindows

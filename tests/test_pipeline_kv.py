@@ -16,7 +16,7 @@ from quantkit.calibration.data import load_tokenizer
 from quantkit.checkpoint.reader import open_checkpoint
 from quantkit.checkpoint.source import resolve_source
 from quantkit.errors import InputError
-from quantkit.job import load_calibration
+from quantkit.job_windows import load_calibration
 from quantkit.recipe import Recipe
 from quantkit.records import Event, KvRecord, Plan, SolvedBlock
 from quantkit.workspace import load_block, load_kv_record, open_workspace, store_block

@@ -16,7 +16,7 @@ from quantkit.calibration import stats, walk
 from quantkit.calibration.parking import Room
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import NotYetError, OutputError, ResourceError
-from quantkit.recipe import PublishSpec, Recipe
+from quantkit.recipe import Recipe
 from quantkit.records import BlockPlan, Event
 from tests.helpers import make_pico_model, pico_text
 
@@ -157,9 +157,12 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> Non
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_a_recipe_made_in_python_is_refused_what_is_not_built(tmp_path: Path) -> None:
+def test_a_recipe_made_in_python_is_refused_what_is_not_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As one from a file is: nothing that it asks for is ignored."""
-    recipe = make_job(tmp_path).model_copy(update={"publish": PublishSpec(repo="owner/name")})
+    recipe = make_job(tmp_path)
+    monkeypatch.setattr("quantkit.recipe.refusals.FORMATS", {"compressed-tensors": False})
 
     with pytest.raises(NotYetError, match="not yet built"):
         quantkit.quantize(recipe, gate=False, device="cpu")

@@ -21,14 +21,19 @@ PACKAGE = Path(quantkit.__file__).parent
 FLAG_OF_PARAMETER = {
     "overrides": "--set",
     "gate": "--no-gate",
+    "statistics": "--stats",
     "pre_tokenizer": "--pre-tokenizer",
 }
 """Parameters whose flag has another name."""
 
-COMMAND_LINE_ONLY = {"--json", "--quiet", "--help"}
-PROGRAM_ONLY = {"progress"}
+TELEMETRY = {"--mlflow", "--mlflow-model", "--mlflow-upload", "--otel"}
+"""In Python these are calls of their own: docs/tracking.md."""
+PAGES = {"--markdown"}
+"""A page of what the function returns."""
+COMMAND_LINE_ONLY = {"--json", "--quiet", "--help", *PAGES, *TELEMETRY}
+PROGRAM_ONLY = {"progress", "tokenizer", "calibration", "checks", "solvers"}
 
-FUNCTIONS = ("bisect", "convert", "gate", "inspect", "plan", "quantize", "verify")
+FUNCTIONS = ("bisect", "calibrate", "convert", "gate", "inspect", "plan", "quantize", "verify")
 
 
 def type_checking_names() -> set[str]:

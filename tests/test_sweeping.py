@@ -21,13 +21,13 @@ import quantkit
 from quantkit.errors import InputError, MissingPackageError, PlanError, ResourceError
 from quantkit.records import Event, Verdict
 from quantkit.report import report_document
+from quantkit.report.reading import read_artifact
 from quantkit.sweeping.finished import find_changes
 from quantkit.sweeping.jobs import JobOptions, make_jobs, name_model, refuse
 from quantkit.sweeping.loop import read_step, run_jobs
 from quantkit.sweeping.on_ray import Share, choose_share, load_ray
 from quantkit.sweeping.outcomes import find_exit_code, read_outcome, sort_outcomes
 from quantkit.sweeping.processes import count_cores, job_environment, list_gpus, signal_group
-from quantkit.sweeping.reading import read_artifact
 from quantkit.sweeping.records import Ended, JobOutcome, SweepJob
 from quantkit.sweeping.summary import summarize
 from tests.helpers import pico_text

@@ -30,7 +30,7 @@ from quantkit.formats.inspected import Inspection
 from quantkit.gating import find_gate_spec, recorded_gate
 from quantkit.ggml_types import GGUF
 from quantkit.inputs import RecipeLike
-from quantkit.job import load_evaluation
+from quantkit.job_windows import load_evaluation
 from quantkit.judging.sampling import plan_looks, shuffle_windows
 from quantkit.judging.scoring import select_scored
 from quantkit.planning.sizes import choose_scale_dtype

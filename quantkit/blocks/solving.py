@@ -90,7 +90,9 @@ def solve_input_group(
                 record,
                 weight_error=weight_error,
                 bias_corrected=bias is not None,
-                coupled=linear.name in fishers and linear.method.rounder == "gptq",
+                coupled=linear.name in fishers
+                and linear.method.rounder == "gptq"
+                and not linear.one_scale,
                 followed_drift=targets is not None and linear.method.needs_calibration,
             )
         )

@@ -86,6 +86,19 @@ def read_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
     return tensor
 
 
+def read_below(checkpoint: Checkpoint, prefix: str) -> Mapping[str, Tensor]:
+    """Read all tensors of a module, as `read_tensor` does, by their full names.
+
+    Args:
+        prefix: full name of the module.
+
+    Raises:
+        CheckpointError: as `read_tensor`.
+    """
+    names = [name for name in checkpoint.tensors if name.startswith(f"{prefix}.")]
+    return {name: read_tensor(checkpoint, name) for name in names}
+
+
 def check_finite(info: TensorInfo, tensor: Tensor) -> None:
     """Refuse a tensor with a NaN or an infinity.
 

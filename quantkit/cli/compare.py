@@ -14,12 +14,14 @@ from quantkit.cli.options import (
     DeviceOption,
     GateRecipeOption,
     JsonOption,
+    OtelOption,
     OverridesOption,
     OverwriteOption,
     QuietOption,
     given,
 )
 from quantkit.cli.reports import gate_reply
+from quantkit.cli.tracking import sending
 from quantkit.inputs import check_gate_inputs, load
 
 EXAMPLE = "Example: quantkit compare MODEL artifacts/awq4 artifacts/fp8 --recipe awq4"
@@ -52,6 +54,7 @@ def compare(
     ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
+    otel: OtelOption = False,
 ) -> Reply:
     """Measure quantized models side by side, each in its runtime: same tokens, one report.
 
@@ -61,7 +64,7 @@ def compare(
     check_gate_inputs(Path(output), baseline, data, overwrite=bool(overwrite))
     if recipe is not None:
         load(recipe, None, None, overrides or ())
-    with show_progress(quiet) as progress:
+    with sending(otel), show_progress(quiet) as progress:
         report = quantkit.compare(
             baseline,
             artifacts,

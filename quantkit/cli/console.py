@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from quantkit.records import Event, Progress
 
-_EVERY_STEP = frozenset({"quantize", "write"})
+_EVERY_STEP = frozenset({"calibrate", "quantize", "write"})
 """Stages of which each step is worth a line: the blocks, the formats."""
 _SECONDS_BETWEEN_LINES = 10.0
 """Of the other stages, whose steps are many and small."""

@@ -25,8 +25,8 @@ def convert(
         str,
         typer.Argument(
             metavar="SRC",
-            help="A model, plain or GPTQ, AWQ, FP8, compressed-tensors: Hub id or folder; or a "
-            "GGUF file.",
+            help="A model, plain or GPTQ, AWQ, FP8, ModelOpt, compressed-tensors: Hub id or "
+            "folder; or a GGUF file.",
         ),
     ],
     to: Annotated[

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from quantkit.cli.console import make_table
 from quantkit.records import EncoderInfo, EncoderPlan, LinearPlan
 from quantkit.report.rounding import format_bytes, format_ratio
 
@@ -44,12 +43,12 @@ def encoder_document(plan: EncoderPlan) -> dict[str, Any]:
     }
 
 
-def encoder_lines(plan: EncoderPlan) -> list[Any]:
-    """Return the plan as a table for people."""
+def encoder_rows(plan: EncoderPlan) -> list[tuple[str, str]]:
+    """Return the plan as rows of a table for people; its notes are apart."""
     linears = _linears(plan)
     treatments = Counter(_treatment(linear) for linear in linears)
     size, original = format_bytes(plan.artifact_bytes), format_bytes(plan.baseline_bytes)
-    rows = (
+    return [
         ("model", f"{plan.model} ({plan.parameters:,} weights, {plan.info.architecture})"),
         ("task", _describe_task(plan.info)),
         ("texts", f"up to {plan.info.max_length} tokens"),
@@ -60,9 +59,7 @@ def encoder_lines(plan: EncoderPlan) -> list[Any]:
         ("bits per weight", f"{plan.bits_per_weight:.2f}"),
         ("memory", f"{format_bytes(plan.memory_bytes)} besides the libraries"),
         ("disk", f"{format_bytes(plan.disk_bytes)} needed at the output"),
-        *(("note", note) for note in plan.notes),
-    )
-    return [make_table(rows), "No problem found."]
+    ]
 
 
 def _linears(plan: EncoderPlan) -> list[LinearPlan]:

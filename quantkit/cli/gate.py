@@ -13,12 +13,22 @@ from quantkit.cli.options import (
     DeviceOption,
     GateRecipeOption,
     JsonOption,
+    OtelOption,
     OverridesOption,
     OverwriteOption,
     QuietOption,
     given,
 )
 from quantkit.cli.reports import gate_reply
+from quantkit.cli.tracking import (
+    MlflowModelOption,
+    MlflowOption,
+    MlflowUploadOption,
+    TrackingOptions,
+    name_job,
+    sending,
+    tracked,
+)
 from quantkit.inputs import check_gate_inputs, load
 from quantkit.staging import gate_output
 
@@ -48,6 +58,10 @@ def gate(
     overwrite: OverwriteOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
+    mlflow: MlflowOption = None,
+    mlflow_model: MlflowModelOption = None,
+    mlflow_upload: MlflowUploadOption = None,
+    otel: OtelOption = False,
 ) -> Reply:
     """Judge a quantized model against its 16-bit original."""
     reports = gate_output(artifact, output)
@@ -55,18 +69,20 @@ def gate(
     check_gate_inputs(reports, baseline, data, overwrite=bool(overwrite))
     if recipe is not None:
         load(recipe, None, None, overrides or ())
-    with show_progress(quiet) as progress:
-        report = quantkit.gate(
-            artifact,
-            baseline=baseline,
-            **given(
-                recipe=recipe,
-                data=data,
-                output=output,
-                overrides=overrides,
-                device=device,
-                overwrite=overwrite,
-                progress=progress,
-            ),
-        )
-    return gate_reply(report, reports)
+    tracking = TrackingOptions(mlflow, mlflow_model, bool(mlflow_upload))
+    with sending(otel), tracked(tracking, name_job(artifact)) as track:
+        with show_progress(quiet) as progress:
+            report = quantkit.gate(
+                artifact,
+                baseline=baseline,
+                **given(
+                    recipe=recipe,
+                    data=data,
+                    output=output,
+                    overrides=overrides,
+                    device=device,
+                    overwrite=overwrite,
+                    progress=progress,
+                ),
+            )
+        return track(gate_reply(report, reports), reports)

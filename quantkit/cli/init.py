@@ -17,7 +17,16 @@ from quantkit.cli.options import JsonOption, OverwriteOption, QuietOption
 from quantkit.durable import write_text
 from quantkit.encoders.architectures import is_encoder
 from quantkit.errors import CheckpointError, OutputError
-from quantkit.recipe import AUTO, BEST, CalibrationSpec, ExportSpec, GateSpec, QuantizeSpec, Recipe
+from quantkit.recipe import (
+    AUTO,
+    BEST,
+    CalibrationSpec,
+    ExportSpec,
+    GateSpec,
+    PublishSpec,
+    QuantizeSpec,
+    Recipe,
+)
 from quantkit.schemes import (
     EFFORTS,
     FORMATS,
@@ -43,6 +52,7 @@ _PLACEHOLDERS = {
     "output": "artifacts/my-model-4bit",
     "calibration.data": "calibration.txt",
     "gate.data": "evaluation.txt",
+    "publish.repo": "OWNER/NAME",
 }
 """Keys without a default that a job needs; the values say what belongs there."""
 _FOR_ENCODERS: dict[str, object] = {
@@ -64,7 +74,8 @@ _CHOICES: dict[str, list[str | int]] = {
     "export.format": [name for name, built in FORMATS.items() if built],
     "gate.runtime": [name for name, built in RUNTIMES.items() if built],
 }
-_NOT_YET = {"publish"}
+_COMMENTED_OUT = {"publish": PublishSpec}
+"""Groups that a job does without, and what belongs in them."""
 _COMMENT_COLUMN = 42
 
 
@@ -116,13 +127,13 @@ def _names_encoder(model: str | None) -> bool:
 def _rows(values: Mapping[str, object]) -> Iterator[str]:
     yield "# A recipe for `quantkit quantize`. Keys that show their default may be left out."
     for key, field in Recipe.model_fields.items():
-        if key in _NOT_YET:
+        if key in _COMMENTED_OUT:
             continue
         if key not in _GROUPS:
             yield _row("", key, key, field, values)
             continue
         yield f"\n# {field.description}\n{key}:"
-        names = [name for name in _GROUPS[key].model_fields if f"{key}.{name}" not in _NOT_YET]
+        names = list(_GROUPS[key].model_fields)
         for name in names:
             indent = "  "
             if key == "export":
@@ -134,6 +145,15 @@ def _rows(values: Mapping[str, object]) -> Iterator[str]:
             yield _comment(f"{indent}{name}:", member)
             for inner, leaf in type(member.default).model_fields.items():
                 yield _row(f"{indent}  ", inner, f"{key}.{name}.{inner}", leaf, values)
+    yield from _commented_rows(values)
+
+
+def _commented_rows(values: Mapping[str, object]) -> Iterator[str]:
+    """Groups that a job does without, to be switched on by taking the signs away."""
+    for key, group in _COMMENTED_OUT.items():
+        yield f"\n# {Recipe.model_fields[key].description}\n# {key}:"
+        for name, field in group.model_fields.items():
+            yield _row("#   ", name, f"{key}.{name}", field, values)
 
 
 def _row(indent: str, name: str, key: str, field: FieldInfo, values: Mapping[str, object]) -> str:

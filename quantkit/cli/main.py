@@ -23,17 +23,23 @@ import quantkit
 from quantkit.cli import (
     baselines,
     bisect,
+    calibrate,
     compare,
     convert,
     doctor,
+    estimate,
     gate,
+    gateway,
     init,
     inspect,
     plan,
+    publish,
     quantize,
     recipes,
     runtimes,
+    serve,
     sweep,
+    track,
     verify,
 )
 from quantkit.cli.console import Reply, print_error, render_reply, write
@@ -58,6 +64,7 @@ app = typer.Typer(
 )
 app.command("quantize", epilog=quantize.EXAMPLE)(quantize.quantize)
 app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
+app.command("calibrate", epilog=calibrate.EXAMPLE)(calibrate.calibrate)
 app.command("gate", epilog=gate.EXAMPLE)(gate.gate)
 app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
 app.command("sweep", epilog=sweep.EXAMPLE)(sweep.sweep)
@@ -65,6 +72,11 @@ app.command("bisect", epilog=bisect.EXAMPLE)(bisect.bisect)
 app.command("convert", epilog=convert.EXAMPLE)(convert.convert)
 app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command("verify", epilog=verify.EXAMPLE)(verify.verify)
+app.command("publish", epilog=publish.EXAMPLE)(publish.publish)
+app.command("serve", epilog=serve.EXAMPLE)(serve.serve)
+app.command("gateway", epilog=gateway.EXAMPLE)(gateway.gateway)
+app.command("estimate", epilog=estimate.EXAMPLE)(estimate.estimate)
+app.command("track", epilog=track.EXAMPLE)(track.track)
 app.add_typer(recipes.app)
 app.add_typer(runtimes.app)
 app.command("baselines", epilog=baselines.EXAMPLE)(baselines.baselines)
@@ -158,6 +170,11 @@ def _interrupted(error: BaseException, arguments: Sequence[str]) -> str:
     again = shlex.join([*_program(), *arguments])
     if arguments[0] == "sweep":
         return f"interrupted; no job is left running, and the same command goes on: {again}"
+    if arguments[0] == "calibrate":
+        return (
+            f"interrupted; the statistics of finished blocks are kept, and the same command goes "
+            f"on: {again}"
+        )
     if arguments[0] != "quantize":
         return "interrupted"
     return (

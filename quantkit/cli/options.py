@@ -50,6 +50,14 @@ JsonOption = Annotated[
     typer.Option("--json", help="Print one JSON document instead of text."),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+OtelOption = Annotated[
+    bool,
+    typer.Option(
+        "--otel",
+        envvar="QUANTKIT_OTEL",
+        help="Send spans and metrics to OpenTelemetry, as its OTEL_* variables say.",
+    ),
+]
 
 
 def one_model(argument: str | None, option: str | None) -> str | None:

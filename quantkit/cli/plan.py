@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 import quantkit
 from quantkit.cli.console import Reply, make_table
-from quantkit.cli.encoder_plan import encoder_document, encoder_lines
+from quantkit.cli.encoder_plan import encoder_document, encoder_rows
 from quantkit.cli.options import (
     DeviceOption,
     JsonOption,
@@ -23,8 +26,11 @@ from quantkit.cli.options import (
     one_model,
 )
 from quantkit.cli.predicted import prediction_document, prediction_rows
-from quantkit.inputs import check_inputs, load
+from quantkit.durable import write_text
+from quantkit.errors import OutputError, QuantkitError
+from quantkit.inputs import LoadedRecipe, check_inputs, load
 from quantkit.records import EncoderPlan, GgufPlan, LinearPlan, OpenChoice, Plan
+from quantkit.report.plan_markdown import name_plan, render_plan, render_refusal, size_rows
 from quantkit.report.rounding import format_bytes, format_ratio
 
 EXAMPLE = "Example: quantkit plan MODEL --recipe awq4"
@@ -38,6 +44,14 @@ def plan(
     overrides: OverridesOption = None,
     device: DeviceOption = None,
     overwrite: OverwriteOption = None,
+    markdown: Annotated[
+        str | None,
+        typer.Option(
+            "--markdown",
+            metavar="FILE",
+            help="Also write the plan, or every problem, as Markdown for a pull request.",
+        ),
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Reply:
@@ -46,16 +60,56 @@ def plan(
     Reads the config and the headers, and measures this machine for a second.
     """
     model = one_model(model_argument, model)
-    # What the files alone can refuse is answered before torch is loaded, which takes seconds.
-    loaded = load(recipe, model, output, overrides or ())
-    check_inputs(loaded, overwrite=bool(overwrite), output_needed=False)
-    options = given(
-        model=model, output=output, overrides=overrides, device=device, overwrite=overwrite
-    )
-    found = quantkit.plan(recipe, **options)
+    page = None if markdown is None else _page(markdown)
+    mark = name_plan([recipe, model or "", *(overrides or ())])
+    try:
+        # What the files alone can refuse is answered before torch is loaded, which takes seconds.
+        loaded = load(recipe, model, output, overrides or ())
+        check_inputs(loaded, overwrite=bool(overwrite), output_needed=False)
+        options = given(
+            model=model, output=output, overrides=overrides, device=device, overwrite=overwrite
+        )
+        found = quantkit.plan(recipe, **options)
+    except QuantkitError as error:
+        if page is not None:
+            write_text(page, render_refusal(error, mark=mark, recipe=recipe, model=model))
+        raise
+    if page is not None:
+        write_text(page, _markdown(mark, recipe, loaded, found))
     if isinstance(found, EncoderPlan):
-        return Reply(encoder_document(found), encoder_lines(found))
-    return Reply(_document(found), _lines(found))
+        return _reply(encoder_document(found), encoder_rows(found), found.notes)
+    return _reply(_document(found), _rows(found), _notes(found))
+
+
+def _page(markdown: str) -> Path:
+    """The file for the Markdown, looked at before any work.
+
+    Raises:
+        OutputError: it is a folder, or its own folder is not there.
+    """
+    page = Path(markdown)
+    if page.is_dir():
+        raise OutputError(f"--markdown {markdown} is a folder: name a file")
+    if not page.absolute().parent.is_dir():
+        raise OutputError(f"--markdown {markdown}: there is no folder {page.absolute().parent}")
+    return page
+
+
+def _markdown(mark: str, recipe: str, loaded: LoadedRecipe, plan: Plan | EncoderPlan) -> str:
+    rows = encoder_rows(plan) if isinstance(plan, EncoderPlan) else _rows(plan)
+    # The sizes have a table of their own there.
+    told = ("size", "bits per weight")
+    facts = [row for row in rows if row[0] not in told]
+    notes = plan.notes if isinstance(plan, EncoderPlan) else _notes(plan)
+    sizes = size_rows(plan, loaded.recipe.export)
+    return render_plan(plan, mark=mark, recipe=recipe, sizes=sizes, facts=facts, notes=notes)
+
+
+def _reply(
+    document: dict[str, Any], rows: Iterable[tuple[str, str]], notes: Iterable[str]
+) -> Reply:
+    table = make_table([*rows, *(("note", note) for note in notes)])
+    return Reply(document, [table, "No problem found."])
 
 
 def _document(plan: Plan) -> dict[str, Any]:
@@ -124,7 +178,7 @@ def _choice_document(choice: OpenChoice) -> dict[str, Any]:
     }
 
 
-def _lines(plan: Plan) -> list[Any]:
+def _rows(plan: Plan) -> list[tuple[str, str]]:
     linears = plan.linears
     undecided = set() if plan.choice is None else _open_names(plan.choice)
     settled = [] if plan.gguf_leads else [each for each in linears if each.name not in undecided]
@@ -132,7 +186,7 @@ def _lines(plan: Plan) -> list[Any]:
     size, original = format_bytes(plan.artifact_bytes), format_bytes(plan.baseline_bytes)
     ratio = format_ratio(plan.artifact_bytes, plan.baseline_bytes)
     most = "" if plan.choice is None else "at most "
-    rows = (
+    return [
         ("model", f"{plan.model} ({plan.parameters:,} weights, family {plan.family})"),
         (
             "blocks",
@@ -145,10 +199,11 @@ def _lines(plan: Plan) -> list[Any]:
         *((f"gguf {file.type}", _describe_file(file, plan)) for file in plan.gguf),
         *(_memory_rows(plan) if plan.prediction is None else prediction_rows(plan.prediction)),
         ("disk", f"at most {format_bytes(_disk(plan))} at the output"),
-        *(("note", note) for note in plan.notes),
-        *(("note", note) for note in (plan.prediction.notes if plan.prediction else ())),
-    )
-    return [make_table(rows), "No problem found."]
+    ]
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    return (*plan.notes, *(plan.prediction.notes if plan.prediction else ()))
 
 
 def _describe_file(file: GgufPlan, plan: Plan) -> str:
@@ -216,4 +271,5 @@ def _treatment(linear: LinearPlan) -> str:
     if not linear.quantized:
         return "left in 16 bits"
     group = "one scale a row" if linear.group_size is None else f"group size {linear.group_size}"
+    group = "one scale a tensor" if linear.one_scale else group
     return f"{linear.scheme.name}, {group}, {linear.method.name}"

@@ -13,6 +13,7 @@ from quantkit.cli.options import (
     JsonOption,
     ModelArgument,
     ModelOption,
+    OtelOption,
     OutputOption,
     OverridesOption,
     OverwriteOption,
@@ -22,6 +23,15 @@ from quantkit.cli.options import (
     one_model,
 )
 from quantkit.cli.reports import quantize_reply
+from quantkit.cli.tracking import (
+    MlflowModelOption,
+    MlflowOption,
+    MlflowUploadOption,
+    TrackingOptions,
+    name_job,
+    sending,
+    tracked,
+)
 from quantkit.inputs import check_inputs, load
 from quantkit.ranks import read_ranks
 
@@ -33,6 +43,14 @@ def quantize(
     model_argument: ModelArgument = None,
     model: ModelOption = None,
     output: OutputOption = None,
+    statistics: Annotated[
+        str | None,
+        typer.Option(
+            "--stats",
+            metavar="FOLDER",
+            help="Solve from what `quantkit calibrate` has stored, without a walk of the data.",
+        ),
+    ] = None,
     overrides: OverridesOption = None,
     device: DeviceOption = None,
     overwrite: OverwriteOption = None,
@@ -42,6 +60,10 @@ def quantize(
     ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
+    mlflow: MlflowOption = None,
+    mlflow_model: MlflowModelOption = None,
+    mlflow_upload: MlflowUploadOption = None,
+    otel: OtelOption = False,
 ) -> Reply:
     """Quantize a model, judge the result and write a report."""
     model = one_model(model_argument, model)
@@ -50,18 +72,24 @@ def quantize(
         # What the files alone can refuse is answered before torch is loaded, which takes seconds.
         # Several processes meet first: one of them answers.
         loaded = load(recipe, model, output, overrides or ())
-        check_inputs(loaded, overwrite=bool(overwrite), gate=gate is not False)
-    with show_progress(quiet or not ranks.leads) as progress:
-        result = quantkit.quantize(
-            recipe,
-            **given(
-                model=model,
-                output=output,
-                overrides=overrides,
-                device=device,
-                overwrite=overwrite,
-                gate=gate,
-                progress=progress,
-            ),
+        check_inputs(
+            loaded, overwrite=bool(overwrite), gate=gate is not False, statistics=statistics
         )
-    return quantize_reply(result)
+    tracking = TrackingOptions(mlflow, mlflow_model, bool(mlflow_upload))
+    name = name_job(model, recipe)
+    with sending(otel), tracked(tracking, name, leads=ranks.leads) as track:
+        with show_progress(quiet or not ranks.leads) as progress:
+            result = quantkit.quantize(
+                recipe,
+                **given(
+                    model=model,
+                    output=output,
+                    statistics=statistics,
+                    overrides=overrides,
+                    device=device,
+                    overwrite=overwrite,
+                    gate=gate,
+                    progress=progress,
+                ),
+            )
+        return track(quantize_reply(result), result.output)

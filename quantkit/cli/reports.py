@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from quantkit.cli.console import Reply, make_table, printable
+from quantkit.cli.published import list_publication_lines, publication_document
 from quantkit.ggml_types import GGUF
 from quantkit.records import EXIT_CODES, Artifact, ArtifactReport, Report, Result, Verdict
 from quantkit.report.advice import all_reasons, verdict_sentence
 from quantkit.report.allocation import allocation_line, name_choice
+from quantkit.report.custom import custom_rows, custom_sentence
 from quantkit.report.document import report_document
 from quantkit.report.footprints import (
     footprint_notes,
@@ -38,7 +40,7 @@ from quantkit.report.rows import (
     speed_rows,
 )
 from quantkit.report.snippets import decoder_command, encoder_command
-from quantkit.schemes import ONNX
+from quantkit.schemes import MODELOPT, ONNX
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -70,7 +72,11 @@ def quantize_reply(result: Result) -> Reply:
         "serve": serve,
         **_document(result.report, result.exit_code),
     }
-    return Reply(document, _lines(result.report, page, serve), result.exit_code)
+    lines = _lines(result.report, page, serve)
+    if result.publication is not None:
+        document["publication"] = publication_document(result.publication)
+        lines += list_publication_lines(result.publication)
+    return Reply(document, lines, result.exit_code)
 
 
 def gate_reply(report: Report, folder: Path) -> Reply:
@@ -128,12 +134,15 @@ def _table_rows(report: Report) -> list[list[str]]:
 
 
 def _measured(report: Report, artifact: ArtifactReport) -> list[str]:
-    """Lines on tasks, and on probes; what a failed probe found stands among the reasons."""
+    """Lines on tasks, custom checks and probes; what failed probes found is among the reasons."""
     several = f"{artifact.name}: " if len(report.artifacts) > 1 else ""
     lines = []
     for task in task_rows(artifact):
         verdict = f"; {task.verdict}" if task.is_judged else ""
         lines.append(f"task     {several}{task_sentence(task)}{verdict}")
+    lines += [
+        f"check    {several}{custom_sentence(own)}; {own.verdict}" for own in custom_rows(artifact)
+    ]
     probes, unsettled = probe_rows(artifact), unsettled_probes(artifact)
     judged = count_judged(probes)
     if judged:
@@ -179,6 +188,8 @@ def _serve_command(artifacts: Sequence[Artifact]) -> str | None:
     for artifact in artifacts:
         if artifact.format == "compressed-tensors":
             return shlex.join(["vllm", "serve", str(artifact.folder)])
+        if artifact.format == MODELOPT:
+            return shlex.join(["trtllm-serve", str(artifact.folder)])
         if artifact.format == GGUF:
             return shlex.join(["llama-server", "-m", str(artifact.path)])
         if artifact.format == ONNX:

@@ -15,11 +15,13 @@ from quantkit.cli.console import Reply, printable, show_step, write
 from quantkit.cli.options import (
     DeviceOption,
     JsonOption,
+    OtelOption,
     OverridesOption,
     QuietOption,
     given,
 )
 from quantkit.cli.sweep_reply import sweep_reply
+from quantkit.cli.tracking import sending
 from quantkit.sweeping.jobs import JobOptions, make_jobs
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ def sweep(
     ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
+    otel: OtelOption = False,
 ) -> Reply:
     """Quantize by many recipes, each job a process of its own, and compare what comes out.
 
@@ -97,7 +100,7 @@ def sweep(
     # What the files alone can refuse is answered before torch is loaded, which takes seconds.
     options = JobOptions(tuple(overrides or ()), gate=gate is not False)
     make_jobs(recipes, models or (), Path(output_root or "sweep"), options)
-    with _show(quiet) as progress:
+    with sending(otel), _show(quiet) as progress:
         result = quantkit.sweep(
             recipes,
             **given(

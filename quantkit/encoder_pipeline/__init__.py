@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch import nn
 
+from quantkit import tracing
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.describe import Stopwatch
 from quantkit.encoder_pipeline.gate import add_speed, judge_graph
@@ -161,8 +162,11 @@ def _write(
         shutil.rmtree(folder, ignore_errors=True)
         codes = solved if plan.precision == INT8 else _FLOAT_ONLY
         rows = job.evaluation or job.calibration
-        artifact = write_encoder(job.checkpoint, plan, codes, export, folder, model, rows, scratch)
         name = f"{name_model(job.checkpoint)}-{plan.precision}"
+        with tracing.span("export", {"format": ONNX, "type": plan.precision}):
+            artifact = write_encoder(
+                job.checkpoint, plan, codes, export, folder, model, rows, scratch
+            )
         artifacts.append(replace(artifact, name=name))
     tell(Event("write", count, count))
     return artifacts
@@ -190,6 +194,13 @@ def _judge(
     job: EncoderJob, plan: EncoderPlan, artifact: Artifact, float_graph: Path | None, tell: Progress
 ) -> Judgement:
     """Judge what a job wrote; without a gate it stays UNJUDGED."""
+    with tracing.judging(artifact.name, artifact.format) as found:
+        return found(_judge_artifact(job, plan, artifact, float_graph, tell))
+
+
+def _judge_artifact(
+    job: EncoderJob, plan: EncoderPlan, artifact: Artifact, float_graph: Path | None, tell: Progress
+) -> Judgement:
     spec = job.loaded.recipe.gate
     if spec is None or job.evaluation is None:
         return UNJUDGED

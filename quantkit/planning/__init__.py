@@ -6,7 +6,7 @@ No weight is read: the config and the headers tell it all.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,12 @@ from quantkit.planning.auto import (
 from quantkit.planning.checks import find_notes, find_problems
 from quantkit.planning.files import assign_types, find_open_types, without_schemes
 from quantkit.planning.kv import note_kv_runtimes, plan_kv_cache, scale_bytes
+from quantkit.planning.modelopt import (
+    find_modelopt_notes,
+    find_modelopt_problems,
+    plan_modelopt,
+    share_scales,
+)
 from quantkit.planning.onnx import (
     find_onnx_notes,
     find_onnx_problems,
@@ -46,10 +52,14 @@ from quantkit.records import (
     OnnxPlan,
     Plan,
 )
-from quantkit.schemes import ONNX
+from quantkit.schemes import METHODS, MODELOPT, ONNX, Method
 from quantkit.staging import held_bytes
 
 __all__ = ["check_disk", "find_chosen", "make_plan"]
+
+
+_OTHER_FORMATS = frozenset({GGUF, ONNX, MODELOPT})
+"""All but compressed-tensors, whose size a plan tells first."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ def make_plan(
     allocation: Allocation | None = None,
     gguf: Sequence[GgufPlan] = (),
     onnx: Sequence[OnnxPlan] = (),
+    methods: Mapping[str, Method] = METHODS,
 ) -> Plan:
     """Say what a job will do, what it will take, and everything that stands in its way.
 
@@ -79,6 +90,7 @@ def make_plan(
             of `type: auto`. Without it, the plan of such a recipe says what there is to choose.
         gguf: the GGUF files of the recipe, in its order.
         onnx: the ONNX graphs of the recipe, in its order, with no layer quantized yet.
+        methods: that the recipe may name.
 
     Raises:
         PlanError: the recipe does not fit the checkpoint; every problem is listed.
@@ -90,11 +102,12 @@ def make_plan(
     recipe = without_schemes(recipe)
     files = _Files(tuple(gguf), tuple(onnx))
     if recipe.measures and allocation is None:
-        plan = _plan_open(recipe, checkpoint, skeleton, structure, files, gate=gate)
+        plan = _plan_open(recipe, checkpoint, skeleton, structure, files, methods, gate=gate)
     else:
         chosen = {} if allocation is None else find_chosen(allocation)
-        assignment = assign(recipe.quantize, skeleton, structure, chosen)
+        assignment = assign(recipe.quantize, skeleton, structure, chosen, methods)
         assignment = assign_types(recipe.quantize, assignment, gguf)
+        assignment = share_scales(recipe, assignment)
         _refuse(_problems_of(recipe, checkpoint, skeleton, structure, assignment, files, gate=gate))
         plan = _plan_assigned(recipe, checkpoint, skeleton, structure, assignment, files)
     if recipe.output is not None:
@@ -108,6 +121,7 @@ def _plan_open(
     skeleton: nn.Module,
     structure: Structure,
     files: _Files,
+    methods: Mapping[str, Method],
     *,
     gate: bool,
 ) -> Plan:
@@ -115,9 +129,10 @@ def _plan_open(
     if recipe.chooses_types:
         opened = find_open_types(recipe, skeleton, structure, files.gguf[0])
     else:
-        opened = find_open_units(recipe, checkpoint, skeleton, structure)
+        opened = find_open_units(recipe, checkpoint, skeleton, structure, methods)
     problems = list(opened.problems)
     typed = [assign_types(recipe.quantize, each, files.gguf) for each in opened.assignments]
+    typed = [share_scales(recipe, each) for each in typed]
     for assignment in typed:
         problems += _problems_of(
             recipe, checkpoint, skeleton, structure, assignment, files, gate=gate
@@ -155,6 +170,12 @@ def _problems_of(
         *kv_problems,
         *find_problems(recipe, checkpoint, skeleton, structure, assignment, gate=gate),
         *find_onnx_problems(recipe, tuple(assignment.linears.values()), files.onnx),
+        *find_modelopt_problems(
+            recipe,
+            tuple(assignment.linears.values()),
+            (names for block in structure.blocks for names in block.fused),
+            gate=gate,
+        ),
     ]
 
 
@@ -181,16 +202,22 @@ def _plan_assigned(
     linears = tuple(assignment.linears.values())
     graphs = tuple(finish_graph(graph, linears, checkpoint) for graph in files.onnx)
     sizes = measure_sizes(recipe, checkpoint, skeleton, blocks, scale_dtype)
+    layout = plan_modelopt(recipe, linears, kv_cache, scale_dtype, sizes.artifact_bytes)
     if leads:
         sizes = replace(sizes, artifact_bytes=files.gguf[0].tensor_bytes)
     elif graphs and all(export.format in {GGUF, ONNX} for export in recipe.export):
         sizes = replace(sizes, artifact_bytes=graphs[0].tensor_bytes)
     added = scale_bytes(kv_cache, scale_dtype)
+    if layout is not None and all(each.format in _OTHER_FORMATS for each in recipe.export):
+        # The scales of the cache are counted there.
+        sizes, added = replace(sizes, artifact_bytes=layout.tensor_bytes), 0
     # Encoded tensors lie in the workspace and in the file.
     encoded = 2 * sum(file.tensor_bytes for file in files.gguf)
     # A graph is tried on two blocks first, which lie there in their own dtype and in float32.
     excerpt = 4 * sizes.block_bytes if graphs else 0
     encoded += max(excerpt, sum(graph.tensor_bytes for graph in graphs))
+    # It is judged from a copy in another layout.
+    encoded += 0 if layout is None else 2 * layout.tensor_bytes
     sizes = replace(
         sizes,
         artifact_bytes=sizes.artifact_bytes + added,
@@ -201,12 +228,13 @@ def _plan_assigned(
         *(f"{file.type}: {note}" for file in files.gguf for note in file.notes),
         *(f"onnx: {note}" for graph in graphs for note in graph.notes),
         *find_onnx_notes(recipe),
+        *find_modelopt_notes(recipe, linears),
         *find_notes(recipe, assignment),
         *note_kv_runtimes(kv_cache),
         *_note_unplanned(checkpoint, skeleton, structure, assignment, kv_cache),
     ]
     plan = _build(checkpoint, structure, blocks, notes, scale_dtype, sizes, kv_cache)
-    return replace(plan, gguf=files.gguf, onnx=graphs, gguf_leads=leads)
+    return replace(plan, gguf=files.gguf, onnx=graphs, modelopt=layout, gguf_leads=leads)
 
 
 def _plan_blocks(structure: Structure, assignment: Assignment) -> tuple[BlockPlan, ...]:

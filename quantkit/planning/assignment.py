@@ -31,17 +31,21 @@ def assign(
     skeleton: nn.Module,
     structure: Structure,
     chosen: Mapping[str, str] = MappingProxyType({}),
+    methods: Mapping[str, Method] = METHODS,
 ) -> Assignment:
     """Resolve `ignore`, then `overrides` (the first match wins), then the recipe's own settings.
 
     A layer with the scheme `none` is left as it is. Patterns are shell patterns on full names.
-    `chosen` has the schemes of the layers that the recipe leaves open (`scheme: auto`).
+    `chosen` has the schemes of the layers that the recipe leaves open (`scheme: auto`), and
+    `methods` what the recipe may name.
     """
     groups = [group for block in structure.blocks for group in block.groups]
     planned = [name for group in groups for name in group.linears]
     scalable = {name for group in groups if group.fold is not None for name in group.linears}
     linears = {
-        name: _plan_linear(spec, name, skeleton.get_submodule(name), name in scalable, chosen)
+        name: _plan_linear(
+            spec, name, skeleton.get_submodule(name), name in scalable, chosen, methods
+        )
         for name in planned
     }
     others = _other_layers(skeleton, planned)
@@ -71,6 +75,7 @@ def _plan_linear(
     module: nn.Module,
     scalable: bool,
     chosen: Mapping[str, str],
+    methods: Mapping[str, Method],
 ) -> LinearPlan:
     override = first_override(spec, name)
     scheme_name = _scheme_name(spec, name)
@@ -85,15 +90,17 @@ def _plan_linear(
         has_bias=module._parameters.get("bias") is not None,
         scheme=scheme,
         group_size=int(group_size) if grouped else None,
-        method=_choose_method(override.method or spec.method, scheme, scalable),
+        method=_choose_method(override.method or spec.method, scheme, scalable, methods),
         effort=EFFORTS[spec.effort],
     )
 
 
-def _choose_method(name: str, scheme: Scheme, scalable: bool) -> Method:
+def _choose_method(
+    name: str, scheme: Scheme, scalable: bool, methods: Mapping[str, Method]
+) -> Method:
     """Resolve `best`; nothing is scaled where nothing in front can take the scale."""
     if name != BEST:
-        return METHODS[name]
+        return methods[name]
     method = METHODS[BEST_METHODS[scheme.name]]
     if method.transform is None or scalable:
         return method

@@ -27,7 +27,7 @@ from quantkit.records import (
     OpenUnit,
     Plan,
 )
-from quantkit.schemes import ONNX
+from quantkit.schemes import METHODS, ONNX, Method
 
 _WINDOW_TOKENS = 512
 _TOKENS = 4096
@@ -59,14 +59,18 @@ def find_chosen(allocation: Allocation) -> dict[str, str]:
 
 
 def find_open_units(
-    recipe: Recipe, checkpoint: Checkpoint, skeleton: nn.Module, structure: Structure
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    skeleton: nn.Module,
+    structure: Structure,
+    methods: Mapping[str, Method] = METHODS,
 ) -> OpenAssignment:
     """Find the layers that must share a scheme, and the candidates that fit each of them."""
     spec = recipe.quantize
     names = open_layers(spec, structure)
 
     def all_with(scheme: str) -> Assignment:
-        return assign(spec, skeleton, structure, dict.fromkeys(names, scheme))
+        return assign(spec, skeleton, structure, dict.fromkeys(names, scheme), methods)
 
     trials = {scheme: all_with(scheme) for scheme in dict.fromkeys(spec.candidates)}
     # What no candidate fits stays as it is while all other problems are looked for.

@@ -46,6 +46,7 @@ def find_problems(
     yield from join_layers(find_misfits(quantized))
     yield from join_layers(_odd_dtypes(solved, checkpoint))
     yield from join_layers(_unscalable(quantized, structure))
+    yield from join_layers(_unsolvable(quantized))
     if not only_onnx(recipe):
         yield from _split_fusions(structure, assignment)
     yield from _lacking_formats(recipe, quantized)
@@ -62,6 +63,8 @@ def find_notes(recipe: Recipe, assignment: Assignment) -> Iterator[str]:
     if not only_onnx(recipe):
         yield from _note_servers(quantized)
     yield from join_layers(_without_transform(recipe, quantized))
+    for name in dict.fromkeys(each.method.name for each in quantized if each.method.solver):
+        yield f"method {name} is a solver of your own: its time and memory are not predicted"
     calibrated = [each for each in assignment.linears.values() if each.needs_statistics]
     spec = recipe.calibration
     if spec is None:
@@ -170,6 +173,26 @@ def _unscalable(quantized: Iterable[LinearPlan], structure: Structure) -> Iterat
                 linear.name,
                 f"method {linear.method.name} scales inputs, and no family file says what can "
                 f"take the scale in front of these layers; use method gptq or rtn",
+            )
+
+
+def _unsolvable(quantized: Iterable[LinearPlan]) -> Iterator[_Finding]:
+    """Layers for which a custom solver would have to choose floating-point codes."""
+    for linear in quantized:
+        if linear.method.solver is None:
+            continue
+        if linear.scheme.weight_kind != "int":
+            yield (
+                linear.name,
+                f"method {linear.method.name} chooses integer codes, and those of scheme "
+                f"{linear.scheme.name} are floating-point: use an integer scheme, or a method of "
+                f"quantkit for these layers",
+            )
+        elif linear.one_scale:
+            yield (
+                linear.name,
+                f"method {linear.method.name} is given one layer, and an export of the recipe "
+                f"stores a scale that several share: use a method of quantkit for these layers",
             )
 
 

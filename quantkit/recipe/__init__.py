@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,8 +24,10 @@ from quantkit.recipe.reading import (
     shipped_recipes,
 )
 from quantkit.recipe.refusals import explain, find_unbuilt, locate
+from quantkit.recipe.solvers import GivenSolver, read_solvers
 from quantkit.recipe.spec import (
     BEST,
+    METHODS_GIVEN,
     CalibrationSpec,
     Override,
     PublishSpec,
@@ -32,6 +35,7 @@ from quantkit.recipe.spec import (
     Recipe,
     json_schema,
 )
+from quantkit.schemes import METHODS, Method
 
 __all__ = [
     "AUTO",
@@ -41,6 +45,7 @@ __all__ = [
     "CalibrationSpec",
     "ExportSpec",
     "GateSpec",
+    "GivenSolver",
     "Override",
     "ProbesSpec",
     "PublishSpec",
@@ -53,6 +58,7 @@ __all__ = [
     "json_schema",
     "load_recipe",
     "read_recipe_text",
+    "read_solvers",
     "shipped_folder",
     "shipped_recipes",
     "validate",
@@ -65,6 +71,7 @@ def load_recipe(
     model: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
+    solvers: Mapping[str, GivenSolver] = MappingProxyType({}),
 ) -> Recipe:
     """Read a recipe file, or a shipped recipe by its name, and validate it.
 
@@ -73,8 +80,10 @@ def load_recipe(
         model: replaces the recipe's `model`.
         output: replaces the recipe's `output`.
         overrides: `KEY=VALUE` pairs as of `--set`, for instance `quantize.group_size=64`.
+        solvers: that `quantize` will be given: their names are then methods too.
 
     Raises:
+        InputError: as `read_solvers`.
         RecipeError: the file, a key or a value is wrong; the line is named.
         NotYetError: the recipe asks for something that is not built yet.
     """
@@ -86,7 +95,8 @@ def load_recipe(
     for key, value in (("model", model), ("output", output)):
         if value is not None:
             tree[key] = os.fspath(value)
-    return validate(tree, where=str(path), lines=lines, folder=path.parent)
+    methods = read_solvers(solvers)
+    return validate(tree, where=str(path), lines=lines, folder=path.parent, methods=methods)
 
 
 def validate(
@@ -95,6 +105,7 @@ def validate(
     where: str = "recipe",
     lines: Mapping[KeyPath, int] | None = None,
     folder: Path | None = None,
+    methods: Mapping[str, Method] = METHODS,
 ) -> Recipe:
     """Make a `Recipe` from plain data; `lines` maps key paths to lines of the file `where`.
 
@@ -105,7 +116,7 @@ def validate(
         RecipeError, NotYetError: as `load_recipe`.
     """
     try:
-        recipe = Recipe.model_validate(tree)
+        recipe = Recipe.model_validate(tree, context={METHODS_GIVEN: methods})
     except ValidationError as error:
         problems = [explain(detail, where, lines or {}) for detail in error.errors()]
         raise RecipeError("\n".join(problems)) from None

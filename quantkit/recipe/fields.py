@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from pydantic import (
@@ -31,24 +31,38 @@ def _fraction(value: object) -> object:
     return value
 
 
+def check_choice(kind: str, value: object, known: Collection[str], more: str = "") -> str:
+    """Return `value`, which pydantic asks about, if it is one of `known`.
+
+    Args:
+        kind: what it is, in messages.
+        more: what else could be known, in messages.
+
+    Raises:
+        PydanticCustomError: it is not; the nearest one is named.
+    """
+    # YAML reads a bare `none`-like word as text but `null` and `~` as None.
+    word = "none" if value is None and "none" in known else value
+    if not isinstance(word, str) or word not in known:
+        raise PydanticCustomError(
+            "choice",
+            "{kind} {value} is unknown{near} (known: {known}{more})",
+            {
+                "kind": kind,
+                "value": repr(value),
+                "near": nearest(str(value), known),
+                "known": ", ".join(known),
+                "more": more,
+            },
+        )
+    return word
+
+
 def choice_of(kind: str, known: Mapping[str, Any]) -> Any:
     """A string type that accepts the keys of `known` and names the nearest one otherwise."""
 
     def check(value: object) -> str:
-        # YAML reads a bare `none`-like word as text but `null` and `~` as None.
-        word = "none" if value is None and "none" in known else value
-        if not isinstance(word, str) or word not in known:
-            raise PydanticCustomError(
-                "choice",
-                "{kind} {value} is unknown{near} (known: {known})",
-                {
-                    "kind": kind,
-                    "value": repr(value),
-                    "near": nearest(str(value), known),
-                    "known": ", ".join(known),
-                },
-            )
-        return word
+        return check_choice(kind, value, known)
 
     return Annotated[
         str, BeforeValidator(check), WithJsonSchema({"type": "string", "enum": list(known)})

@@ -122,5 +122,3 @@ def find_unbuilt(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         unbuilt = [name for name in recipe.gate.python if not RUNTIMES[name]]
         if unbuilt:
             yield ("gate", "python", unbuilt[0]), f"gate runtime {unbuilt[0]!r}"
-    if recipe.publish is not None:
-        yield ("publish",), "publishing to the Hub"

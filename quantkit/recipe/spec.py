@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BeforeValidator,
     Field,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -15,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from quantkit.ggml_types import GGUF
 from quantkit.recipe.exporting import AUTO, ExportSpec
-from quantkit.recipe.fields import Spec, choice_of
+from quantkit.recipe.fields import Spec, check_choice, choice_of
 from quantkit.recipe.judging import GateSpec
 from quantkit.schemes import (
     EFFORTS,
@@ -39,8 +40,22 @@ def _group_size(value: object) -> object:
 BEST = "best"
 """The method that stands for: what measured best for the layer's scheme."""
 
+METHODS_GIVEN = "methods"
+"""Key of pydantic's context: the methods that a caller adds by solvers of its own."""
+
+
+def _method(value: object, info: ValidationInfo) -> str:
+    given = (info.context or {}).get(METHODS_GIVEN) or METHODS
+    more = ", or the name of a solver that quantkit.quantize(solvers=...) is given"
+    return check_choice("method", value, dict.fromkeys([BEST, *given]), more)
+
+
 SchemeName = choice_of("scheme", SCHEMES)
-MethodName = choice_of("method", dict.fromkeys([BEST, *METHODS]))
+MethodName = Annotated[
+    str,
+    BeforeValidator(_method),
+    WithJsonSchema({"type": "string", "enum": [BEST, *METHODS]}),
+]
 GroupSize = Annotated[
     int | Literal["channel"],
     BeforeValidator(_group_size),
@@ -80,9 +95,7 @@ class Override(Spec):
         default=None, description="replaces quantize.scheme"
     )
     group_size: GroupSize | None = Field(default=None, description="replaces quantize.group_size")
-    method: MethodName | None = Field(  # type: ignore[valid-type]
-        default=None, description="replaces quantize.method"
-    )
+    method: MethodName | None = Field(default=None, description="replaces quantize.method")
 
 
 class QuantizeSpec(Spec):
@@ -114,7 +127,7 @@ class QuantizeSpec(Spec):
         description="columns of a weight that share a scale; channel: one scale a row; 16: for "
         "onnx alone",
     )
-    method: MethodName = Field(  # type: ignore[valid-type]
+    method: MethodName = Field(
         default=BEST,
         description="how the codes are chosen; best: what measured best for the scheme",
     )
@@ -153,8 +166,17 @@ class QuantizeSpec(Spec):
 class PublishSpec(Spec):
     """Where a passed artifact goes."""
 
-    repo: str = Field(description="repository on the Hub")
-    private: bool = Field(default=True, description="whether only you can see it")
+    repo: str = Field(description="repository on the Hub, owner/name; made if it is not there")
+    private: bool | None = Field(
+        default=None,
+        description="whether only its owner sees it; null: one that exists stays as it is, a new "
+        "one is private",
+    )
+    revision: str | None = Field(
+        default=None, description="branch to commit to; null: the main one"
+    )
+    tag: str | None = Field(default=None, description="name of the commit for good")
+    pull_request: bool = Field(default=False, description="propose the commit instead of making it")
 
 
 class Recipe(Spec):
@@ -175,7 +197,9 @@ class Recipe(Spec):
     gate: GateSpec | None = Field(
         default=None, description="on what, and how strictly, the artifact is judged"
     )
-    publish: PublishSpec | None = Field(default=None, description="where a passed artifact goes")
+    publish: PublishSpec | None = Field(
+        default=None, description="where an artifact goes that passes, as {repo: owner/name}"
+    )
 
     @property
     def only_gguf(self) -> bool:

@@ -15,6 +15,8 @@ from quantkit.records.judging import (
     EXIT_CODES,
     Artifact,
     Check,
+    CheckOutcome,
+    CustomCheck,
     DomainScores,
     EncoderResult,
     EvalResult,
@@ -37,6 +39,7 @@ from quantkit.records.measuring import (
 )
 from quantkit.records.metrics import Metric, Verdict
 from quantkit.records.plan import (
+    IN_MEMORY,
     AllocatedUnit,
     Allocation,
     BlockPlan,
@@ -46,6 +49,7 @@ from quantkit.records.plan import (
     GroupPlan,
     KvCachePlan,
     LinearPlan,
+    ModeloptPlan,
     OnnxPlan,
     OpenChoice,
     OpenUnit,
@@ -59,6 +63,7 @@ from quantkit.records.progress import (
     Event,
     Progress,
 )
+from quantkit.records.publishing import Promotion, Publication, PublishedFile
 from quantkit.records.report import (
     ArtifactReport,
     Report,
@@ -71,11 +76,15 @@ from quantkit.records.solving import (
     LayerStats,
     QuantizedLayer,
     SolvedBlock,
+    SolvedWeight,
     TokenWindows,
+    WeightForm,
 )
+from quantkit.records.statistics import Statistics
 
 __all__ = [
     "EXIT_CODES",
+    "IN_MEMORY",
     "AcceleratorProbe",
     "AllocatedUnit",
     "Allocation",
@@ -84,6 +93,8 @@ __all__ = [
     "BlockPlan",
     "Candidate",
     "Check",
+    "CheckOutcome",
+    "CustomCheck",
     "Details",
     "Difference",
     "DomainResult",
@@ -111,6 +122,7 @@ __all__ = [
     "MachineProbe",
     "Measure",
     "Metric",
+    "ModeloptPlan",
     "OnnxPlan",
     "OpenChoice",
     "OpenUnit",
@@ -121,13 +133,18 @@ __all__ = [
     "Prediction",
     "Probe",
     "Progress",
+    "Promotion",
+    "Publication",
+    "PublishedFile",
     "QuantizedLayer",
     "Report",
     "Result",
     "SolvedBlock",
     "SolvedEncoder",
+    "SolvedWeight",
     "Source",
     "Speed",
+    "Statistics",
     "Task",
     "TaskResult",
     "TensorInfo",
@@ -136,5 +153,6 @@ __all__ = [
     "TokenWindows",
     "UnitCost",
     "Verdict",
+    "WeightForm",
     "WindowDetails",
 ]

@@ -74,6 +74,38 @@ class DomainScores:
 
 
 @dataclass(frozen=True)
+class CheckOutcome:
+    """What a check of the user's own returns (docs/python.md, "Your own checks").
+
+    name: of the check, in every report. passed: whether the artifact is as it should be. value and
+    limit: what was measured and what it was held against, where that is a number. detail: what was
+    seen, in one sentence.
+    """
+
+    name: str
+    passed: bool
+    value: float | None = None
+    limit: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class CustomCheck:
+    """A check of the user's own: what it found, and which code it is."""
+
+    name: str
+    value: float | None
+    limit: float | None
+    verdict: Verdict
+    """PASS or FAIL."""
+    detail: str
+    function: str
+    """Its qualified name."""
+    sha256: str | None
+    """Of its source, or its bytecode where that cannot be read; None where neither can."""
+
+
+@dataclass(frozen=True)
 class EvalResult:
     """Baseline and candidate on the same windows. One number a window, unrounded.
 
@@ -107,6 +139,7 @@ class EvalResult:
     details: WindowDetails | None = None
     probes: tuple[Probe, ...] = ()
     tasks: tuple[TaskResult, ...] = ()
+    custom_checks: tuple[CustomCheck, ...] = ()
     load_seconds: float | None = None
     """How long the candidate's runtime took to load it."""
     memory_bytes: int | None = None
@@ -218,3 +251,5 @@ class Judgement:
     probes: tuple[Probe, ...] = ()
     tasks: tuple[TaskResult, ...] = ()
     footprint: Footprint | None = None
+    custom_checks: tuple[CustomCheck, ...] = ()
+    """Of the user's own; one that fails fails the artifact, and none proves it."""

@@ -25,6 +25,10 @@ class TensorInfo:
     size: int
 
 
+IN_MEMORY = "in memory: "
+"""What the name of a source begins with that is a model which was in memory."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A checkpoint on this disk and where it came from."""
@@ -34,6 +38,9 @@ class Source:
     folder: Path
     revision: str | None
     """The commit on the Hub; None for a plain folder."""
+    loaded_from: str | None = None
+    """Of a model that was in memory: the Hub id of what it was loaded from; its weights may differ.
+    """
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,9 @@ class LinearPlan:
     effort: Effort = EFFORTS["normal"]
     ggml_types: tuple[str, ...] = ()
     """Type of its weight in each GGUF file of the job, in their order."""
+    one_scale: bool = False
+    """Whether all of its rows, and those of the layers that share its input, have the same scale.
+    """
 
     @property
     def quantized(self) -> bool:
@@ -78,6 +88,8 @@ class LinearPlan:
     @property
     def looks_at_whole_model(self) -> bool:
         """Whether it is rounded by what its output means to the whole model."""
+        if self.method.rounder == "custom":
+            return False
         return self.solved and self.effort.whole_model and self.method.needs_calibration
 
 
@@ -272,6 +284,15 @@ class OnnxPlan:
 
 
 @dataclass(frozen=True)
+class ModeloptPlan:
+    """The artifact in ModelOpt's layout."""
+
+    algorithm: str
+    """TensorRT-LLM's name of how all quantized layers are stored, for instance FP8."""
+    tensor_bytes: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a job will do, known from the config and the headers alone."""
 
@@ -310,6 +331,8 @@ class Plan:
     """The GGUF files to be written, in the order of the recipe."""
     onnx: tuple[OnnxPlan, ...] = ()
     """The ONNX graphs to be written, in the order of the recipe."""
+    modelopt: ModeloptPlan | None = None
+    """None: nothing is written in ModelOpt's layout."""
     gguf_leads: bool = False
     """Whether the walk goes on with the weights of the first GGUF file; otherwise with those of the
     schemes, and GGUF files are solved from the same statistics."""

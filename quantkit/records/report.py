@@ -12,6 +12,7 @@ from quantkit.records.judging import EXIT_CODES, Artifact, Judgement
 from quantkit.records.measuring import Difference, Footprint
 from quantkit.records.metrics import Verdict
 from quantkit.records.plan import Allocation, Plan
+from quantkit.records.publishing import Publication
 from quantkit.records.solving import KvRecord, LayerRecord
 
 
@@ -63,6 +64,8 @@ class Result:
     plan: Plan | EncoderPlan
     artifacts: tuple[Artifact, ...]
     report: Report
+    publication: Publication | None = None
+    """Where the recipe says to publish, and the artifact passed."""
 
     @property
     def exit_code(self) -> int:

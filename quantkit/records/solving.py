@@ -14,6 +14,7 @@ from quantkit.schemes import Scheme
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
 
 
@@ -99,6 +100,52 @@ class QuantizedLayer:
     scale: Tensor
     zero_point: Tensor | None
     input_scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class WeightForm:
+    """In which form a custom solver is to bring the weight [O, I] of a layer.
+
+    A weight is `scale * (code - zero_point)`, or `scale * code` for symmetric schemes, with each
+    scale repeated over the `group_size` columns of a row that share it.
+    """
+
+    layer: str
+    """Full name, for instance `model.layers.0.self_attn.q_proj`."""
+    scheme: str
+    """Its name in the recipe."""
+    bits: int
+    symmetric: bool
+    """Whether there are no zero points."""
+    group_size: int
+    """Columns that share a scale: all I of a row where the scheme has one scale a row."""
+    scale_dtype: torch.dtype
+    """That the artifact stores scales in. Codes must be chosen for scales that are rounded to it.
+    """
+
+    @property
+    def smallest_code(self) -> int:
+        """The smallest code, and the smallest zero point."""
+        return -(1 << (self.bits - 1))
+
+    @property
+    def largest_code(self) -> int:
+        """The largest code, and the largest zero point."""
+        return (1 << (self.bits - 1)) - 1
+
+
+@dataclass(frozen=True)
+class SolvedWeight:
+    """What a custom solver returns, G being I / `WeightForm.group_size`.
+
+    codes: int8 [O, I], from `smallest_code` to `largest_code`. scale: [O, G] in
+    `WeightForm.scale_dtype`, finite and positive. zero_point: int8 [O, G] in the same range as the
+    codes; None for symmetric schemes.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -101,9 +101,9 @@ CASES = {
         lambda bench: edit(bench.recipe, "samples: 8, ", "samples: eight, "),
         ("recipe.yaml:4: calibration.samples: a whole number is expected, got 'eight'",),
     ),
-    "a key that is not built yet": Case(
-        lambda _: ["--set", "publish.repo=me/model"],
-        ("publish: publishing to the Hub is not yet built",),
+    "a repository that is none": Case(
+        lambda _: ["--set", "publish.repo=model"],
+        ("'model' is no name of a repository", "OWNER/NAME"),
     ),
     "a task that is not there": Case(
         lambda _: ["--set", "gate.tasks=[tasks/mine.yaml]"],

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from quantkit.cli.init import render_recipe
-from quantkit.recipe import Recipe, json_schema, load_recipe, shipped_recipes
+from quantkit.recipe import PublishSpec, Recipe, json_schema, load_recipe, shipped_recipes
 from tests.cli.conftest import Bench
 from tests.cli.running import run, run_here
 
@@ -80,6 +80,8 @@ def test_init_names_every_key_that_works() -> None:
     assert {"gate.tasks", "gate.probes"} <= keys
     assert "max_new_loops" in tree["gate"]["probes"]
     assert "publish" not in tree
+    commented = render_recipe().partition("# publish:\n")[2].replace("#   ", "")
+    assert PublishSpec.model_validate(yaml.safe_load(commented)) == PublishSpec(repo="OWNER/NAME")
 
 
 def test_init_leaves_an_existing_file_alone(tmp_path: Path) -> None:

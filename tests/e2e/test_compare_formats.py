@@ -12,7 +12,7 @@ import quantkit
 from quantkit.calibration.data import load_tokenizer
 from quantkit.checkpoint.reader import open_checkpoint
 from quantkit.checkpoint.source import resolve_source
-from quantkit.job import load_evaluation
+from quantkit.job_windows import load_evaluation
 from quantkit.judging.evaluate import evaluate
 from quantkit.recipe import GateSpec
 from quantkit.records import TokenWindows

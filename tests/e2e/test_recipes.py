@@ -70,7 +70,7 @@ def schemes_of(recipe: Recipe, export: ExportSpec) -> tuple[str, ...]:
     return spec.candidates if spec.scheme == AUTO else (spec.scheme,)
 
 
-@pytest.mark.slow
+@pytest.mark.recipes
 @pytest.mark.parametrize("name", [path.stem for path in shipped_recipes()])
 def test_shipped_recipe_quantizes_and_passes_from_any_folder(
     name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
