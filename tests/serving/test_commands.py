@@ -30,13 +30,16 @@ def run_in_shell(serve: ServeCommand, program: str, folder: Path) -> dict[str, o
     bin_folder = folder / "bin"
     bin_folder.mkdir()
     said = folder / "said.json"
-    script = bin_folder / program
     names = sorted(serve.environment)
-    script.write_text(
-        f"#!{sys.executable}\nimport json, os, sys\n"
+    answer = folder / "answer.py"
+    answer.write_text(
+        f"import json, os, sys\n"
         f"json.dump({{'argv': sys.argv[1:], 'env': {{n: os.environ.get(n) for n in {names!r}}}}},"
         f" open({str(said)!r}, 'w'))\n"
     )
+    script = bin_folder / program
+    # No `#!` of Python's own: its folder may have a blank in its name.
+    script.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, str(answer)])} "$@"\n')
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     subprocess.run(
         ["bash", "-c", serve.shell()],

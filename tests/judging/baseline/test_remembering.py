@@ -90,7 +90,10 @@ def test_a_copy_of_the_model_elsewhere_is_the_same_model(bench: Bench) -> None:
 
 def spoil_weight(bench: Bench) -> None:
     path = bench.model / "model.json"
-    path.write_text(path.read_text().replace("0.5", "0.6"))
+    other = path.with_suffix(".new")
+    other.write_text(path.read_text().replace("0.5", "0.6"))
+    # At once: a worker that reads it meanwhile sees the one or the other.
+    other.replace(path)
 
 
 def spoil_sibling(bench: Bench) -> None:
