@@ -331,6 +331,21 @@ def test_a_repository_of_variants_alone_has_a_card_of_its_own(
     assert "config.json" not in hub.files(REPO)
 
 
+def test_the_parts_of_a_split_file_stay_together(hub: HubServer, tmp_path: Path) -> None:
+    """At the root, by the names that llama.cpp looks for; a copy verifies."""
+    from huggingface_hub import snapshot_download
+
+    split = {"format": "gguf", "type": "F16", "max_shard_bytes": 2_000_000}
+    quantkit.publish(make_output(tmp_path, split), repo=REPO)
+    parts = sorted(name for name in hub.files(REPO) if name.startswith("model-F16"))
+    assert len(parts) > 1
+    assert parts == [
+        f"model-F16-{number + 1:05}-of-{len(parts):05}.gguf" for number in range(len(parts))
+    ]
+    folder = Path(snapshot_download(REPO, local_dir=tmp_path / "down"))
+    assert quantkit.verify(folder / parts[0]).problems == ()
+
+
 def test_several_artifacts_keep_their_folders(hub: HubServer, tmp_path: Path) -> None:
     """Each with a card, and one at the root that lists them; a copy verifies."""
     from huggingface_hub import snapshot_download
