@@ -12,12 +12,11 @@ from quantkit.candidates import (
     Bench,
     Candidate,
     judge_candidate,
-    loadable,
-    note_loading,
     open_candidate,
     prepare_bench,
 )
 from quantkit.checkpoint.source import resolve_source
+from quantkit.conversion import loadable, note_loading
 from quantkit.describe import Stopwatch
 from quantkit.encoder_pipeline.gate import time_encoder
 from quantkit.evidence import JudgedArtifact, build_gate_report, read_evidence

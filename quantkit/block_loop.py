@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -47,6 +46,7 @@ from quantkit.records import (
     Progress,
     SolvedBlock,
 )
+from quantkit.staging import existing_folder
 from quantkit.workspace import (
     Workspace,
     load_block,
@@ -200,12 +200,6 @@ def _solve_block_in_walk(
             return _mean_error(draft)
         # Held on to, it would keep this block in memory while the next one is read.
         del stop
-
-
-def existing_folder(folder: Path) -> Path:
-    """The folder, or what there is of it: a rank behind the first may be on another machine."""
-    folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
 def blocks_ahead(plan: Plan, ranks: Ranks = ALONE) -> int:

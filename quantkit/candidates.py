@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from quantkit.calibration.compute import choose_device
 from quantkit.calibration.data import load_tokenizer
 from quantkit.checkpoint.reader import Checkpoint, open_checkpoint
 from quantkit.checkpoint.source import resolve_source
-from quantkit.conversion import dequantized_folder, note_dequantized
+from quantkit.conversion import loadable
 from quantkit.encoder_pipeline.gate import judge_graph
 from quantkit.encoder_pipeline.job import load_evaluation_rows
 from quantkit.encoders.architectures import is_encoder
@@ -193,15 +192,3 @@ def _judge_candidate(
 def _describe(candidate: Candidate, judgement: Judgement, notes: Sequence[str]) -> JudgedArtifact:
     judgement = replace(judgement, notes=(*judgement.notes, *notes))
     return JudgedArtifact(candidate.name, candidate.path, candidate.found, judgement)
-
-
-def loadable(location: Path, runtime: str, scratch: Path) -> AbstractContextManager[Path]:
-    """What the runtime loads: others have kernels for what transformers lacks."""
-    if runtime != "transformers":
-        return nullcontext(location)
-    return dequantized_folder(location, scratch)
-
-
-def note_loading(location: Path, role: str, runtime: str) -> Sequence[str]:
-    """What to say where the runtime loads something else than the files at `location`."""
-    return note_dequantized(location, role) if runtime == "transformers" else ()

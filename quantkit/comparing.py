@@ -12,11 +12,10 @@ from quantkit.candidates import (
     Bench,
     Candidate,
     judge_candidate,
-    loadable,
-    note_loading,
     open_candidate,
     prepare_bench,
 )
+from quantkit.conversion import loadable, note_loading
 from quantkit.describe import Stopwatch
 from quantkit.environments.places import find_python
 from quantkit.errors import InputError, ResourceError, WorkerError

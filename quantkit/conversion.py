@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from quantkit.recipe import ExportSpec
 from quantkit.records import Artifact, Progress, Source
 from quantkit.running import silent, staged
 from quantkit.schemes import MODELOPT
-from quantkit.staging import commit, partial_of
+from quantkit.staging import commit, existing_folder, partial_of
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,18 @@ def _refuse_unfinished(target: Path) -> None:
         )
 
 
+def loadable(location: Path, runtime: str, scratch: Path) -> AbstractContextManager[Path]:
+    """What the runtime loads: others have kernels for what transformers lacks."""
+    if runtime != "transformers":
+        return nullcontext(location)
+    return dequantized_folder(location, scratch)
+
+
+def note_loading(location: Path, role: str, runtime: str) -> tuple[str, ...]:
+    """What to say where the runtime loads something else than the files at `location`."""
+    return note_dequantized(location, role) if runtime == "transformers" else ()
+
+
 @contextmanager
 def dequantized_folder(folder: Path, scratch: Path) -> Iterator[Path]:
     """Yield a folder that transformers can load without the kernels of other tools.
@@ -270,8 +282,7 @@ def _check_disk(place: Path, needed: int) -> None:
     Raises:
         ResourceError: it is too little.
     """
-    while not place.exists():
-        place = place.parent
+    place = existing_folder(place)
     free = shutil.disk_usage(place).free
     if free < needed:
         raise ResourceError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +11,7 @@ from typing import Any
 
 from quantkit import tracing
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.conversion import dequantized_folder, note_dequantized
+from quantkit.conversion import loadable, note_loading
 from quantkit.environments.places import check_is_found, find_python
 from quantkit.errors import InputError, RecipeError, ResourceError, WorkerError
 from quantkit.evidence import find_graph_plan, find_runtime
@@ -123,12 +122,9 @@ def _judge_artifact(job: Job, artifact: Artifact, tools: GateTools, tell: Progre
     if spec is None or job.evaluation is None:
         return UNJUDGED
     weights = check_weights(job.checkpoint, artifact.path, spec, tell)
-    notes = [*weights.notes]
-    loading: AbstractContextManager[Path] = nullcontext(artifact.path)
-    if artifact.format == MODELOPT and find_runtime(spec, MODELOPT) == "transformers":
-        notes += note_dequantized(artifact.path, "the artifact")
-        loading = dequantized_folder(artifact.path, artifact.folder.parent)
-    with loading as loaded:
+    runtime = find_runtime(spec, artifact.format)
+    notes = (*weights.notes, *note_loading(artifact.path, "the artifact", runtime))
+    with loadable(artifact.path, runtime, artifact.folder.parent) as loaded:
         judgement = judge_files(
             job.checkpoint.source.folder,
             loaded,

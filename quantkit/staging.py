@@ -38,6 +38,12 @@ def partial_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
+def existing_folder(folder: Path) -> Path:
+    """Return the folder, or what there is of it: the nearest of those above it."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
 def held_bytes(output: Path) -> int:
     """Bytes on the disk that an unfinished job of the output has taken already."""
     total = 0

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantkit.block_loop import blocks_ahead, existing_folder, read_outside
+from quantkit.block_loop import blocks_ahead, read_outside
 from quantkit.calibration.parking import choose_room
 from quantkit.calibration.stored import pack_group, pack_kv, packed_bytes
 from quantkit.calibration.walk import BlockEnd, GroupStop, walk
@@ -34,7 +34,7 @@ from quantkit.records import (
     TokenWindows,
 )
 from quantkit.schemes import METHODS, SCHEMES
-from quantkit.staging import held_bytes
+from quantkit.staging import existing_folder, held_bytes
 from quantkit.workspace import (
     Workspace,
     store_matrices,

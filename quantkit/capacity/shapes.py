@@ -8,6 +8,9 @@ from typing import Any
 
 from quantkit.errors import CheckpointError
 
+DEFAULT_CONTEXT = 8192
+"""Tokens of a sequence that are planned for, where the model has so many."""
+
 MOST_LAYERS = 1000
 """More than any model has; a config with more is damaged or hostile."""
 
@@ -42,6 +45,11 @@ class ModelShape:
     """The longest context that the config names."""
     notes: tuple[str, ...] = ()
     """What the figures leave out."""
+
+    @property
+    def usual_context(self) -> int:
+        """The context to plan for where nobody asks for another."""
+        return min(DEFAULT_CONTEXT, self.max_positions or DEFAULT_CONTEXT)
 
     @property
     def values_per_token(self) -> int:

@@ -29,7 +29,6 @@ USABLE = 0.9
 ALLOWANCE_BYTES = 1_500_000_000
 """For the runtime's kernels, graphs and activations on each GPU."""
 COUNTS = (1, 2, 4, 8)
-DEFAULT_CONTEXT = 8192
 DEFAULT_CONCURRENCY = 8
 
 _CONTEXTS = (4096, 8192, 32_768, 131_072)
@@ -126,7 +125,7 @@ def _settle_context(shape: ModelShape, asked: int | None) -> int:
     """
     most = shape.max_positions
     if asked is None:
-        return min(DEFAULT_CONTEXT, most or DEFAULT_CONTEXT)
+        return shape.usual_context
     if most is not None and asked > most:
         raise InputError(f"context {asked}: the model's config has {most} positions at the most")
     return asked
@@ -137,7 +136,7 @@ def _list_caches(
 ) -> tuple[CacheEstimate, ...]:
     """The usual contexts and numbers of sequences, and those asked for."""
     most = shape.max_positions or max(_CONTEXTS)
-    contexts = sorted({min(each, most) for each in (*_CONTEXTS, context or DEFAULT_CONTEXT)})
+    contexts = sorted({min(each, most) for each in (*_CONTEXTS, context or shape.usual_context)})
     return tuple(
         CacheEstimate(
             length,

@@ -53,7 +53,7 @@ from quantkit.records import (
     Plan,
 )
 from quantkit.schemes import METHODS, MODELOPT, ONNX, Method
-from quantkit.staging import held_bytes
+from quantkit.staging import existing_folder, held_bytes
 
 __all__ = ["check_disk", "find_chosen", "make_plan"]
 
@@ -277,9 +277,7 @@ def check_disk(output: Path, needed: int) -> None:
     Raises:
         ResourceError: it is too little.
     """
-    place = output.absolute()
-    while not place.exists():
-        place = place.parent
+    place = existing_folder(output)
     free = shutil.disk_usage(place).free
     if free + held_bytes(output) < needed:
         raise ResourceError(

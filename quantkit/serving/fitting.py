@@ -16,8 +16,6 @@ from quantkit.report.rounding import format_bytes
 from quantkit.schemes import BLOCK_SIZE
 from quantkit.serving.records import Machine, MemoryPlan, ServedLayer, Target, Wish
 
-DEFAULT_CONTEXT = 8192
-"""Tokens that are planned for where nobody asks for more."""
 LEAST_CONTEXT = 16
 GIB = 1 << 30
 
@@ -66,7 +64,7 @@ def choose_context(target: Target, context: int | None) -> int:
     """
     longest = target.shape.max_positions
     if context is None:
-        return min(DEFAULT_CONTEXT, longest or DEFAULT_CONTEXT)
+        return target.shape.usual_context
     if context < LEAST_CONTEXT:
         raise InputError(f"--context {context}: a context has at least {LEAST_CONTEXT} tokens")
     if longest is not None and context > longest:

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import socket
 import sqlite3
 import ssl
 import subprocess
@@ -30,6 +29,7 @@ from tests.cli.conftest import Bench, make_bench
 from tests.cli.running import ROOT, run_here
 from tests.helpers import make_pico_model
 from tests.integrations.collector import Collector, collecting, value_of
+from tests.ports import free_port
 
 pytestmark = pytest.mark.integrations
 
@@ -216,13 +216,6 @@ def test_a_server_is_asked_with_the_certificates_that_mlflow_is_told(
     finally:
         server.shutdown()
         server.server_close()
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_server_that_goes_down_loses_no_finished_job(

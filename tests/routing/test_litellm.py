@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -19,19 +18,13 @@ import pytest
 import yaml
 
 from tests.cli.running import COMMAND, ROOT, environment, run
+from tests.ports import free_port
 
 pytestmark = pytest.mark.integrations
 
 DEMO = ROOT / "models" / "demo-llama"
 KEY = "sk-of-the-test"
 SECONDS = 120
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def ask(port: int, key: str = KEY) -> tuple[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving.ports import free_port
+from tests.ports import free_port
 
 ECHO = Path(__file__).with_name("echo_server.py")
 

@@ -19,7 +19,7 @@ from quantkit.judging.evaluate import WORKERS
 from quantkit.serving.records import ServeCommand
 from quantkit.serving.starting import PROMPT, running_server
 from tests.cli.running import COMMAND, ROOT, environment, run
-from tests.serving.ports import free_port
+from tests.ports import free_port
 from tests.serving.test_chat_http import ask, stream
 from tests.serving.test_starting import await_end, is_alive
 

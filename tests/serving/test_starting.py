@@ -15,7 +15,7 @@ from quantkit.errors import InputError, WorkerError
 from quantkit.serving.programs import find_program
 from quantkit.serving.records import ServeCommand
 from quantkit.serving.starting import running_server
-from tests.serving.ports import free_port
+from tests.ports import free_port
 
 ECHO = Path(__file__).with_name("echo_server.py")
 
