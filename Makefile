@@ -9,6 +9,12 @@
 # make ray     sweep over recipes on Ray
 # make integrations  training, tracking, servers and gateways, with the real ones of each
 # make resume  kill jobs at many moments, on a full disk too, and compare what comes of them
+# make trust   a part of each of the next four: what CI runs
+# make fuzz    damaged files for every reader, 10,000 of each, and the table of what came of them
+# make faults  a job that is broken at every call by which it changes a folder
+# make soak    200 jobs in one process: memory, files, threads
+# make supply  the dependencies, their licences and holes, and the archives in clean environments
+# make odd     the tests without network and root, with a home that cannot be written, and more
 # make minilm  quantize and judge a real sentence encoder, which it downloads once
 # make vllm    generate with artifacts and judge them in vLLM's CPU build, in its own environment
 # make bench   the benchmarks of benchmarks/, one after the other
@@ -20,7 +26,7 @@ JOBS ?= 2
 # One thread a process: the tests' tensors are too small to share out.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: setup demo test check format browser recipes kernels ranks ray integrations resume minilm vllm bench clean
+.PHONY: setup demo test check format browser recipes kernels ranks ray integrations resume trust fuzz faults soak supply odd minilm vllm bench clean
 
 setup:
 	@scripts/setup.sh
@@ -63,6 +69,25 @@ integrations: setup
 
 resume: setup
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) -m resume tests/e2e
+
+trust: setup supply
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) -m "fuzz or faults or soak" tests
+
+fuzz: setup
+	$(TEST_ENVIRONMENT) QUANTKIT_TRUST=full $(BIN)/python -m pytest -q -n $(JOBS) -m fuzz tests/fuzzing
+	$(BIN)/python -m tests.fuzzing.table
+
+faults: setup
+	$(TEST_ENVIRONMENT) QUANTKIT_TRUST=full $(BIN)/python -m pytest -q -n $(JOBS) -m faults tests/faults
+
+soak: setup
+	$(TEST_ENVIRONMENT) QUANTKIT_TRUST=full $(BIN)/python -m pytest -q -m soak tests
+
+supply: setup
+	scripts/check_supply.sh
+
+odd: setup
+	scripts/check_odd.sh
 
 minilm: setup
 	model=$$(scripts/setup_minilm.sh) && $(TEST_ENVIRONMENT) QUANTKIT_MINILM=$$model \

@@ -4,12 +4,12 @@ A process of its own, which loads everything once by doing a whole job, and fork
 of JSON for each command from stdin, and answers with one on stdout:
 
     {"arguments": [...], "folder": ..., "log": ..., "kill_before": call, "kill_after": seconds,
-     "fill_before": call, "ballast": path}
+     "kill_at": [words, times], "fill_before": call, "ballast": path}
     {"status": exit code or -9, "seconds": ..., "calls": ...}
 
 The child is killed by SIGKILL: before its nth call that changes a folder (files that are opened for
-writing, made, renamed, removed, synced), or so many seconds after its start. Or a file takes all
-that the disk has left before such a call.
+writing, made, renamed, removed, synced), so many seconds after its start, or as soon as its log
+has some words so many times. Or a file takes all that the disk has left before such a call.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,9 +59,19 @@ def live(request: dict[str, Any], answer: int) -> None:
     os._exit(status)
 
 
+def is_due(request: dict[str, Any], seconds: float) -> bool:
+    """Whether a child is to be killed now, by the clock or by what it has said."""
+    if "kill_at" in request:
+        words, times = request["kill_at"]
+        return Path(request["log"]).read_text(encoding="utf-8").count(words) >= times
+    return "kill_after" in request and seconds > request["kill_after"]
+
+
 def serve(request: dict[str, Any]) -> dict[str, Any]:
     """Run a command in a child, and kill it where that is asked for."""
     reading, writing = os.pipe()
+    # What the last child said is not taken for what this one says.
+    Path(request["log"]).write_text("", encoding="utf-8")
     begun = time.monotonic()
     child = os.fork()
     if not child:
@@ -69,12 +80,11 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
         finally:
             os._exit(99)
     os.close(writing)
-    limit = request.get("kill_after")
     ended, status = 0, 0
     while not ended:
         ended, status = os.waitpid(child, os.WNOHANG)
         if not ended:
-            if limit is not None and time.monotonic() - begun > limit:
+            if is_due(request, time.monotonic() - begun):
                 os.kill(child, signal.SIGKILL)
             time.sleep(_TICK)
     seconds = time.monotonic() - begun
