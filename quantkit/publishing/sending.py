@@ -190,17 +190,27 @@ def _check_arrival(plan: Publication, hub: Hub, commit: str) -> None:
 def _name_commit(
     done: Publication, request: Request, hub: Hub, contents: Contents, commit: str
 ) -> Publication:
-    """Give the commit its tag, and move the alias to it."""
-    tag = request.tag
-    if tag is not None and contents.tags.get(tag) != commit:
-        what = f"tag the commit {commit[:12]}, which is made"
-        ask(
-            hub,
-            what,
-            request.repo,
-            lambda: hub.api.create_tag(request.repo, tag=tag, revision=commit),
+    """Give the commit its tag, and move the alias to it.
+
+    Raises:
+        PublishError, HubError: a name is not set. The message says that the commit is there.
+    """
+    try:
+        if request.tag is not None and contents.tags.get(request.tag) != commit:
+            _set_tag(hub, request.repo, request.tag, commit)
+        if request.alias is None:
+            return done
+        before = move_alias(hub, request.repo, request.alias, commit, contents)
+    except (PublishError, HubError) as error:
+        failed = type(error)(
+            f"{request.repo} has the files, in commit {commit[:12]}, but not all of its names: "
+            f"{error}"
         )
-    if request.alias is None:
-        return done
-    before = move_alias(hub, request.repo, request.alias, commit, contents)
-    return replace(done, moved_from=before)
+    else:
+        return replace(done, moved_from=before)
+    raise failed
+
+
+def _set_tag(hub: Hub, repo: str, tag: str, commit: str) -> None:
+    what = f"set the tag {tag}"
+    ask(hub, what, repo, lambda: hub.api.create_tag(repo, tag=tag, revision=commit))

@@ -10,6 +10,7 @@ import pytest
 
 import quantkit
 from quantkit.errors import HubError, PublishError
+from quantkit.records import Event
 from tests.hub import CREATE_TAG, HubServer, refuse_with
 from tests.hub.repos import StoredFile
 
@@ -77,6 +78,29 @@ def test_a_tag_that_is_lost_on_the_way_can_be_set_again(
         quantkit.promote(REPO, alias="stable")
     hub.recover()
     assert quantkit.promote(REPO, alias="stable", at=second).before is None
+
+
+def test_names_that_are_not_set_do_not_hide_the_commit(
+    hub: HubServer, passed: Path, gguf: Path
+) -> None:
+    """A branch that moves while files are sent, and a tag that the Hub does not take."""
+    quantkit.publish(passed, repo=REPO)
+    repo = hub.repos[REPO]
+    repo.refs["refs/heads/stable"] = repo.find("main").oid
+
+    def move(event: Event) -> None:
+        if event.message == "committed":
+            repo.commit("refs/heads/stable", repo.find("stable").files, title="x", author="bob")
+
+    with pytest.raises(PublishError, match=r"has the files, in commit .* move stable.*was not don"):
+        quantkit.publish(gguf, repo=REPO, variant="file", alias="stable", progress=move)
+    head = repo.find("main").oid
+    hub.fail(refuse_with(500, CREATE_TAG))
+    with pytest.raises(HubError, match=rf"commit {head[:12]}, but not all .* set the tag v1.*goes"):
+        quantkit.publish(gguf, repo=REPO, variant="file", tag="v1")
+    hub.recover()
+    assert quantkit.publish(gguf, repo=REPO, variant="file", tag="v1").commit == head
+    assert repo.refs["refs/tags/v1"] == head
 
 
 def put(hub: HubServer, path: str, content: bytes, lfs: bool = False) -> None:

@@ -46,11 +46,12 @@ def _await(port: int) -> None:
     raise AssertionError("the echo server does not listen")
 
 
-def ask(port: int, method: str, path: str, body: object = None) -> tuple[int, Any]:
+def ask(port: int, method: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
     """Send a request and return status and document; bytes are sent as they are."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     sent = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    connection.request(method, path, sent, {"Content-Type": "application/json"})
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, sent, {"Content-Type": "application/json", **named})
     answer = connection.getresponse()
     text = answer.read()
     connection.close()
@@ -67,7 +68,8 @@ def stream(port: int, content: str, **more: object) -> list[Any]:
     """Ask for a stream and return its events; the last one is text."""
     body = {"messages": [{"role": "user", "content": content}], "stream": True, **more}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    connection.request("POST", "/v1/chat/completions", json.dumps(body).encode())
+    kind = {"Content-Type": "application/json; charset=utf-8"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body).encode(), kind)
     answer = connection.getresponse()
     assert answer.status == 200
     assert answer.headers["Content-Type"].startswith("text/event-stream")
@@ -107,6 +109,30 @@ def test_a_stream_says_the_same_in_pieces(port: int) -> None:
     assert [delta["content"] for delta in deltas[1:-1]] == ["one ", "two ", "three"]
     assert events[-1]["choices"][0]["finish_reason"] == "stop"
     assert "usage" not in stream(port, "one")[0]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example:8000"}, 403),
+        ({"Host": "127.0.0.1.evil.example"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Host": ""}, 403),
+        ({"Host": "LOCALHOST:8000"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Content_Type": "text/plain"}, 415),
+        ({"Content_Type": "multipart/form-data; boundary=x"}, 415),
+        ({"Content_Type": "application/json;charset=UTF-8"}, 200),
+    ],
+)
+def test_a_page_of_a_browser_is_not_answered(
+    port: int, headers: dict[str, str], status: int
+) -> None:
+    """Neither under a name that was pointed here, nor by a form, which needs no leave."""
+    message = {"messages": [{"role": "user", "content": "one"}]}
+    assert ask(port, "POST", "/v1/chat/completions", message, **headers)[0] == status
+    if "Host" in headers:
+        assert ask(port, "GET", "/v1/models", **headers)[0] == status
 
 
 @pytest.mark.parametrize(
@@ -215,7 +241,8 @@ def test_a_caller_that_leaves_does_not_stop_the_server(port: int) -> None:
     """In the middle of its stream."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     body = {"messages": [{"role": "user", "content": "slow " * 40}], "stream": True}
-    connection.request("POST", "/v1/chat/completions", json.dumps(body).encode())
+    kind = {"Content-Type": "application/json; charset=utf-8"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body).encode(), kind)
     connection.getresponse().read(10)
     connection.close()
     assert chat(port, "still here")[0] == 200

@@ -6,6 +6,10 @@ Part of onnxruntime_server.py, which runs under the interpreter that has the run
     GET  /v1/models             the one model
     POST /v1/chat/completions   whole, or as server-sent events with "stream": true
 
+A page in a browser must not reach what listens on this machine alone: a body has to be announced as
+JSON, which browsers let no other site's page do unasked, and a server of the loopback address
+answers to its own names only, not to one that a stranger's DNS has pointed there.
+
 Requests and answers have the fields of OpenAI's API reference. What cannot be done is refused with
 status 400 and the name of the parameter, never ignored: a caller that asks for tools must not get
 an answer that has not seen them. Errors are JSON: {"error": {"message", "type", "param", "code"}}.
@@ -23,6 +27,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 from chat_requests import (  # type: ignore[import-not-found]
     ChatRequest,
@@ -34,6 +39,8 @@ MAX_BODY = 16 * 1024 * 1024
 """Bytes of a request; a longer one is refused before it is read."""
 IDLE_SECONDS = 120
 """How long a connection may say nothing."""
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+"""The names of this machine to itself."""
 
 
 @dataclass
@@ -64,6 +71,8 @@ class Served:
     """As many answers as are made at a time."""
     begin: Begin | None = None
     """None: it is still being loaded."""
+    hosts: frozenset[str] | None = None
+    """The names by which it may be called; None: by any."""
     created: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -73,6 +82,7 @@ def listen(host: str, port: int, served: Served) -> ThreadingHTTPServer:
     Raises:
         OSError: it cannot listen there.
     """
+    served.hosts = LOOPBACK if host in LOOPBACK else None
     return ThreadingHTTPServer((host, port), partial(ChatHandler, served))
 
 
@@ -92,6 +102,8 @@ class ChatHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Say that the model is there, or which one."""
+        if not self._is_called_by_its_name():
+            return
         path = self.path.partition("?")[0].rstrip("/")
         if path in ("/health", "/v1/health"):
             ready = self.served.begin is not None
@@ -105,6 +117,8 @@ class ChatHandler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer a conversation."""
+        if not self._is_called_by_its_name():
+            return
         try:
             body = self._read_body()
             path = self.path.partition("?")[0].rstrip("/")
@@ -170,6 +184,19 @@ class ChatHandler(BaseHTTPRequestHandler):
         self.wfile.write(b"data: " + json.dumps(document).encode() + b"\n\n")
         self.wfile.flush()
 
+    def _is_called_by_its_name(self) -> bool:
+        """Refuse a request to another host, as a page sends it whose name was pointed here."""
+        hosts = self.served.hosts
+        try:
+            host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        except ValueError:
+            host = None
+        if hosts is None or host in hosts:
+            return True
+        self.close_connection = True
+        self._refuse(Refusal(403, "this server listens on its own machine, as localhost, alone"))
+        return False
+
     def _read_body(self) -> Any:
         length = self.headers.get("Content-Length", "")
         if not length.isdigit():
@@ -179,8 +206,12 @@ class ChatHandler(BaseHTTPRequestHandler):
         if int(length) > MAX_BODY:
             self.close_connection = True
             raise Refusal(413, f"the request is longer than {MAX_BODY} bytes")
+        kind = self.headers.get_content_type()
+        body = self.rfile.read(int(length))
+        if kind != "application/json":
+            raise Refusal(415, f"the request is {kind[:80]}: send Content-Type: application/json")
         try:
-            return json.loads(self.rfile.read(int(length)))
+            return json.loads(body)
         except (ValueError, RecursionError):
             raise Refusal(400, "the request is not JSON") from None
 
