@@ -1,7 +1,8 @@
 """A runtime worker as its parent sees it: a process that is asked, awaited and never trusted.
 
 Each worker has threads of its own for its three pipes, so that neither a worker that reads nothing
-nor one that prints without end can block or fill its parent.
+nor one that prints without end can block or fill its parent. A fourth waits for its death, and ends
+what it has started: a child that outlives it would hold its memory, and its pipes open.
 """
 
 from __future__ import annotations
@@ -23,15 +24,13 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from quantkit.errors import InputError, MissingPackageError, ResourceError, WorkerError
+from quantkit.masking import clean_line, is_secret
 
 MAX_ANSWER = 1 << 20
 """Characters of an answer; a longer one is nonsense."""
 
 _LAST_WORDS = 5
 _WORDS_WIDTH = 600
-_SECRET_WORDS = frozenset(
-    {"TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "KEY", "CREDENTIALS"}
-)
 
 Answer = tuple[str, str | None]
 """(role, line) as a worker speaks; None for the line when its output ended."""
@@ -110,7 +109,7 @@ class WorkerProcess:
             ) from error
         self._threads = [
             threading.Thread(target=target, daemon=True)
-            for target in (self._send, self._listen, self._overhear)
+            for target in (self._bury, self._send, self._listen, self._overhear)
         ]
         for thread in self._threads:
             thread.start()
@@ -125,12 +124,12 @@ class WorkerProcess:
         try:
             answer = json.loads(line)
         except (ValueError, RecursionError):
-            raise self.error(f"answered nonsense: {_clean(line)[:80]!r}") from None
+            raise self.error(f"answered nonsense: {clean_line(line)[:80]!r}") from None
         if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
-            raise self.error(f"answered nonsense: {_clean(line)[:80]!r}")
+            raise self.error(f"answered nonsense: {clean_line(line)[:80]!r}")
         if answer["ok"]:
             return answer
-        words = _clean(str(answer.get("error", "no reason given")))
+        words = clean_line(str(answer.get("error", "no reason given")))
         if answer.get("kind") in ("memory", "disk"):
             hint = "; TMPDIR names the folder of its files" if answer["kind"] == "disk" else ""
             raise ResourceError(
@@ -138,7 +137,7 @@ class WorkerProcess:
             )
         if answer.get("kind") == "package":
             raise MissingPackageError(
-                _clean(str(answer.get("package") or "compressed-tensors")),
+                clean_line(str(answer.get("package") or "compressed-tensors")),
                 f"judging the {self.role}",
                 f"install it for {self._python} ({words})",
             )
@@ -171,12 +170,15 @@ class WorkerProcess:
     def stop(self) -> None:
         """End the process and all that it started; as `Worker`."""
         if self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                _kill_group(self.process)
+            _kill_group(self.process)
         self.process.wait()
         self._requests.put(None)
         for thread in self._threads:
             thread.join(timeout=2)
+
+    def _bury(self) -> None:
+        self.process.wait()
+        _kill_group(self.process)
 
     def _send(self) -> None:
         assert self.process.stdin is not None
@@ -198,7 +200,7 @@ class WorkerProcess:
         with self.process.stderr as pipe:
             for line in _bounded_lines(pipe, MAX_ANSWER):
                 if line.strip():
-                    self._words.append(_clean(line))
+                    self._words.append(clean_line(line))
 
 
 def collect(
@@ -223,7 +225,7 @@ def collect(
         if line is None:
             raise by_role[role].death()
         if role in got:
-            raise by_role[role].error(f"spoke unasked: {_clean(line)[:80]!r}")
+            raise by_role[role].error(f"spoke unasked: {clean_line(line)[:80]!r}")
         got[role] = by_role[role].read_answer(line)
     return [got[worker.role] for worker in workers]
 
@@ -310,7 +312,7 @@ def child_environment(
     child = {
         name: value
         for name, value in environment.items()
-        if not _SECRET_WORDS & set(name.upper().split("_"))
+        if not is_secret(name, value)
     }
     if not own:
         for name in ("PYTHONPATH", "PYTHONHOME"):
@@ -353,12 +355,9 @@ def _bounded_lines(pipe: IO[str], longest: int) -> Iterator[str]:
 
 
 def _kill_group(process: subprocess.Popen[str]) -> None:
+    """Kill a process and all that it has started, as far as they live."""
     if os.name == "posix":
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     else:
         process.kill()
-
-
-def _clean(text: str) -> str:
-    """One line without control characters: a worker's words end up on a terminal."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -82,6 +83,11 @@ def misbehave(fault: str, request: dict[str, Any]) -> dict[str, Any] | None:
         print("first words", file=sys.stderr)
         print("out of \x1b[31mcheese", file=sys.stderr)
         sys.exit(7)
+    elif fault == "orphan":
+        # It inherits the pipes, which do not end with this process.
+        child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
+        print(f"child {child.pid}", file=sys.stderr, flush=True)
+        os._exit(7)
     elif fault == "kill":
         print("so long", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

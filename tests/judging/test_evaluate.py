@@ -493,6 +493,17 @@ def test_windows_without_a_counted_token_are_refused(tmp_path: Path) -> None:
         run(tmp_path, make_windows(weights=np.zeros((5, 9), np.float32)))
 
 
+def test_what_a_dead_worker_has_started_ends_with_it(tmp_path: Path) -> None:
+    """And does not keep its pipes open, so that nobody waits for the time limit."""
+    with pytest.raises(WorkerError, match=r"ended with exit code 7.*child \d+") as died:
+        run(tmp_path, fault="orphan", timeout=600)
+    child = int(str(died.value).rpartition(" ")[2])
+    deadline = time.monotonic() + 60
+    while is_alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(child)
+
+
 def test_an_interrupt_stops_both_workers(tmp_path: Path) -> None:
     """Ctrl-C while a worker is awaited leaves no process and no file."""
     control_c = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
