@@ -106,7 +106,7 @@ bench: setup
 	scripts/setup_rival.sh llama-cpp-python
 	scripts/setup_minilm.sh
 	$(BIN)/python benchmarks/llm_compressor.py
-	$(BIN)/python benchmarks/run.py gptq-demo awq-demo gptq-0.5b rtn-16gb fp8-16gb gptq-16gb-short
+	$(BIN)/python benchmarks/run.py gptq-demo gptq-demo-fast awq-demo gptq-0.5b gptq-0.5b-fast rtn-16gb fp8-16gb gptq-16gb-short
 	$(BIN)/python benchmarks/run.py awq-0.5b --layers 2
 	$(BIN)/python benchmarks/two_processes.py
 	$(BIN)/python benchmarks/predictions.py

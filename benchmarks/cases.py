@@ -93,6 +93,25 @@ CASES: Mapping[str, Case] = _table(
         length=512,
         promises=replace(_GPTQ, bound_ratio=2.0),
     ),
+    # Of the same quality as the rival's at least: llm_compressor.py has it beside it.
+    Case(
+        "gptq-demo-fast",
+        SHAPES["demo"],
+        "gptq",
+        windows=128,
+        length=512,
+        effort="fast",
+        promises=_GPTQ,
+    ),
+    Case(
+        "gptq-0.5b-fast",
+        SHAPES["0.5b"],
+        "gptq",
+        windows=64,
+        length=512,
+        effort="fast",
+        promises=replace(_GPTQ, bound_ratio=2.0),
+    ),
     Case("awq-0.5b", SHAPES["0.5b"], "awq", windows=64, length=512, promises=_AWQ),
     Case(
         "rtn-16gb",

@@ -48,6 +48,7 @@ from measure import (
 JOBS = (
     ("llm-compressor", "gptq"),
     ("quantkit", "gptq"),
+    ("quantkit", "gptq", "fast"),
     ("llm-compressor", "awq"),
     ("quantkit", "awq"),
     ("llm-compressor", "awq+gptq"),
@@ -64,6 +65,8 @@ class Contestant:
 
     tool: str
     method: str
+    effort: str | None = None
+    """quantkit's, where it is not the usual one."""
     runs: list[Measured] = field(default_factory=list)
     kl: float = math.nan
     perplexity: float = math.nan
@@ -73,7 +76,12 @@ class Contestant:
     @property
     def key(self) -> str:
         """Name of the contestant's folder and log."""
-        return f"{self.tool}-{self.method}"
+        return "-".join(part for part in (self.tool, self.method, self.effort) if part)
+
+    @property
+    def label(self) -> str:
+        """The method as the table calls it."""
+        return f"{self.method}, effort {self.effort}" if self.effort else self.method
 
 
 def make_command(
@@ -83,6 +91,8 @@ def make_command(
     if contestant.tool == "quantkit":
         words = [sys.executable, "-m", "quantkit", "quantize", "--recipe", RECIPE, "--quiet"]
         words += ["--set", f"quantize.method={contestant.method}", "--no-gate"]
+        if contestant.effort:
+            words += ["--set", f"quantize.effort={contestant.effort}"]
         return [*words, "--output", str(output)]
     options = ["--method", contestant.method]
     return rival_command(RIVAL, rival, Path(model), work / "calibration.npy", output, options)
@@ -122,7 +132,7 @@ def render(document: dict[str, Any], contestants: Sequence[Contestant]) -> str:
         seconds = sorted(run.seconds for run in c.runs)
         peak = statistics.median(run.peak_bytes for run in c.runs)
         lines.append(
-            f"| {c.tool} | {c.method} | {c.kl:.5f} | {c.perplexity:.3f} | {c.agreement:.2%} "
+            f"| {c.tool} | {c.label} | {c.kl:.5f} | {c.perplexity:.3f} | {c.agreement:.2%} "
             f"| {c.weight_bytes / 1e6:.2f} | {statistics.median(seconds):.1f} "
             f"({seconds[0]:.1f}-{seconds[-1]:.1f}) | {peak / 1e6:.0f} |"
         )
