@@ -122,19 +122,31 @@ find_quantkit() {
 # --- install --------------------------------------------------------------------------------------
 
 install() {
-  local what=${QUANTKIT_INSTALL:-action} extras=${QUANTKIT_EXTRAS:-} torch
+  local what=${QUANTKIT_INSTALL:-action} extras=${QUANTKIT_EXTRAS:-} lock needs
   unset HF_TOKEN
   if [[ "$what" == none ]]; then
     find_quantkit
     run quantkit --version >&2
     return
   fi
-  if [[ "$what" == action ]]; then what="$root${extras:+[$extras]}"; fi
   [[ -x "$venv/bin/python" ]] || python3 -m venv "$venv" || fail "cannot make $venv with python3"
-  torch=$(sed -n 's/^torch==//p' "$root/constraints.txt")
-  "$root/scripts/install_torch.sh" "$venv" "$torch" >&2
-  "$venv/bin/python" -m pip --disable-pip-version-check install -q \
-    -c "$root/constraints.txt" "$what" >&2 || fail "cannot install $what; see pip's message above"
+  "$root/scripts/install_pip.sh" "$venv" >&2
+  "$root/scripts/install_torch.sh" "$venv" constraints.txt >&2
+  lock=$("$root/scripts/choose_lock.sh" constraints.txt)
+  needs=$("$venv/bin/python" "$root/scripts/list_requirements.py" ${extras//,/ }) ||
+    fail "cannot read what quantkit needs with the extras '$extras'"
+  # Built in isolation, with locked tools, whatever the runner prefers.
+  env -u PIP_NO_BUILD_ISOLATION "$venv/bin/python" -m pip --disable-pip-version-check install -q \
+    -c "$lock" --build-constraint "$lock" -r <(echo "$needs") hatchling >&2 ||
+    fail "cannot install what quantkit needs; see pip's message above"
+  # A folder has no hash; all that it needs is there, and what builds it.
+  if [[ "$what" == action ]]; then
+    set -- --no-deps --no-build-isolation "$root"
+  else
+    set -- -c "$root/constraints.txt" "$what"
+  fi
+  "$venv/bin/python" -m pip --disable-pip-version-check install -q "$@" >&2 ||
+    fail "cannot install $what; see pip's message above"
   if [[ -n "${GITHUB_PATH:-}" ]]; then echo "$venv/bin" >>"$GITHUB_PATH"; fi
   find_quantkit
   run quantkit --version >&2

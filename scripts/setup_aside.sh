@@ -34,12 +34,13 @@ case "${1:-}" in
 esac
 folder="$root/.venv-$1"
 stamp="$folder/.quantkit-setup"
-key=$(cat "$root/constraints.txt" "$root/.venv/.quantkit-setup" | sha256sum)
+lock=$("$root/scripts/choose_lock.sh" constraints.txt)
+key=$(cat "$lock" "$root/.venv/.quantkit-setup" | sha256sum)
 if [[ "$(cat "$stamp" 2>/dev/null || true)" != "$key" ]]; then
   echo "set-up: $folder" >&2
   rm -rf "$folder"
   "$root/.venv/bin/python" -m pip --disable-pip-version-check install -qq --no-deps \
-    -c "$root/constraints.txt" --target "$folder" "${packages[@]}" >&2 || {
+    -c "$lock" --target "$folder" "${packages[@]}" >&2 || {
     echo "set-up: cannot install ${packages[*]}; see pip's message above" >&2
     exit 1
   }

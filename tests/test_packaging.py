@@ -35,7 +35,7 @@ def test_wheel_carries_the_version_of_the_package(wheel: Path) -> None:
 
 
 def test_wheel_holds_every_data_file(wheel: Path) -> None:
-    """Family data, templates, recipes, texts, the demo model and the tested versions are in it."""
+    """Family data, templates, recipes, texts, the demo model, tested versions and their hashes."""
     inside = set(zipfile.ZipFile(wheel).namelist())
     shipped = {
         f"quantkit/shipped/{path.relative_to(ROOT).as_posix()}"
@@ -43,7 +43,9 @@ def test_wheel_holds_every_data_file(wheel: Path) -> None:
         for path in (ROOT / folder).rglob("*")
         if path.is_file()
     }
-    shipped |= {f"quantkit/shipped/{name}" for name in ("constraints.txt", "constraints-vllm.txt")}
+    names = ("constraints.txt", "constraints-vllm.txt", "constraints-cuda.txt")
+    shipped |= {f"quantkit/shipped/{name}" for name in names[:2]}
+    shipped |= {f"quantkit/shipped/locks/{name}" for name in names}
     package = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "quantkit").rglob("*")

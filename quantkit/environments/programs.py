@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.errors import InputError, ResourceError
+from quantkit.masking import clean_line
 
 METADATA_SCRIPT = Path(__file__).with_name("wheel_metadata.py")
 
@@ -74,7 +75,7 @@ def run_program(command: Sequence[str], failure: str, tell: Callable[[str], None
     ) as process:
         assert process.stdout is not None
         try:
-            for line in map(_clean, process.stdout):
+            for line in map(clean_line, process.stdout):
                 if line:
                     words.append(line)
                     tell(line)
@@ -107,8 +108,3 @@ def _explain(failure: str, words: Sequence[str]) -> InputError | ResourceError:
     plain = [line for line in words if not line.startswith("WARNING")]
     last = " | ".join(errors or plain[-3:])[-_WORDS:] or "it said nothing"
     return InputError(f"{failure}: {last}")
-
-
-def _clean(line: str) -> str:
-    """One line without control characters: it ends up on a terminal."""
-    return " ".join("".join(c if c.isprintable() else " " for c in line).split())

@@ -4,6 +4,7 @@
         requirement a line, less torch and what the constraints do not name
     wheel_metadata.py build REPORT               `cpu` or `cuda`: the build of torch that pip's
         report (`--dry-run --report`) would install
+    wheel_metadata.py version REPORT             the version that it would install
 
 Parts of quantkit that are not in the environment cannot be imported here.
 """
@@ -15,15 +16,16 @@ import json
 import re
 import sys
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from pip._vendor.packaging.requirements import Requirement
 
 
 def main(what: str, *arguments: str) -> None:
     """Print the answer to one question."""
-    files = [Path(argument) for argument in arguments]
-    for line in find_needs(*files) if what == "needs" else find_build(*files):
+    for line in QUESTIONS[what](*map(Path, arguments)):
         sys.stdout.write(f"{line}\n")
 
 
@@ -47,6 +49,11 @@ def find_build(report: Path) -> list[str]:
     return ["cuda" if cuda and not metadata["version"].endswith("+cpu") else "cpu"]
 
 
+def find_version(report: Path) -> list[str]:
+    """Return the version that the report is about, with its local part: 2.13.0+cpu."""
+    return [json.loads(report.read_bytes())["install"][0]["metadata"]["version"]]
+
+
 def _applies(line: str) -> str | None:
     """The name of the required package, or None where its marker is not true here."""
     requirement = Requirement(line)
@@ -58,6 +65,10 @@ def _applies(line: str) -> str | None:
 def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
+
+QUESTIONS: Mapping[str, Callable[..., list[str]]] = MappingProxyType(
+    {"needs": find_needs, "build": find_build, "version": find_version}
+)
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

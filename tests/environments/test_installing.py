@@ -10,7 +10,7 @@ from quantkit.environments import installing
 from quantkit.environments.installing import install, remove
 from quantkit.environments.places import find_environment
 from quantkit.errors import InputError, OutputError, ResourceError
-from quantkit.workspace import locked
+from quantkit.locking import locked
 from tests.environments.fakes import make_environment, make_interpreter
 
 
