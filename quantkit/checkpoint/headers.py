@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeGuard
 
+from quantkit.checkpoint.mistaken import HEAD_BYTES, recognise, recognise_file
 from quantkit.errors import CheckpointError
 from quantkit.records import TensorInfo
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library."""
+
+_MOST_DIMENSIONS = 64
+"""Of a shape, as numpy's: the product of a million numbers takes a minute."""
 
 ITEM_BYTES: Mapping[str, int] = MappingProxyType(
     {
@@ -46,9 +51,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+                claim = (
+                    f"its header claims {length} bytes and the file has {size}; download or copy "
+                    f"it again"
+                )
                 raise CheckpointError(
-                    f"{path} is not a whole safetensors file: its header claims {length} bytes and "
-                    f"the file has {size}; download or copy it again"
+                    f"{path} is not a whole safetensors file: {recognise_file(path) or claim}"
                 )
             text = handle.read(length)
     except FileNotFoundError:
@@ -105,15 +113,16 @@ def parse_json(text: bytes, what: str) -> dict[str, Any]:
     def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
+            counts = Counter(key for key, _ in pairs)
+            twice = next(key for key, count in counts.items() if count > 1)
             raise CheckpointError(f"{what} gives {twice!r} twice")
         return found
 
     try:
         document = json.loads(text, object_pairs_hook=refuse_duplicates)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{what} is not valid JSON: {error}") from None
+        reason = recognise(text[:HEAD_BYTES]) or error
+        raise CheckpointError(f"{what} is not valid JSON: {reason}") from None
     if not isinstance(document, dict):
         raise CheckpointError(f"{what} is not a JSON object")
     return document
@@ -142,7 +151,11 @@ def _read_entry(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
 
 
 def _are_counts(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return (
+        isinstance(value, list)
+        and len(value) <= _MOST_DIMENSIONS
+        and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+    )
 
 
 def _check_layout(path: Path, infos: list[TensorInfo], start: int, size: int) -> None:

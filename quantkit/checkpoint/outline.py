@@ -29,6 +29,8 @@ from quantkit.records import Source
 _FIRST_BYTES = 100_000
 """Of a file, asked for at once: few headers are longer, as huggingface_hub has counted."""
 _CONNECTIONS = 8
+_MOST_BYTES = 1 << 43
+"""Of one weight file: eight terabytes, and what file systems let a file have without its blocks."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def outline_source(model: str) -> Iterator[Outline]:
         for name in list_described(described.folder):
             # A copy: what links out of its folder is refused.
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(described.folder / name, folder / name)
+            shutil.copyfile(join_inside(described.folder, name), folder / name)
         for name, head in heads.items():
             _write_outline(join_inside(folder, name), head)
         absent = sum(head.size for head in heads.values())
@@ -119,9 +121,6 @@ def _read_heads(described: Source) -> dict[str, _Head]:
 
     repo = described.name.partition("@")[0]
     names = list_shards(described.folder, INDEXES[0])
-    for name in names:
-        # It becomes a part of an address, to which the token is sent.
-        join_inside(described.folder, name)
     addresses = [hf_hub_url(repo, name, revision=described.revision) for name in names]
     with explaining(described.name, repo, described.revision):
         try:
@@ -171,7 +170,10 @@ def _read_range(address: str, first: int, count: int) -> tuple[bytes, int]:
 def _find_size(response: Any) -> int:
     """The length of the file, of which the answer may be a part."""
     match = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
-    return int(match.group(1) if match else response.headers.get("Content-Length", 0))
+    told = match.group(1) if match else response.headers.get("Content-Length", "")
+    if not re.fullmatch(r"\d{1,18}", told, re.ASCII) or int(told) > _MOST_BYTES:
+        raise CheckpointError(f"the Hub says {told!r:.40}, which is no length of a weight file")
+    return int(told)
 
 
 def _write_outline(path: Path, head: _Head) -> None:

@@ -40,12 +40,19 @@ def read_pickle_header(path: Path) -> dict[str, TensorInfo]:
         CheckpointError: the file is missing, damaged, of the old format, or holds code.
     """
     infos = {}
-    for name, tensor in _load(path).items():
+    loaded, most = _load(path), path.stat().st_size
+    for name, tensor in loaded.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path} holds {name!r}, which is not a tensor")
         if tensor.dtype not in _DTYPES or tensor.is_quantized or tensor.layout != torch.strided:
             raise CheckpointError(f"{path}: tensor {name!r} has the unknown dtype {tensor.dtype}")
         size = tensor.numel() * tensor.element_size()
+        if size > most:
+            # One number can stand for any number of them.
+            raise CheckpointError(
+                f"{path}: tensor {name!r} claims {size} bytes and the file has {most}: it is not "
+                f"what it claims; ask its author for safetensors"
+            )
         infos[name] = TensorInfo(name, _DTYPES[tensor.dtype], tuple(tensor.shape), path, 0, size)
     return infos
 

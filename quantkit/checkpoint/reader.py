@@ -64,11 +64,23 @@ def open_checkpoint(source: Source) -> Checkpoint:
     folder = source.folder
     path = join_inside(folder, "config.json")
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no config.json: it is not a Hugging Face model folder")
+        raise CheckpointError(
+            f"{folder} has no config.json: it is not a Hugging Face model folder; "
+            f"{_say_what_instead(folder)}"
+        )
     config = read_json(path)
     side_files = tuple(join_inside(folder, name) for name in list_side_files(folder))
     tensors = dict(sorted(_find_tensors(folder).items()))
     return Checkpoint(source, MappingProxyType(config), MappingProxyType(tensors), side_files)
+
+
+def _say_what_instead(folder: Path) -> str:
+    """What a folder without config.json is, as far as its files tell, and which one is meant."""
+    if (folder / "quantkit.json").is_file():
+        return "it is the output of a job: name the original model, or a folder in the output"
+    if any(folder.glob("*.gguf")):
+        return "its weights are GGUF: name the original model that they were made from"
+    return "name the folder that holds config.json, tokenizer and weights"
 
 
 def read_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
@@ -129,7 +141,7 @@ def hash_files(checkpoint: Checkpoint) -> dict[str, str]:
     folder = checkpoint.source.folder
     paths = {folder / "config.json", *checkpoint.side_files}
     paths |= {info.file for info in checkpoint.tensors.values()}
-    paths |= {folder / index for index in INDEXES if (folder / index).is_file()}
+    paths |= {path for index in INDEXES if (path := join_inside(folder, index)).is_file()}
     return {path.relative_to(folder).as_posix(): _hash(path) for path in sorted(paths)}
 
 
@@ -143,7 +155,10 @@ def _find_tensors(folder: Path) -> dict[str, TensorInfo]:
             return _read_headers(single)
         if index_path.is_file():
             return _read_shards(folder, index_path)
-    raise CheckpointError(f"{folder} holds no weights: neither model.safetensors nor {INDEXES[0]}")
+    raise CheckpointError(
+        f"{folder} holds no weights: neither model.safetensors nor {INDEXES[0]}; download or copy "
+        f"them there"
+    )
 
 
 def _read_shards(folder: Path, index_path: Path) -> dict[str, TensorInfo]:

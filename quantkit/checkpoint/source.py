@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantkit.errors import CheckpointError, MissingPackageError, ResourceError
+from quantkit.checkpoint.paths import join_inside
+from quantkit.errors import CheckpointError, MissingPackageError, ResourceError, nearest
+from quantkit.masking import masked_logs
 from quantkit.records import Source
 
 TRANSFORMER_FILES = (
@@ -118,10 +120,27 @@ def find_folder(model: str) -> Path | None:
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"model {model!r} cannot be looked up: {error}") from None
     if is_file:
-        raise CheckpointError(f"model {model!r} is a file: name the folder that holds config.json")
+        known = " of the original model" if folder.suffix == ".gguf" else ""
+        raise CheckpointError(
+            f"model {model!r} is a file: name the folder{known} that holds config.json"
+        )
     if not _HUB_ID.fullmatch(model) or _looks_like_path(model):
-        raise CheckpointError(f"model {model!r}: there is no such folder")
+        place = "" if folder.is_absolute() else f" in {Path.cwd()}"
+        near = _find_near(folder)
+        raise CheckpointError(f"model {model!r}: there is no such folder{place}{near}")
     return None
+
+
+def _find_near(folder: Path) -> str:
+    """What may have been meant by a folder that is not there: one that is called nearly so."""
+    missing = folder
+    while not missing.parent.exists():
+        missing = missing.parent
+    try:
+        beside = (str(entry) for entry in missing.parent.iterdir() if entry.is_dir())
+        return nearest(str(missing), beside)
+    except OSError:
+        return ""
 
 
 def list_side_files(folder: Path) -> tuple[str, ...]:
@@ -172,6 +191,10 @@ def list_shards(folder: Path, index: str) -> list[str]:
 
     They are those of the index, or without one the file that needs none. Hub patterns are shell
     patterns, so names with wildcards are left out.
+
+    Raises:
+        CheckpointError: a name would lead out of the folder; it also becomes a part of an address,
+            to which the token is sent.
     """
     if not (folder / index).is_file():
         return [index.removesuffix(".index.json")]
@@ -179,7 +202,10 @@ def list_shards(folder: Path, index: str) -> list[str]:
         names = set(json.loads((folder / index).read_bytes())["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
-    return sorted(name for name in names if isinstance(name, str) and not set(name) & set("*?["))
+    plain = sorted(name for name in names if isinstance(name, str) and not set(name) & set("*?["))
+    for name in plain:
+        join_inside(folder, name)
+    return plain
 
 
 def _fetch(model: str, repo: str, revision: str | None, names: Sequence[str]) -> Path:
@@ -187,7 +213,14 @@ def _fetch(model: str, repo: str, revision: str | None, names: Sequence[str]) ->
     with explaining(model, repo, revision):
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(names)))
+        found = snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=list(names),
+            # A star of a pattern also stands for slashes, and so for `..`.
+            ignore_patterns=[f"{CHAT_TEMPLATES}/*/*"],
+        )
+        return Path(found)
 
 
 @contextmanager
@@ -214,7 +247,8 @@ def explaining(model: str, repo: str, revision: str | None) -> Iterator[None]:
             "huggingface_hub", "a model on the Hub", "pip install huggingface_hub"
         ) from None
     try:
-        yield
+        with masked_logs():
+            yield
     except GatedRepoError:
         raise CheckpointError(
             f"model {model!r} is gated: ask for access at https://huggingface.co/{repo}, then log "
@@ -234,11 +268,12 @@ def explaining(model: str, repo: str, revision: str | None) -> Iterator[None]:
             f"model {model!r} is neither a folder nor a valid Hub id (owner/name)"
         ) from None
     except LocalEntryNotFoundError as error:
+        near = _find_near(Path(model))
         if isinstance(error.__cause__, HfHubHTTPError):
             raise _refusal(model, error.__cause__.response.status_code) from None
         raise CheckpointError(
             f"model {model!r} is neither a folder nor in the local Hub cache, and the Hub cannot "
-            f"be reached: check the name, the connection and HF_HUB_OFFLINE"
+            f"be reached: check the name, the connection and HF_HUB_OFFLINE{near}"
         ) from None
     except HfHubHTTPError as error:
         raise _refusal(model, error.response.status_code) from None
@@ -250,6 +285,12 @@ def explaining(model: str, repo: str, revision: str | None) -> Iterator[None]:
         why = getattr(error, "strerror", None) or type(error).__name__
         # The client's exceptions carry the request, and with it the token.
         raise CheckpointError(f"model {model!r} could not be downloaded: {why}") from None
+    except ValueError as error:
+        # So it refuses names that lead out of its cache, and so the system refuses a NUL.
+        why = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(
+            f"model {model!r}: the Hub lists a file that is refused: {why}"
+        ) from None
 
 
 def _refusal(model: str, status: int) -> CheckpointError:

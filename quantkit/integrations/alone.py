@@ -82,7 +82,8 @@ def run_alone(
                 handle.write(f"$ {shlex.join([module, *words])}\n".encode())
                 handle.flush()
                 process = subprocess.Popen(
-                    [sys.executable, "-m", module, *words],
+                    # Without -P, modules would be taken from the working folder.
+                    [sys.executable, "-P", "-m", module, *words],
                     stdin=subprocess.DEVNULL,
                     stdout=said,
                     stderr=handle,

@@ -29,7 +29,9 @@ from quantkit.integrations.milestones import (
     remove_unfinished,
 )
 from quantkit.live import saved
+from quantkit.masking import masked_logs
 from quantkit.recipe import Recipe, find_recipe
+from quantkit.running import alone_in
 from quantkit.staging import check_output
 from quantkit.sweeping.outcomes import read_outcome
 from quantkit.sweeping.records import JobOutcome, SweepJob
@@ -64,6 +66,11 @@ class MilestoneJobs:
         Raises:
             InputError, ResourceError: something would stop the job.
         """
+        with alone_in(self.root):
+            return self._rehearse(model, tokenizer, begun)
+
+    def _rehearse(self, model: object, tokenizer: object, begun: int) -> tuple[Milestone, ...]:
+        """As `begin`, while no other training writes in the root."""
         found = read_milestones(self.root, begun, overwrite=self.overwrite)
         there = [path for path in self.root.glob("step-*") if path.is_dir() and begun == 0]
         for path in there:
@@ -106,6 +113,24 @@ class MilestoneJobs:
         """
         started = time.monotonic()
         try:
+            with alone_in(self.root):
+                return self._attempt(model, tokenizer, step, checkpoint, before)
+        except QuantkitError as error:
+            # Another training writes there: nothing there is touched.
+            figures = {"passed": 0.0, "failed": 1.0, "seconds": time.monotonic() - started}
+            return (*before, Milestone(step, None, figures, str(error), kept=False))
+
+    def _attempt(
+        self,
+        model: object,
+        tokenizer: object,
+        step: int,
+        checkpoint: Path | None,
+        before: Sequence[Milestone],
+    ) -> tuple[Milestone, ...]:
+        """As `attempt`, while no other training writes in the root."""
+        started = time.monotonic()
+        try:
             with self._checkpoint(model, tokenizer, step, checkpoint) as folder:
                 outcome = self._run(step, folder)
             if outcome.verdict is None:
@@ -128,7 +153,8 @@ class MilestoneJobs:
         words = str(error)
         if not isinstance(error, QuantkitError):
             words = f"{type(error).__name__}: {error}"
-            logger.warning("quantkit: at step %d:", step, exc_info=error)
+            with masked_logs():
+                logger.warning("quantkit: at step %d:", step, exc_info=error)
         found = (*before, Milestone(step, None, figures, words, kept=False))
         # Where the disk is full, the log of the training alone has it.
         with suppress(Exception):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantkit.checkpoint.headers import read_json
-from quantkit.durable import write_text
+from quantkit.durable import write_words
 from quantkit.errors import CheckpointError, OutputError, writing
 from quantkit.live import place_of
 from quantkit.records import ArtifactReport, Judgement, Verdict
@@ -159,7 +159,7 @@ def record(root: Path, milestones: Sequence[Milestone], by: Standard) -> None:
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         _point(root / BEST, best)
-        write_text(root / RECORD, json.dumps(document, indent=2, allow_nan=False) + "\n")
+        write_words(root / RECORD, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 def _point(link: Path, best: Milestone | None) -> None:

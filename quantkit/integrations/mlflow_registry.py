@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import InputError
+from quantkit.checkpoint.paths import join_inside
+from quantkit.errors import CheckpointError, InputError
 from quantkit.evidence import read_evidence
 from quantkit.gating import check_recorded_files
 from quantkit.integrations.figures import Told
@@ -91,7 +92,7 @@ def _check_artifacts(told: Told) -> None:
     if told.document.get("comparison"):
         raise InputError("a comparison is not registered: log the output of the artifact to take")
     for row in told.document["artifacts"]:
-        location = told.root / row["path"]
+        location = _place(told, row)
         folder, name = (location, None) if location.is_dir() else (location.parent, location.name)
         changed = check_recorded_files(read_evidence(folder), folder, name)
         if changed or not location.exists():
@@ -112,9 +113,9 @@ def _register(run: OpenRun, told: Told, wanted: Registration) -> Iterator[ModelV
         if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
             raise
     for row in rows:
-        source = wanted.source or str((told.root / row["path"]).resolve())
+        source = wanted.source or str(_place(told, row).resolve())
         if wanted.upload:
-            source = _upload(run, told.root / row["path"], row, len(rows))
+            source = _upload(run, _place(told, row), row, len(rows))
         tags = {
             "quantkit.verdict": row["verdict"],
             "quantkit.format": row["format"],
@@ -127,6 +128,21 @@ def _register(run: OpenRun, told: Told, wanted: Registration) -> Iterator[ModelV
         made = client.create_model_version(wanted.name, source, run.run_id, tags=tags)
         client.set_registered_model_alias(wanted.name, alias, made.version)
         yield ModelVersion(wanted.name, str(made.version), alias, source)
+
+
+def _place(told: Told, row: Mapping[str, Any]) -> Path:
+    """Return where an artifact lies: within its output, or where a gate was told to look.
+
+    Raises:
+        InputError: the report of an output names another place.
+    """
+    if told.root == Path():
+        return Path(row["path"])
+    try:
+        # A dot is an output that is an artifact itself.
+        return told.root if row["path"] == "." else join_inside(told.root, row["path"])
+    except CheckpointError as error:
+        raise InputError(f"nothing is registered: {error}") from None
 
 
 def _upload(run: OpenRun, location: Path, row: Mapping[str, Any], count: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 
 from quantkit.errors import InputError, Interrupted, MissingPackageError, TrackingError
 from quantkit.integrations.figures import PAGE, Told, list_metrics, list_params, list_tags
-from quantkit.publishing.scrubbing import hide_tokens
+from quantkit.masking import hide_tokens, plain_address
 
 INSTALL = 'pip install "quantkit[mlflow]"'
 
@@ -136,7 +135,7 @@ def fail_run(run: OpenRun, error: BaseException) -> None:
 
 def plain_uri(uri: str) -> str:
     """Return the address of a server without a name, a password or a token."""
-    return hide_tokens(re.sub(r"(?<=://)[^/@]*@", "", uri))
+    return hide_tokens(plain_address(uri))
 
 
 def load_mlflow() -> Any:
@@ -263,4 +262,5 @@ def answering(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         lines: Sequence[str] = str(error).splitlines() or [type(error).__name__]
-        raise TrackingError(f"MLflow at {plain_uri(uri)}: {hide_tokens(lines[0])}") from error
+        # Its own error may name an address with a password, as that of a database.
+        raise TrackingError(f"MLflow at {plain_uri(uri)}: {hide_tokens(lines[0])}") from None

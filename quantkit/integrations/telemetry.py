@@ -15,7 +15,7 @@ from typing import Any
 
 from quantkit import __version__
 from quantkit.errors import InputError, MissingPackageError
-from quantkit.publishing.scrubbing import hide_tokens
+from quantkit.masking import hide_tokens
 from quantkit.tracing import INSTALL, traced
 
 SWITCH = "QUANTKIT_OTEL"

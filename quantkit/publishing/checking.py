@@ -201,9 +201,9 @@ def _plain(value: Any) -> Any:
 def _read_report(document: Mapping[str, Any], folder: Path) -> Report:
     try:
         return read_report(document)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except ValueError as error:
         raise PublishError(
-            f"{folder / REPORT} is not a report of a job ({type(error).__name__}): {_REMEDY}"
+            f"{folder / REPORT} is not a report of a job ({error}): {_REMEDY}"
         ) from None
 
 

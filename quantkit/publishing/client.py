@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from quantkit import __version__
 from quantkit.errors import HubError, MissingPackageError, PublishError, QuantkitError
-from quantkit.publishing.scrubbing import hide_tokens
+from quantkit.masking import hide_tokens, plain_address
 from quantkit.records import Event
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def open_hub() -> Hub:
     token = get_token()
     if token is not None and not _A_TOKEN.fullmatch(token):
         raise PublishError(f"the token holds characters that no token has; {LOG_IN}")
-    return Hub(api, token, api.endpoint)
+    return Hub(api, token, plain_address(api.endpoint))
 
 
 def say_nothing(_: Event) -> None:
@@ -222,7 +222,7 @@ def _explain_status(error: HfHubHTTPError, hub: Hub, what: str, repo: str) -> Qu
     code = error.response.headers.get("x-error-code", "")
     said = f" ({said})" if said else ""
     begin = f"could not {what}: "
-    if not str(error.response.url).startswith(f"{hub.endpoint}/"):
+    if not plain_address(str(error.response.url)).startswith(f"{hub.endpoint}/"):
         return HubError(
             f"{begin}the Hub's storage answered with status {status}{said}; run the same command "
             f"again, which asks for new addresses"
@@ -247,7 +247,7 @@ def _explain_status(error: HfHubHTTPError, hub: Hub, what: str, repo: str) -> Qu
         404: f"{repo} or its revision is not there, or the token may not see it{said}: check the "
         f"name, and whose token it is (`hf auth whoami`)",
         409: f"it is there already{said}",
-        412: f"somebody has changed {repo} in the meantime; nothing was published: run the same "
+        412: f"somebody has changed {repo} in the meantime, so this was not done: run the same "
         f"command again to look at what is there now",
         413: f"the Hub refuses so large a request{said}",
     }

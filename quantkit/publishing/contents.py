@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from quantkit.checkpoint.headers import MAX_HEADER_BYTES, read_json
+from quantkit.checkpoint.paths import join_inside
 from quantkit.errors import CheckpointError, PublishError
 from quantkit.publishing.checking import CARD, EVIDENCE, REPORT, list_artifacts
 from quantkit.publishing.client import Hub, ask
@@ -159,8 +160,12 @@ def fetch_file(hub: Hub, repo: str, commit: str, file: RemoteFile, folder: Path)
     """Bring a small file of a commit into `folder`.
 
     Raises:
-        PublishError, HubError: it cannot be read.
+        PublishError, HubError: it cannot be read, or its name leads out of the folder.
     """
+    try:
+        join_inside(folder, file.path)
+    except CheckpointError as error:
+        raise PublishError(f"{repo} has a file that is refused: {error}") from None
     return Path(
         ask(
             hub,
@@ -207,7 +212,7 @@ def _read_earlier(
         evidence, document = map(read_json, places)
         rows = list_artifacts(evidence, f"{begin}{EVIDENCE} of {repo}")
         report = read_report(document)
-    except (CheckpointError, PublishError, KeyError, TypeError, ValueError, AttributeError):
+    except (CheckpointError, PublishError, ValueError):
         return None
     hashes = {
         _join(begin, row["path"], name): digest

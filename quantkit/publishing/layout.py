@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import PublishError
+from quantkit.masking import hide_all
 from quantkit.publishing.checking import CARD, EVIDENCE, CheckedArtifact, CheckedOutput
 from quantkit.publishing.contents import Contents, Earlier, RemoteFile
-from quantkit.publishing.scrubbing import find_local_paths, hide_local_paths, hide_tokens
+from quantkit.publishing.scrubbing import find_local_paths, hide_local_paths
 from quantkit.records import ArtifactReport, PublishedFile, Report
 from quantkit.report import render_model_card
 from quantkit.report.model_card import read_carried_front_matter
@@ -109,7 +110,7 @@ def describe_published(
         token: must be in neither.
     """
     paths = find_local_paths(output.document, output.folder)
-    document = _hide_all(hide_local_paths(dict(output.document), paths), token)
+    document = hide_all(hide_local_paths(dict(output.document), paths), token)
     if len(output.artifacts) == 1:
         for row in (*document["artifacts"], *document["evidence"]["artifacts"]):
             row["path"] = _HERE
@@ -165,16 +166,6 @@ def _folder_of(artifact: ArtifactReport) -> str:
 def _carried(artifacts: Sequence[CheckedArtifact]) -> Mapping[str, Any]:
     """The terms that the job took over from the original's card, as any artifact has them."""
     return read_carried_front_matter(artifacts[0].folder / CARD)
-
-
-def _hide_all(value: Any, token: str | None) -> Any:
-    if isinstance(value, str):
-        return hide_tokens(value, token)
-    if isinstance(value, dict):
-        return {key: _hide_all(item, token) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_hide_all(item, token) for item in value]
-    return value
 
 
 def _render_json(evidence: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What concerns nobody but the machine it was on: local paths and tokens are taken out."""
+"""What concerns nobody but the machine it was on: local paths are taken out."""
 
 from __future__ import annotations
 
@@ -8,28 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-HIDDEN = "[token]"
-
-_TOKEN = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{16,}|(?:hf_oauth|hf_jwt|api_org)_[\w.-]{16,}"
-    r"|gh[oprsu]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|gl(?:pat|oas|dt|rt|cbt|ptt|ft)-[\w-]{16,})",
-    re.ASCII,
-)
-"""What tokens of the Hub, and of the services beside it in a CI job, look like. No name of a model
-or an account does, as that of hf-internal-testing."""
-_BEARER = re.compile(r"(?i)\bbearer\s+[\w.~+/=-]{16,}", re.ASCII)
-_SIGNED = re.compile(r"(https?://)[^\s/@'\"]+@|(?<=\?)[^\s'\"<>]*[Ss]ignature=[^\s'\"<>]*")
-"""A name and a password before a host; the query of an address that is itself a key."""
 _HOMES = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\Users\\)[^/\\\s'\"]+|/root(?=[/\s'\"]|$)")
 _PATH_IN_RECIPE = re.compile(r"(?<![^\s:'\"{\[,=])(?:~?/|[A-Za-z]:[\\/])[^\s'\",}\]]+")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
-
-
-def hide_tokens(text: str, known: str | None = None) -> str:
-    """Return `text` without anything that looks like a token, and without the `known` one."""
-    if known:
-        text = text.replace(known, HIDDEN)
-    return _SIGNED.sub(HIDDEN, _BEARER.sub(HIDDEN, _TOKEN.sub(HIDDEN, text)))
 
 
 def find_local_paths(document: Mapping[str, Any], folder: Path) -> list[str]:

@@ -153,7 +153,13 @@ def _make_addition(file: PublishedFile) -> CommitOperationAdd:
         if file.size_bytes > _IN_MEMORY_BYTES:
             return CommitOperationAdd(file.path, str(file.source))
         content = file.source.read_bytes()
-    except (OSError, ValueError):
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise _changed(file) from None
+        raise PublishError(
+            f"cannot read {file.source}: {error.strerror or error}; nothing was committed"
+        ) from error
+    except ValueError:
         raise _changed(file) from None
     if hashlib.sha256(content).hexdigest() != file.sha256:
         raise _changed(file)

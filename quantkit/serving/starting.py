@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from quantkit.errors import InputError, WorkerError
+from quantkit.masking import hide_tokens
 from quantkit.serving.programs import find_program
 from quantkit.serving.records import ServeCommand, reachable
 
@@ -41,7 +42,7 @@ _LINE_WIDTH = 300
 _POLL_SECONDS = 0.3
 _REQUEST_SECONDS = 300.0
 _MOST_BYTES = 1 << 22
-_NO_ANSWER = (OSError, ValueError, http.client.HTTPException)
+_NO_ANSWER = (OSError, ValueError, RecursionError, http.client.HTTPException)
 """What a request raises where the other side is silent, or speaks something else than HTTP."""
 _DIE_WITH_PARENT = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
@@ -174,6 +175,9 @@ def _spawn(command: Sequence[str], added: Mapping[str, str]) -> subprocess.Popen
         # Another interpreter must not see our packages.
         for name in ("PYTHONPATH", "PYTHONHOME"):
             environment.pop(name, None)
+    if list(command[1:2]) == ["-m"]:
+        # Else modules would be taken from the working folder, which may be a stranger's.
+        environment["PYTHONSAFEPATH"] = "1"
     try:
         return subprocess.Popen(
             command,
@@ -205,7 +209,7 @@ def _dying_with_parent() -> Callable[[], object] | None:
 def _listen(pipe: IO[str], words: deque[str], tell: Tell | None) -> None:
     with pipe:
         for line in iter(lambda: pipe.readline(_MOST_BYTES), ""):
-            clean = "".join(c if c.isprintable() else " " for c in line).rstrip()
+            clean = hide_tokens("".join(c if c.isprintable() else " " for c in line).rstrip())
             if clean:
                 words.append(clean[:_LINE_WIDTH])
                 if tell is not None:

@@ -47,6 +47,12 @@ def test_header_says_where_every_tensor_lies(tmp_path: Path) -> None:
         assert np.array_equal(found.reshape(info.shape), expected)
 
 
+def many_keys(count: int) -> bytes:
+    """So many keys, the last one twice."""
+    pairs = ", ".join(f'"{number}": 1' for number in (*range(count), count - 1))
+    return f"{{{pairs}}}".encode()
+
+
 @pytest.mark.parametrize(
     ("header", "data", "words"),
     [
@@ -62,6 +68,10 @@ def test_header_says_where_every_tensor_lies(tmp_path: Path) -> None:
         ({"a": entry("I8", [4], 0, 4), "b": entry("I8", [4], 2, 6)}, b"\0" * 6, "overlaps"),
         ({"a": entry("I8", [4], 0, 4), "b": entry("I8", [4], 5, 9)}, b"\0" * 9, "gap"),
         (b'{"a": 1, "a": 2}', b"", "'a' twice"),
+        # Neither costs time that grows with the square of its length.
+        (many_keys(100_000), b"", "'99999' twice"),
+        ({"a": entry("F32", [3] * 1_000_000, 0, 8)}, b"\0" * 8, "shape"),
+        ({"a": entry("I8", [1 << 70, 0], 0, 0)}, b"", "shape"),
         (b'{"a": ', b"", "not valid JSON"),
         (b"\xff\xfe\xfd\xfc", b"", "not valid JSON"),
         (b"[" * 100_000, b"", "not valid JSON"),

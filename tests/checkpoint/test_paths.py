@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,18 @@ def test_names_inside_are_joined(tmp_path: Path, name: str) -> None:
         "NUL",
         "com1.safetensors",
         "sub/aux",
+        "LPT².json",
+        "con .txt",
+        "./",
+        "a\nb",
+        "a\u202eb",
+        "a\udc80",
+        "file:///x",
+        "a:b",
+        "~/x",
+        "a.",
+        "a /b",
+        ".. /b",
     ],
 )
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
@@ -41,6 +54,24 @@ def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> Non
 
     assert repr(name) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["n" * 256, "é" * 128, "n/" * 2100 + "x"])
+def test_names_that_are_too_long_are_cut_in_the_message(tmp_path: Path, name: str) -> None:
+    """They are measured in bytes."""
+    with pytest.raises(CheckpointError, match="longer than names of files are") as caught:
+        join_inside(tmp_path, name)
+
+    assert len(str(caught.value)) < len(str(tmp_path)) + 250
+
+
+def test_what_keeps_a_reader_waiting_is_refused(tmp_path: Path) -> None:
+    """A pipe that nobody writes to, also behind a link."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(CheckpointError, match="is a pipe, a socket or a device"):
+            join_inside(tmp_path, name)
 
 
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:

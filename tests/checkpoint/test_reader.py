@@ -293,6 +293,16 @@ def test_pickle_of_something_else_is_refused(folder: Path) -> None:
         open_folder(folder)
 
 
+def test_pickled_tensor_that_claims_more_than_the_file_has_is_refused(folder: Path) -> None:
+    """One number that stands for 2**40, as an expanded tensor is stored."""
+    (folder / "model.safetensors").unlink()
+    expanded = torch.zeros(1).expand(2**20, 2**20)
+    torch.save({"model.norm.weight": expanded}, folder / "pytorch_model.bin")
+
+    with pytest.raises(CheckpointError, match="claims 4398046511104 bytes and the file has"):
+        open_folder(folder)
+
+
 def test_nan_in_a_pickle_is_refused(folder: Path) -> None:
     """The same check as for safetensors."""
     tensors = pickle_weights(folder)

@@ -26,7 +26,9 @@ from quantkit.integrations.milestones import (
     remove_unfinished,
     sort_milestones,
 )
+from quantkit.locking import locked
 from quantkit.records import Verdict
+from quantkit.running import alone_in
 from quantkit.sweeping.records import Ended
 from tests.helpers import make_pico_model, pico_text
 from tests.report.sample import make_report
@@ -119,6 +121,28 @@ def test_a_defect_is_no_end_of_the_training(recipe: Path, tmp_path: Path) -> Non
     assert (found.step, found.verdict, found.kept) == (3, None, False)
     assert str(found.error).startswith("AttributeError: ")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["training.json"]
+
+
+def test_two_trainings_do_not_write_in_one_folder(recipe: Path, tmp_path: Path) -> None:
+    """Of the second nothing begins, and what the first one works on stays."""
+    jobs = make_jobs(
+        recipe,
+        tmp_path / "root",
+        count=None,
+        best_by="kl",
+        overrides=(),
+        device="cpu",
+        gpu=None,
+        overwrite=True,
+    )
+    with alone_in(tmp_path / "root"), locked(tmp_path / "root" / "step-5.partial"):
+        with pytest.raises(OutputError, match="another job works on"):
+            jobs.begin(None, None, 0)
+        (milestone,) = jobs.attempt(None, None, 5, None, ())
+        assert milestone.verdict is None
+        assert "another job works on" in str(milestone.error)
+        assert (tmp_path / "root" / "step-5.partial" / "lock").exists()
+        assert not (tmp_path / "root" / "training.json").exists()
 
 
 def test_a_job_is_alone() -> None:

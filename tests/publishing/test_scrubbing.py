@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from quantkit.publishing.scrubbing import hide_local_paths, hide_tokens
+from quantkit.masking import hide_tokens
+from quantkit.publishing.scrubbing import hide_local_paths
 
 
 @pytest.mark.parametrize(
