@@ -231,6 +231,11 @@ def test_aliases_are_refused(tmp_path: Path) -> None:
         "just text\n",
         "{a: 1}: 2\n",
         "version: !!python/none x\n",
+        "version: 1\nmodel: !!bool x\n",
+        "version: 1\nmodel: 2026-02-30\n",
+        "version: 1\nmodel: {<<: 1}\n",
+        "version: 0x" + "f" * 5000 + "\n",
+        "version: " + "[" * 100_000 + "\n",
         "\t\n",
     ],
 )

@@ -44,15 +44,18 @@ def load_allocation(workspace: Workspace) -> Allocation | None:
     found = document.get("allocation")
     if not isinstance(found, dict) or document.get("sha256") != _digest(found):
         return None
-    units = tuple(
-        AllocatedUnit(
-            tuple(unit["layers"]),
-            tuple(UnitCost(**cost) for cost in unit["costs"]),
-            unit["chosen"],
+    try:
+        units = tuple(
+            AllocatedUnit(
+                tuple(unit["layers"]),
+                tuple(UnitCost(**cost) for cost in unit["costs"]),
+                unit["chosen"],
+            )
+            for unit in found["units"]
         )
-        for unit in found["units"]
-    )
-    return Allocation(**{**found, "units": units})
+        return Allocation(**{**found, "units": units})
+    except (KeyError, TypeError):
+        return None
 
 
 def _digest(found: dict[str, Any]) -> str:

@@ -1,25 +1,22 @@
 """Chats to token ids through the tokenizer's own chat template, and which ids the assistant wrote.
 
-Only transformers renders templates: it does so in a sandbox.
+Only transformers renders templates: it does so in a sandbox, and in a process with bounds.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantkit.calibration.templates import Apply, Messages, isolated
 from quantkit.calibration.tokenizer import encode
 from quantkit.errors import CalibrationError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Messages = Sequence[Mapping[str, Any]]
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
@@ -46,7 +43,11 @@ def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def encode_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str, assistant_only: bool
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    where: str,
+    assistant_only: bool,
+    apply: Apply | None = None,
 ) -> EncodedRow:
     """Render a chat and tokenise it; the template writes all special tokens, the tokenizer none.
 
@@ -54,23 +55,29 @@ def encode_chat(
     included. Templates that mark the turns are asked; for others each turn is found by comparing
     the rendering with that of the messages up to it.
 
+    Args:
+        apply: of `isolated`, for many chats; None: the template has a process for this one.
+
     Raises:
         CalibrationError: there is no template, it refuses the chat, or a turn cannot be found.
+        CheckpointError: the template takes too much time or memory.
     """
+    if apply is None:
+        with isolated(tokenizer) as own:
+            return encode_chat(tokenizer, messages, where, assistant_only, own)
     if not tokenizer.chat_template:
         raise CalibrationError(
             f"{where}: a chat row needs a chat template and the model's tokenizer has none; use "
             "rows with text, or put a chat_template.jinja beside the tokenizer"
         )
     if assistant_only and marks_assistant(tokenizer):
-        output = _apply(
-            tokenizer, messages, where, tokenize=True, return_assistant_tokens_mask=True
-        )
+        options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        output = apply(messages, options, _refuses(where))
         return EncodedRow(
             np.array(output["input_ids"], dtype=np.int64),
             np.array(output["assistant_masks"], dtype=np.float32),
         )
-    text = _render(tokenizer, messages, where)
+    text = _render(apply, messages, where)
     encoded = encode(tokenizer, text, special=False, where=where)
     if not assistant_only:
         return EncodedRow(encoded.ids, np.ones(len(encoded.ids), dtype=np.float32))
@@ -81,13 +88,13 @@ def encode_chat(
         )
     begins = encoded.spans[:, 0]
     counts = np.zeros(len(begins), dtype=bool)
-    for start, end in find_assistant_turns(tokenizer, messages, text, where):
+    for start, end in find_assistant_turns(apply, messages, text, where):
         counts |= (begins >= start) & (begins < end)
     return EncodedRow(encoded.ids, counts.astype(np.float32))
 
 
 def find_assistant_turns(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str, where: str
+    apply: Apply, messages: Messages, text: str, where: str
 ) -> list[tuple[int, int]]:
     """Return the characters [start, end) of each assistant's turn in `text`, the whole rendering.
 
@@ -103,8 +110,8 @@ def find_assistant_turns(
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        start = _find_start(tokenizer, messages[:index], text, where)
-        upto = _render(tokenizer, messages[: index + 1], where)
+        start = _find_start(apply, messages[:index], text, where)
+        upto = _render(apply, messages[: index + 1], where)
         end = _find_end(text, start, upto, message.get("content"))
         if start is None or end is None:
             raise CalibrationError(
@@ -116,13 +123,11 @@ def find_assistant_turns(
     return turns
 
 
-def _find_start(
-    tokenizer: PreTrainedTokenizerBase, earlier: Messages, text: str, where: str
-) -> int | None:
+def _find_start(apply: Apply, earlier: Messages, text: str, where: str) -> int | None:
     if not earlier:
         return 0
-    before = _render(tokenizer, earlier, where)
-    asked = _render(tokenizer, earlier, where, add_generation_prompt=True)
+    before = _render(apply, earlier, where)
+    asked = _render(apply, earlier, where, add_generation_prompt=True)
     if not text.startswith(before):
         return None
     pairs = enumerate(zip(asked, text, strict=False))
@@ -143,55 +148,11 @@ def _find_end(text: str, start: int | None, upto: str, content: object) -> int |
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Messages,
-    where: str,
-    add_generation_prompt: bool = False,
+    apply: Apply, messages: Messages, where: str, add_generation_prompt: bool = False
 ) -> str:
-    return _apply(
-        tokenizer, messages, where, tokenize=False, add_generation_prompt=add_generation_prompt
-    )
+    options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+    return str(apply(messages, options, _refuses(where)))
 
 
-def _apply(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Messages,
-    where: str,
-    *,
-    tokenize: bool,
-    add_generation_prompt: bool = False,
-    return_assistant_tokens_mask: bool = False,
-) -> Any:
-    with explaining_refusals(f"{where}: the chat template refuses this row"):
-        return tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=tokenize,
-            add_generation_prompt=add_generation_prompt,
-            return_dict=tokenize,
-            return_assistant_tokens_mask=return_assistant_tokens_mask,
-        )
-
-
-@contextmanager
-def explaining_refusals(what: str) -> Iterator[None]:
-    """Turn what a chat template raises into one line that begins with `what`.
-
-    Raises:
-        CalibrationError: the template refused, or tripped over what it did not expect.
-    """
-    from jinja2 import TemplateError
-
-    try:
-        yield
-    # A template is a program from elsewhere: these are what its mistakes raise in jinja.
-    except (
-        TemplateError,
-        TypeError,
-        ValueError,
-        LookupError,
-        ArithmeticError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CalibrationError(f"{what}: {reason}") from error
+def _refuses(where: str) -> str:
+    return f"{where}: the chat template refuses this row"

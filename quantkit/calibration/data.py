@@ -15,6 +15,7 @@ from quantkit.calibration.chat import EncodedRow, encode_chat, marks_assistant, 
 from quantkit.calibration.domains import assign_domains, name_domain
 from quantkit.calibration.rows import open_rows
 from quantkit.calibration.sources import MESSAGES, Columns, Row, Rows, find_kind, read_text
+from quantkit.calibration.templates import Apply, isolated
 from quantkit.calibration.tokenizer import encode, encode_text, find_bos, load_tokenizer
 from quantkit.calibration.windows import Cut, cut_rows, cut_text, draw, hash_windows
 from quantkit.errors import CalibrationError
@@ -194,31 +195,32 @@ def _encode_rows(
     tally: _Tally,
 ) -> Iterator[EncodedRow]:
     bos = tokenizer.bos_token_id
-    for index in indices:
-        row = rows.read(int(index))
-        encoded = _encode_row(row, tokenizer, columns.messages_only)
-        if encoded is None:
-            tally.empty += 1
-            continue
-        ids, weights = encoded.ids, encoded.weights
-        if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
-            ids, weights = ids[1:], weights[1:]
-            tally.double_bos += 1
-        tally.both += row.has_both
-        if row.messages is not None:
-            tally.chats += 1
-            tally.template_bos |= bool(bos is not None and ids[0] == bos)
-        domain = ""
-        if columns.domain is not None:
-            domain = name_domain(row.domain, row.where, columns.domain)
-        yield EncodedRow(ids, weights, domain)
+    with isolated(tokenizer) as apply:
+        for index in indices:
+            row = rows.read(int(index))
+            encoded = _encode_row(row, tokenizer, columns.messages_only, apply)
+            if encoded is None:
+                tally.empty += 1
+                continue
+            ids, weights = encoded.ids, encoded.weights
+            if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
+                ids, weights = ids[1:], weights[1:]
+                tally.double_bos += 1
+            tally.both += row.has_both
+            if row.messages is not None:
+                tally.chats += 1
+                tally.template_bos |= bool(bos is not None and ids[0] == bos)
+            domain = ""
+            if columns.domain is not None:
+                domain = name_domain(row.domain, row.where, columns.domain)
+            yield EncodedRow(ids, weights, domain)
 
 
 def _encode_row(
-    row: Row, tokenizer: PreTrainedTokenizerBase, assistant_only: bool
+    row: Row, tokenizer: PreTrainedTokenizerBase, assistant_only: bool, apply: Apply
 ) -> EncodedRow | None:
     if row.messages is not None:
-        chat = encode_chat(tokenizer, row.messages, row.where, assistant_only)
+        chat = encode_chat(tokenizer, row.messages, row.where, assistant_only, apply)
         return chat if len(chat.ids) else None
     if row.text is None or not row.text.strip():
         return None

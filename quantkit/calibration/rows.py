@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from quantkit.calibration.dataset_folders import check_dataset_folder
+from quantkit.calibration.parquet import open_parquet
 from quantkit.calibration.sources import (
     KINDS,
+    MOST_ROW_BYTES,
     Columns,
     Kind,
     Row,
@@ -16,8 +21,12 @@ from quantkit.calibration.sources import (
     check_columns,
     check_domain,
     make_row,
+    refuse_pointer,
 )
 from quantkit.errors import CalibrationError, MissingPackageError
+
+_MOST_NAMES = 1000
+"""Columns that are remembered, for a message that names those that there are."""
 
 
 def open_rows(data: str, kind: Kind, split: str, columns: Columns) -> Rows:
@@ -35,32 +44,56 @@ def open_rows(data: str, kind: Kind, split: str, columns: Columns) -> Rows:
 
 def _open_jsonl(data: str, split: str, columns: Columns) -> Rows:
     path = Path(data)
-    places: list[tuple[int, int]] = []
+    # Sixteen bytes a row, of which a file may have millions.
+    starts, numbers = array("q"), array("q")
     names: dict[str, None] = {}
     try:
         with path.open("rb") as file:
             start = 0
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(_list_lines(file, path), 1):
                 if line.strip():
                     where = f"{path}:{number}"
                     tree = _parse_line(line, where)
                     make_row(tree, columns, where)
-                    names |= dict.fromkeys(tree)
-                    places.append((start, number))
+                    if columns.domain is not None and len(names) < _MOST_NAMES:
+                        names |= dict.fromkeys(tree)
+                    if columns.domain in tree:
+                        names[columns.domain] = None
+                    starts.append(start)
+                    numbers.append(number)
                 start += len(line)
     except OSError as error:
         raise CalibrationError(f"cannot read {path}: {error.strerror}") from error
-    if places:
+    if starts:
         check_domain(names, columns, data)
 
     def read(index: int) -> Row:
-        start, number = places[index]
-        where = f"{path}:{number}"
+        where = f"{path}:{numbers[index]}"
         with path.open("rb") as file:
-            file.seek(start)
+            file.seek(starts[index])
             return make_row(_parse_line(file.readline(), where), columns, where)
 
-    return Rows(data, len(places), read)
+    return Rows(data, len(starts), read)
+
+
+def _list_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file.
+
+    Raises:
+        CalibrationError: one is too long.
+    """
+    for number in count(1):
+        line = file.readline(MOST_ROW_BYTES + 1)
+        if len(line) > MOST_ROW_BYTES:
+            raise CalibrationError(
+                f"{path}:{number}: a line of more than {MOST_ROW_BYTES >> 20} MB; a row is one "
+                "JSON object on one line: cut it into several rows"
+            )
+        if number == 1:
+            refuse_pointer(path, line)
+        if not line:
+            return
+        yield line
 
 
 def _parse_line(line: bytes, where: str) -> dict[str, Any]:
@@ -82,31 +115,6 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     return tree
 
 
-def _open_parquet(data: str, split: str, columns: Columns) -> Rows:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingPackageError(
-            "pyarrow", "reading a parquet file", "pip install pyarrow"
-        ) from error
-
-    try:
-        names = parquet.read_schema(data).names
-        check_columns(names, columns, data)
-        check_domain(names, columns, data)
-        wanted = [name for name in columns.names if name in names]
-        table = parquet.read_table(data, columns=wanted)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise CalibrationError(f"cannot read {data}: {_reason(error)}") from error
-
-    def read(index: int) -> Row:
-        cells = {name: table[name][index].as_py() for name in wanted}
-        return make_row(cells, columns, f"{data}: row {index}")
-
-    return Rows(data, len(table), read)
-
-
 def _open_dataset(data: str, split: str, columns: Columns) -> Rows:
     try:
         import datasets
@@ -116,6 +124,8 @@ def _open_dataset(data: str, split: str, columns: Columns) -> Rows:
         ) from error
 
     name = f"{data} (split {split})"
+    if Path(data).is_dir():
+        check_dataset_folder(Path(data))
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -176,7 +186,7 @@ def _reason(error: BaseException) -> str:
 
 OPENERS: Mapping[Kind, Callable[[str, str, Columns], Rows]] = {
     "jsonl": _open_jsonl,
-    "parquet": _open_parquet,
+    "parquet": open_parquet,
     "folder": _open_dataset,
     "hub": _open_dataset,
 }

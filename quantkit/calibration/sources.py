@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from quantkit.checkpoint.mistaken import POINTER, recognise
 from quantkit.errors import CalibrationError, nearest
 
 Kind = Literal["text", "jsonl", "parquet", "folder", "hub"]
@@ -22,6 +23,11 @@ CALLERS = "an iterator of the caller"
 MESSAGES = "messages"
 """Column of chats that is looked for beside the text column."""
 
+MOST_ROW_BYTES = 16 << 20
+"""Of one row: a text of four million tokens. It takes up to thirty times that in memory."""
+
+_MOST_NAMES, _NAME_WIDTH = 20, 60
+"""Columns that are listed in a message, and characters of each."""
 _DATASET_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.+-]+)?")
 
 
@@ -113,6 +119,7 @@ def read_text(path: Path) -> str:
         CalibrationError: it cannot be read, is not UTF-8, or holds nothing but white space.
     """
     content = read_bytes(path)
+    refuse_pointer(path, content)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -122,8 +129,18 @@ def read_text(path: Path) -> str:
             f"{error.start}); save the file as UTF-8"
         ) from None
     if not text.strip():
-        raise CalibrationError(f"{path} is empty: it holds no text")
+        raise CalibrationError(f"{path} is empty: it holds no text; name a file with some")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def refuse_pointer(path: Path, head: bytes) -> None:
+    """Refuse a file in whose place Git LFS has left a pointer, which is a text, too.
+
+    Raises:
+        CalibrationError: it begins as one.
+    """
+    if head.startswith(POINTER):
+        raise CalibrationError(f"{path}: {recognise(head)}")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -147,14 +164,14 @@ def check_columns(names: Iterable[str], columns: Columns, where: str) -> None:
     names = list(names)
     wanted = [columns.text, MESSAGES]
     if not any(name in names for name in wanted):
-        known = ", ".join(map(repr, names)) or "none"
+        known = _list_names(names) or "none"
         raise CalibrationError(
             f"{where}: neither {columns.text!r} nor {MESSAGES!r} among the columns ({known})"
             f"{nearest(columns.text, names)}; set text_column"
         )
     for other in columns.others:
         if other not in names:
-            known = ", ".join(map(repr, names))
+            known = _list_names(names)
             raise CalibrationError(f"{where}: no column {other!r} ({known}){nearest(other, names)}")
 
 
@@ -166,11 +183,19 @@ def check_domain(names: Iterable[str], columns: Columns, where: str) -> None:
     """
     names = list(names)
     if columns.domain is not None and columns.domain not in names:
-        known = ", ".join(map(repr, names))
+        known = _list_names(names)
         raise CalibrationError(
             f"{where}: no column {columns.domain!r} ({known}){nearest(columns.domain, names)}; "
             "set gate.domain_column"
         )
+
+
+def _list_names(names: Iterable[str]) -> str:
+    """The first names, for a message."""
+    found = list(names)
+    more = f" and {len(found) - _MOST_NAMES} more" if len(found) > _MOST_NAMES else ""
+    shown = (repr(name[:_NAME_WIDTH]) for name in found[:_MOST_NAMES])
+    return f"{', '.join(shown)}{more}"
 
 
 def make_row(tree: Mapping[str, Any], columns: Columns, where: str) -> Row:
@@ -218,6 +243,6 @@ def _describe(value: object) -> str:
         if not value:
             return "an empty list"
         first = value[0]
-        keys = f" with keys {', '.join(map(repr, first))}" if isinstance(first, Mapping) else ""
+        keys = f" with keys {_list_names(first)}" if isinstance(first, Mapping) else ""
         return f"a list of {type(first).__name__}{keys}"
     return f"of type {type(value).__name__}"

@@ -15,25 +15,25 @@ bit. Reading holds the statistics of one group at a time.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from quantkit.calibration.stats import PANEL, SAMPLED_TOKENS, filled_panels
+from quantkit.calibration.stored_manifest import read_manifest
 from quantkit.calibration.windows import hash_windows
-from quantkit.errors import CalibrationError, PlanError
+from quantkit.checkpoint.paths import join_inside
+from quantkit.errors import CalibrationError, CheckpointError, PlanError
 from quantkit.records import BlockPlan, GroupPlan, KvStats, LayerStats, Plan, TokenWindows
 from quantkit.staging import STATISTICS
-
-SCHEMA = 1
 
 _WEIGHTS_AND_CONFIG = (".safetensors", ".bin", ".index.json")
 """Endings of the files, besides config.json, that make a model this model."""
@@ -120,16 +120,16 @@ def open_statistics(folder: str | os.PathLike[str]) -> StoredStatistics:
         CalibrationError: it is no such folder, or is damaged.
     """
     place = Path(folder)
-    content, manifest = _read_manifest(place)
+    content, manifest = read_manifest(place)
     path = place / "windows.safetensors"
     _check_hash(path, manifest["windows_sha256"])
     told = manifest["calibration"]
-    tensors = load_file(path)
+    ids, weights = _load_windows(path)
     windows = TokenWindows(
-        ids=tensors["ids"].numpy(),
-        weights=tensors["weights"].numpy(),
-        source=str(told["source"]),
-        sha256=str(told["sha256"]),
+        ids=ids,
+        weights=weights,
+        source=told["source"],
+        sha256=told["sha256"],
         notes=tuple(told["notes"]),
     )
     if hash_windows(windows.ids, windows.weights) != windows.sha256:
@@ -137,36 +137,27 @@ def open_statistics(folder: str | os.PathLike[str]) -> StoredStatistics:
     return StoredStatistics(place, manifest, hashlib.sha256(content).hexdigest(), windows)
 
 
-def _read_manifest(folder: Path) -> tuple[bytes, Mapping[str, Any]]:
-    path = folder / STATISTICS
+def _load_windows(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids int64 [N, T] and weights float32 [N, T].
+
+    Raises:
+        CalibrationError: the file holds something else.
+    """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CalibrationError(
-            f"{folder} holds no statistics ({STATISTICS}: {error.strerror}): make them with "
-            f"`quantkit calibrate`"
-        ) from error
-    try:
-        manifest = json.loads(content)
-    except (ValueError, RecursionError):
-        manifest = None
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        raise CalibrationError(
-            f"{path} is not a manifest of this version (schema {SCHEMA}): calibrate again"
-        )
-    kinds = {
-        "model": dict,
-        "calibration": dict,
-        "spec": dict,
-        "compute": dict,
-        "holds": dict,
-        "blocks": dict,
-        "windows_sha256": str,
-    }
-    wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
-    if wrong:
-        raise CalibrationError(f"{path} is damaged ({', '.join(wrong)}): calibrate again")
-    return content, manifest
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CalibrationError(f"cannot read {path}: {error}; calibrate again") from None
+    ids, weights = tensors.get("ids"), tensors.get("weights")
+    if (
+        ids is None
+        or weights is None
+        or (ids.dtype, weights.dtype) != (torch.int64, torch.float32)
+        or ids.shape != weights.shape
+        or ids.dim() != 2
+        or not ids.numel()
+    ):
+        raise CalibrationError(f"{path} does not hold windows of tokens: calibrate again")
+    return ids.numpy(), weights.numpy()
 
 
 def check_model(stored: StoredStatistics, name: str, files: Mapping[str, str]) -> None:
@@ -274,7 +265,8 @@ def load_stats(
         [f"{kind}:{first}" for kind in ("moment", "mean", "absmax", "sample")],
         device,
     )
-    size = int(about["features"])
+    size = about["features"]
+    _check_shapes(stored, first, size, tensors)
     moment = torch.empty(size, size, dtype=torch.float32, device=device)
     flat, start = tensors[f"moment:{first}"], 0
     for panel in filled_panels(moment):
@@ -286,12 +278,33 @@ def load_stats(
     sample = tensors.get(f"sample:{first}")
     return LayerStats(
         second_moment=moment,
-        tokens=int(about["tokens"]),
+        tokens=about["tokens"],
         mean=tensors.get(f"mean:{first}"),
         absmax=tensors.get(f"absmax:{first}"),
         sample=None if sample is None else sample.float(),
-        bfloat16=bool(about["bfloat16"]),
+        bfloat16=about["bfloat16"],
     )
+
+
+def _check_shapes(
+    stored: StoredStatistics, first: str, size: int, tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuse tensors that are not those of an input of so many features.
+
+    Raises:
+        CalibrationError: one has another shape, or there is no second moment.
+    """
+    panels = sum(min(PANEL, size - start) * (size - start) for start in range(0, size, PANEL))
+    shapes = {"moment": (panels,), "mean": (size,), "absmax": (size,)}
+    wrong = f"moment:{first}" not in tensors
+    for name, tensor in tensors.items():
+        kind = name.partition(":")[0]
+        expected = shapes.get(kind, (*tensor.shape[:1], size))
+        wrong = wrong or tuple(tensor.shape) != expected or not tensor.is_floating_point()
+    if wrong:
+        raise CalibrationError(
+            f"the statistics in {stored.folder} are damaged (the input of {first}): calibrate again"
+        )
 
 
 def load_kv_stats(stored: StoredStatistics, block: BlockPlan, device: torch.device) -> KvStats:
@@ -304,12 +317,18 @@ def load_kv_stats(stored: StoredStatistics, block: BlockPlan, device: torch.devi
     names = ["key_absmax", "value_absmax", "key_errors"]
     file = f"block-{block.index:05d}.safetensors"
     tensors = _read(stored, file, about["sha256"], names, device)
-    return KvStats(
-        tensors["key_absmax"],
-        tensors["value_absmax"],
-        int(about["kv_tokens"]),
-        tensors.get("key_errors"),
-    )
+    key, value, errors = map(tensors.get, names)
+    if (
+        not _is_matrix(key)
+        or not _is_matrix(value)
+        or (errors is not None and (not _is_matrix(errors) or errors.shape[1:] != key.shape[:1]))
+    ):
+        raise CalibrationError(f"{stored.folder / file} is damaged (keys, values): calibrate again")
+    return KvStats(key, value, about["kv_tokens"], errors)
+
+
+def _is_matrix(tensor: Tensor | None) -> TypeGuard[Tensor]:
+    return tensor is not None and tensor.dim() == 2 and tensor.is_floating_point()
 
 
 def load_fishers(
@@ -323,7 +342,14 @@ def load_fishers(
     digest = _describe(stored, block).get("fisher_sha256")
     if digest is None:
         return {}
-    return _read(stored, f"fisher-{block.index:05d}.safetensors", digest, None, device)
+    found = _read(stored, f"fisher-{block.index:05d}.safetensors", digest, None, device)
+    missing = [each.name for each in block.linears if not _is_matrix(found.get(each.name))]
+    if missing:
+        raise CalibrationError(
+            f"the statistics in {stored.folder} are damaged (the Fisher matrix of {missing[0]}): "
+            f"calibrate again"
+        )
+    return found
 
 
 def _read(
@@ -334,7 +360,10 @@ def _read(
     device: torch.device,
 ) -> dict[str, Tensor]:
     """Read the named tensors that a file has, or all, into memory of their own."""
-    path = stored.folder / file
+    try:
+        path = join_inside(stored.folder, file)
+    except CheckpointError as error:
+        raise CalibrationError(str(error)) from None
     if file not in stored.verified:
         _check_hash(path, digest)
         stored.verified.add(file)

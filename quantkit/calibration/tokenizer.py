@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantkit.checkpoint.mistaken import recognise_file
+from quantkit.checkpoint.paths import join_inside
+from quantkit.checkpoint.source import list_side_files
 from quantkit.errors import CalibrationError, CheckpointError
 
 if TYPE_CHECKING:
@@ -28,6 +31,15 @@ VOCABULARY_FILES = (
     "tiktoken.model",
 )
 """Files any of which can hold a vocabulary that transformers reads without custom code."""
+
+_OPENED = ("vocab", "merges", "gguf_file", "tokenizer_object")
+"""Keys of tokenizer_config.json that transformers 5 takes for paths where they hold a text."""
+_LIBRARY_OPTIONS = ("sp_model_kwargs", "mecab_kwargs", "sudachi_kwargs", "jumanpp_kwargs")
+"""Keys whose objects become arguments of other libraries: a `model_file` among them is read."""
+
+MAX_TOKEN_ID = 1 << 22
+"""The largest vocabularies have a tenth of it. Rust's tokenizers take memory for every id below the
+largest one, whether it has a token or not: one of 2**31 ends the process."""
 
 PIECE = 1 << 16
 """Characters tokenised at once: about 12 MB of the tokenizer's working memory."""
@@ -47,20 +59,94 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"no tokenizer in {folder}: looked for {', '.join(VOCABULARY_FILES)}; copy the "
             "tokenizer files of the original model there"
         )
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        read_json_object(folder / name)
+    _check_names(folder)
+    _check_numbers(folder)
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             str(folder), use_fast=True, trust_remote_code=False, local_files_only=True
         )
-    # The Rust library raises bare `Exception` for a file that it cannot use.
-    except Exception as error:
+        # What its constructor believed may be of no use.
+        tokenizer("a")
+        return tokenizer
+    # The Rust library raises bare `Exception` for a file that it cannot use, and its panics are
+    # none.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = _first_line(error)
         if "custom code" in reason:
             reason = "it needs custom code from the checkpoint, which is not run"
         raise CheckpointError(f"cannot load the tokenizer in {folder}: {reason}") from error
+
+
+def _check_names(folder: Path) -> None:
+    """Refuse files and settings by which transformers would read what lies elsewhere.
+
+    Its constructors take the keys of tokenizer_config.json as arguments. What is named by
+    `vocab_file` and the like it looks up in the folder itself, whatever stands there.
+
+    Raises:
+        CheckpointError: there is one, or a file is damaged.
+    """
+    for name in list_side_files(folder):
+        join_inside(folder, name)
+    read_json_object(folder / "tokenizer.json")
+    config = read_json_object(folder / "tokenizer_config.json")
+    named = [key for key in _OPENED if isinstance(config.get(key), str)]
+    named += [
+        f"{key}.{option}"
+        for key in _LIBRARY_OPTIONS
+        if isinstance(options := config.get(key), dict)
+        for option, value in options.items()
+        if isinstance(value, str)
+    ]
+    if named:
+        raise CheckpointError(
+            f"{folder}/tokenizer_config.json names a file to be opened ({named[0]}), which is "
+            f"refused: remove the key"
+        )
+    versions = config.get("fast_tokenizer_files")
+    for name in versions if isinstance(versions, list) else ():
+        join_inside(folder, str(name))
+
+
+def _check_numbers(folder: Path) -> None:
+    """Refuse ids beyond all vocabularies, and a length that is no number.
+
+    Raises:
+        CheckpointError: there is one, or a file is damaged.
+    """
+    tree = read_json_object(folder / "tokenizer.json")
+    config = read_json_object(folder / "tokenizer_config.json")
+    model = tree.get("model")
+    added = tree["added_tokens"] if isinstance(tree.get("added_tokens"), list) else []
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    decoder = config.get("added_tokens_decoder")
+    ids: list[object] = [
+        *(vocabulary.values() if isinstance(vocabulary, dict) else ()),
+        *(each.get("id") for each in added if isinstance(each, dict)),
+        *(map(_as_number, decoder) if isinstance(decoder, dict) else ()),
+        *read_json_object(folder / "vocab.json").values(),
+        *read_json_object(folder / "added_tokens.json").values(),
+    ]
+    numbers = [each for each in ids if isinstance(each, int | float)]
+    if numbers and not max(numbers) <= MAX_TOKEN_ID:
+        raise CheckpointError(
+            f"the tokenizer in {folder} has a token with the id {max(numbers)}: no vocabulary has "
+            f"more than {MAX_TOKEN_ID:,} tokens; download its files again"
+        )
+    length = config.get("model_max_length")
+    if length is not None and not isinstance(length, int | float):
+        raise CheckpointError(
+            f"{folder}/tokenizer_config.json: model_max_length is {length!r:.60}, which is no "
+            f"number"
+        )
+
+
+def _as_number(key: str) -> int | None:
+    return int(key) if key.isdecimal() and len(key) < 20 else None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -74,7 +160,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {_first_line(error)}") from error
+        reason = recognise_file(path) or _first_line(error)
+        raise CheckpointError(f"{path} is not valid JSON: {reason}") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     if not isinstance(tree, dict):
@@ -82,7 +169,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
 

@@ -8,6 +8,9 @@ Names under `ignore` are in none.
 
 from __future__ import annotations
 
+import math
+import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +26,21 @@ EXPRESSION = "re:"
 CLASS = "Linear"
 """The target that stands for every linear layer."""
 
-_SECONDS = 1.0
+_SECONDS = 0.5
 """What one expression may take on one name: they come from a file, and some never end."""
+_SECONDS_IN_ALL = 1.0
+_SECONDS_A_TRIAL = 2e-5
+"""What all expressions may take on all names, in processor time: ten times what sound ones do."""
+_MOST_EXPRESSIONS = 256
+_MOST_GROUPS = 1024
+"""Each layer is looked for in every group."""
+_LONGEST = 1024
+"""Characters of an expression, and of a name that is matched: none has a tenth of them."""
+_RECURSION = re.compile(r"\(\?(?:R|[+-]?\d|&|P>)")
+"""What `regex` takes a gigabyte a second for; Python's own `re`, which readers use, has none."""
+_COUNT = re.compile(r"\{(\d+)")
+_MOST_REPETITIONS = 10_000
+"""Of a part, all counts around it taken together: `regex` writes out each, in a kilobyte."""
 _KINDS = ("int", "float")
 _STRATEGIES: tuple[Strategy, ...] = ("tensor", "channel", "group", "block")
 
@@ -41,11 +57,17 @@ class ConfigGroup:
 
 
 def find_config_groups(config: Mapping[str, Any]) -> tuple[ConfigGroup, ...]:
-    """Return the groups with quantized weights that a config describes, well-formed ones only."""
+    """Return the groups with quantized weights that a config describes, well-formed ones only.
+
+    Raises:
+        ArtifactError: there are more of them than any artifact has.
+    """
     description = config.get("quantization_config")
     if not isinstance(description, dict):
         return ()
     groups = description.get("config_groups")
+    if isinstance(groups, dict) and len(groups) > _MOST_GROUPS:
+        raise ArtifactError(f"config.json: {len(groups)} config_groups, {_MOST_GROUPS} are read")
     found = []
     for group in groups.values() if isinstance(groups, dict) else ():
         layout = _read_layout(group, description.get("format"))
@@ -104,12 +126,22 @@ def check_expressions(config: Mapping[str, Any], names: Iterable[str]) -> None:
         ArtifactError: an expression is not valid or does not end.
     """
     groups, ignored = find_config_groups(config), find_ignored(config)
-    expressions = {each for group in groups for each in group.expressions}
-    expressions |= set(ignored.expressions)
-    if expressions:
-        for name in names:
-            for expression in sorted(expressions):
-                _matches_any(name, (expression,))
+    found = {each for group in groups for each in group.expressions} | set(ignored.expressions)
+    expressions = sorted(found)
+    if len(expressions) > _MOST_EXPRESSIONS:
+        raise ArtifactError(
+            f"config.json: {len(expressions)} regular expressions among its targets, "
+            f"{_MOST_EXPRESSIONS} are read"
+        )
+    if not expressions:
+        return
+    begun, allowed = time.thread_time(), _SECONDS_IN_ALL
+    for name in names:
+        for expression in expressions:
+            _matches_any(name, (expression,))
+            allowed += _SECONDS_A_TRIAL
+            if time.thread_time() - begun > allowed:
+                raise _refuse(expression, "with the others it takes too long")
 
 
 _NO_MATCH = 4
@@ -138,15 +170,34 @@ def _rank(name: str, group: ConfigGroup) -> int:
 def _matches_any(name: str, expressions: Sequence[str]) -> bool:
     """Say whether an expression matches the beginning of a name."""
     for expression in expressions:
+        if len(expression) > _LONGEST or len(name) > _LONGEST:
+            which = "it" if len(expression) > _LONGEST else "the name of a layer"
+            raise _refuse(expression, f"{which} has more than {_LONGEST} characters")
+        if _RECURSION.search(expression):
+            raise _refuse(expression, "no reader knows recursion")
+        if math.prod(int(each) or 1 for each in _COUNT.findall(expression)) > _MOST_REPETITIONS:
+            raise _refuse(expression, f"it repeats something more than {_MOST_REPETITIONS} times")
         try:
             if regex.match(expression, name, timeout=_SECONDS) is not None:
                 return True
-        except (regex.error, TimeoutError, RecursionError) as error:
-            raise ArtifactError(
-                f"config.json: the target {EXPRESSION + expression[:80]!r} cannot be matched: "
-                f"{str(error) or 'it takes too long'}"
-            ) from None
+        # OverflowError: a count of repetitions beyond any. ValueError: flags that exclude each
+        # other.
+        except (
+            regex.error,
+            TimeoutError,
+            RecursionError,
+            MemoryError,
+            OverflowError,
+            ValueError,
+        ) as error:
+            raise _refuse(expression, str(error) or "it takes too long") from None
     return False
+
+
+def _refuse(expression: str, why: str) -> ArtifactError:
+    return ArtifactError(
+        f"config.json: the target {EXPRESSION + expression[:80]!r} cannot be matched: {why}"
+    )
 
 
 def _read_layout(group: object, default_format: object) -> Layout | None:

@@ -64,7 +64,7 @@ def name_cache(config: Mapping[str, Any]) -> str:
         return "none"
     kind, bits, strategy = (scheme.get(key) for key in ("type", "num_bits", "strategy"))
     plain = scheme.get("symmetric", True) is True and scheme.get("dynamic", False) is False
-    if (kind, bits) == ("float", 8) and plain and strategy in _STRATEGIES:
+    if (kind, bits) == ("float", 8) and plain and str(strategy) in _STRATEGIES:
         return _STRATEGIES[str(strategy)]
     return f"{kind}, {bits} bits, {strategy}"
 

@@ -15,6 +15,7 @@ import numpy as np
 from quantkit.errors import InputError, Interrupted
 from quantkit.functions import check_function, describe_function, name_function
 from quantkit.judging.handles import Connection, RuntimeHandle
+from quantkit.masking import masked_logs
 from quantkit.records import CheckOutcome, CustomCheck, Event, Progress
 
 GateCheck = Callable[[RuntimeHandle], CheckOutcome | bool]
@@ -80,7 +81,8 @@ def _run(check: GateCheck, handle: RuntimeHandle, connection: Connection) -> Cus
         raise
     except BaseException as error:
         if connection.failure is None:
-            logging.getLogger(__name__).error("the check %s raised:", name, exc_info=error)
+            with masked_logs():
+                logging.getLogger(__name__).error("the check %s raised:", name, exc_info=error)
         words = _one_line(f"{type(error).__name__}: {error}").removesuffix(":")
         outcome = CheckOutcome(name, False, detail=words)
     if connection.failure is not None:

@@ -18,7 +18,7 @@ from quantkit.calibration.tokenizer import encode
 from quantkit.errors import QuantkitError
 from quantkit.judging.probing.prompts import render_chat
 from quantkit.judging.scoring import check_logits
-from quantkit.judging.worker import Pair
+from quantkit.judging.worker import Pair, are_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +79,7 @@ class Connection:
         """Return the greedy continuation of `ids`; as `ask`."""
         request = {"op": "generate", "prompt_ids": list(ids), "max_new_tokens": new_tokens}
         found = self.ask(which, request).get("ids")
-        if not isinstance(found, list) or not all(type(token) is int for token in found):
+        if not are_tokens(found):
             self.failure = self._pair.workers[which].error("answered no token ids")
             raise self.failure
         return found

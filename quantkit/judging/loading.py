@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 
 from quantkit.errors import ArtifactError, CalibrationError
 from quantkit.judging.suspicions import compare_unexpected
 from quantkit.judging.worker import Pair, worker_threads
+
+_MOST_TOKENS = 1 << 31
+"""Of a vocabulary, or of a sequence."""
+_MOST_SECONDS = 1e7
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ def load_models(pair: Pair, baseline: Path, candidate: Path, device: str, runtim
     )
     first, second = pair.answers()
     for worker, answer in zip(pair.workers, (first, second), strict=True):
-        if not (isinstance(answer.get("vocab"), int) and isinstance(answer.get("versions"), dict)):
+        if not (_is_size(answer.get("vocab")) and isinstance(answer.get("versions"), dict)):
             raise worker.error("answered without the size of its vocabulary or its versions")
     if first["vocab"] != second["vocab"]:
         raise ArtifactError(
@@ -65,7 +70,6 @@ def load_models(pair: Pair, baseline: Path, candidate: Path, device: str, runtim
         versions[name] = values[1] if values[0] == values[1] else f"{values[1]} against {values[0]}"
     if isinstance(second.get("kv_cache"), str):
         versions["kv_cache"] = second["kv_cache"]
-    seconds = second.get("load_seconds")
     positions, notes = _find_positions(first.get("positions"), second.get("positions"), runtime)
     return Setup(
         baseline=baseline,
@@ -74,7 +78,7 @@ def load_models(pair: Pair, baseline: Path, candidate: Path, device: str, runtim
         device=str(second.get("device")),
         versions=versions,
         suspicions=compare_unexpected(first.get("unexpected", []), second.get("unexpected", [])),
-        load_seconds=float(seconds) if isinstance(seconds, int | float) else None,
+        load_seconds=_read_seconds(second.get("load_seconds")),
         positions=positions,
         notes=notes,
     )
@@ -85,7 +89,7 @@ def _find_positions(
 ) -> tuple[int | None, tuple[str, ...]]:
     """Return the longest sequence that both workers take, and a note where the candidate's is the
     shorter one."""
-    mine, theirs = (each if type(each) is int else None for each in (baseline, candidate))
+    mine, theirs = (each if _is_size(each) else None for each in (baseline, candidate))
     if mine is None or theirs is None:
         return theirs if mine is None else mine, ()
     if theirs >= mine:
@@ -95,6 +99,17 @@ def _find_positions(
         f"up to {mine}: what is longer was not looked at"
     )
     return theirs, (note,)
+
+
+def _is_size(value: object) -> TypeGuard[int]:
+    """Whether a worker told a number of tokens that a model can have."""
+    return type(value) is int and 0 < value < _MOST_TOKENS
+
+
+def _read_seconds(told: object) -> float | None:
+    # An integer may have thousands of digits.
+    is_time = isinstance(told, int | float) and 0 <= told < _MOST_SECONDS
+    return float(told) if is_time and isinstance(told, int | float) else None
 
 
 def check_ids(ids: np.ndarray, vocabulary: int) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from quantkit.calibration.chat import explaining_refusals
+from quantkit.calibration.templates import apply_template
 from quantkit.calibration.tokenizer import VOCABULARY_FILES, load_tokenizer, read_json_object
+from quantkit.checkpoint.paths import join_inside
 from quantkit.errors import CalibrationError, CheckpointError
 from quantkit.judging.tokens import collect_texts
 
@@ -157,16 +158,13 @@ def _render(
     tokenizer: PreTrainedTokenizerBase, template: Any, conversation: Sequence[Mapping[str, str]]
 ) -> str | None:
     """Return the prompt; None where the template refuses the conversation."""
+    options = {
+        "chat_template": template if isinstance(template, str) else None,
+        "tokenize": False,
+        "add_generation_prompt": True,
+    }
     try:
-        with explaining_refusals("the chat template refuses"):
-            return str(
-                tokenizer.apply_chat_template(
-                    [dict(turn) for turn in conversation],
-                    chat_template=template if isinstance(template, str) else None,
-                    tokenize=False,
-                    add_generation_prompt=True,
-                )
-            )
+        return str(apply_template(tokenizer, conversation, options, "the chat template refuses"))
     except CalibrationError:
         return None
 
@@ -214,9 +212,10 @@ def _describe_modules(folder: Path) -> list[tuple[str, tuple[str, ...]]] | None:
 
 
 def _find_modes(folder: Path, place: str) -> tuple[str, ...]:
-    if not place or Path(place).is_absolute() or ".." in Path(place).parts:
+    try:
+        config = read_json_object(join_inside(folder, f"{place}/config.json"))
+    except CheckpointError:
         return ()
-    config = read_json_object(folder / place / "config.json")
     named = config.get("pooling_mode")
     modes = {key for key, on in config.items() if key.startswith("pooling_mode_") and on}
     modes |= {f"pooling_mode_{named}_tokens"} if isinstance(named, str) else set()

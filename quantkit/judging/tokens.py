@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from quantkit.judging.worker import are_tokens
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -236,8 +238,6 @@ def _as_ids(answer: Any) -> list[list[int]]:
     Raises:
         ValueError: they are none.
     """
-    if not isinstance(answer, list) or not all(
-        isinstance(ids, list) and all(isinstance(token, int) for token in ids) for ids in answer
-    ):
+    if not isinstance(answer, list) or not all(map(are_tokens, answer)):
         raise ValueError("the answer holds no token ids")
     return answer

@@ -21,14 +21,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeGuard
 
 from quantkit.errors import InputError, MissingPackageError, ResourceError, WorkerError
-from quantkit.masking import clean_line, is_secret
+from quantkit.masking import clean_line, without_secrets
 
 MAX_ANSWER = 1 << 20
 """Characters of an answer; a longer one is nonsense."""
 
+_MOST_UNASKED = 4
+"""Lines that a worker may say besides its answers, before nobody listens any more."""
+_MOST_TOKENS = 1 << 31
 _LAST_WORDS = 5
 _WORDS_WIDTH = 600
 
@@ -88,6 +91,7 @@ class WorkerProcess:
         self._python = command[0]
         self._answers = answers
         self._requests: queue.Queue[str | None] = queue.Queue()
+        self._requests_sent = 0
         self._words: deque[str] = deque(maxlen=_LAST_WORDS)
         try:
             self.process = subprocess.Popen(
@@ -117,6 +121,7 @@ class WorkerProcess:
     def ask(self, request: Mapping[str, Any]) -> None:
         """Send one request; as `Worker`."""
         self._asked = str(request["op"])
+        self._requests_sent += 1
         self._requests.put(json.dumps(request) + "\n")
 
     def read_answer(self, line: str) -> dict[str, Any]:
@@ -129,7 +134,7 @@ class WorkerProcess:
             raise self.error(f"answered nonsense: {clean_line(line)[:80]!r}")
         if answer["ok"]:
             return answer
-        words = clean_line(str(answer.get("error", "no reason given")))
+        words = clean_line(str(answer.get("error", "no reason given"))[:_WORDS_WIDTH])
         if answer.get("kind") in ("memory", "disk"):
             hint = "; TMPDIR names the folder of its files" if answer["kind"] == "disk" else ""
             raise ResourceError(
@@ -191,8 +196,11 @@ class WorkerProcess:
     def _listen(self) -> None:
         assert self.process.stdout is not None
         with self.process.stdout as pipe:
-            for line in _bounded_lines(pipe, MAX_ANSWER):
+            for number, line in enumerate(_bounded_lines(pipe, MAX_ANSWER), 1):
                 self._answers.put((self.role, line))
+                # Nobody takes what comes unasked: it would fill the memory.
+                if number > self._requests_sent + _MOST_UNASKED:
+                    break
         self._answers.put((self.role, None))
 
     def _overhear(self) -> None:
@@ -204,16 +212,25 @@ class WorkerProcess:
 
 
 def collect(
-    workers: Sequence[Worker], answers: Answers, timeout_seconds: float
+    workers: Sequence[Worker],
+    answers: Answers,
+    timeout_seconds: float,
+    idle: Sequence[Worker] = (),
 ) -> list[dict[str, Any]]:
     """Wait until each worker has answered once, and return the answers in the workers' order.
+
+    Args:
+        workers: that were asked.
+        answers: what they and the others say.
+        timeout_seconds: after which it takes too long.
+        idle: the others, which were not asked.
 
     Raises:
         WorkerError: a worker died, was silent for `timeout_seconds`, or answered nonsense.
         ResourceError: as `Worker.death` and `Worker.read_answer`.
         MissingPackageError: as `Worker.read_answer`.
     """
-    by_role = {worker.role: worker for worker in workers}
+    by_role = {worker.role: worker for worker in (*workers, *idle)}
     got: dict[str, dict[str, Any]] = {}
     deadline = time.monotonic() + timeout_seconds
     while len(got) < len(workers):
@@ -224,10 +241,14 @@ def collect(
             raise silent.error(f"was silent for {timeout_seconds:g} seconds") from None
         if line is None:
             raise by_role[role].death()
-        if role in got:
-            raise by_role[role].error(f"spoke unasked: {clean_line(line)[:80]!r}")
+        if role in got or by_role[role] in idle:
+            raise _refuse_unasked(by_role[role], line)
         got[role] = by_role[role].read_answer(line)
     return [got[worker.role] for worker in workers]
+
+
+def _refuse_unasked(worker: Worker, line: str) -> WorkerError:
+    return worker.error(f"spoke unasked: {clean_line(line)[:80]!r}")
 
 
 class Pair:
@@ -240,6 +261,7 @@ class Pair:
 
     def ask(self, baseline: Mapping[str, Any], candidate: Mapping[str, Any]) -> None:
         """Send a request to each; both must have answered the last one."""
+        self._check_quiet()
         # The candidate first: the baseline may be answered from a store, here and now.
         self.workers[1].ask(candidate)
         self.workers[0].ask(baseline)
@@ -254,8 +276,19 @@ class Pair:
 
     def ask_one(self, which: int, request: Mapping[str, Any]) -> dict[str, Any]:
         """Send a request to worker 0 or 1 while the other has nothing to do; as `collect`."""
+        self._check_quiet()
         self.workers[which].ask(request)
-        return collect(self.workers[which : which + 1], self._answers, self._timeout)[0]
+        asked, idle = self.workers[which], self.workers[1 - which]
+        return collect([asked], self._answers, self._timeout, [idle])[0]
+
+    def _check_quiet(self) -> None:
+        """Refuse what was said since the last answers: it would pass for the next ones."""
+        try:
+            role, line = self._answers.get_nowait()
+        except queue.Empty:
+            return
+        worker = next(each for each in self.workers if each.role == role)
+        raise worker.death() if line is None else _refuse_unasked(worker, line)
 
 
 @contextmanager
@@ -286,6 +319,13 @@ def running_pair(
         yield Pair((first, second), answers, timeout)
 
 
+def are_tokens(value: object) -> TypeGuard[list[int]]:
+    """Whether a worker's answer is a list of token ids, as tokenizers can take them."""
+    return isinstance(value, list) and all(
+        type(token) is int and 0 <= token < _MOST_TOKENS for token in value
+    )
+
+
 def machine_threads() -> int:
     """Threads of a worker that computes alone: the cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
@@ -309,11 +349,7 @@ def child_environment(
         threads: threads of the worker's arithmetic.
         own: whether it runs under this interpreter; another one must not see our PYTHONPATH.
     """
-    child = {
-        name: value
-        for name, value in environment.items()
-        if not is_secret(name, value)
-    }
+    child = without_secrets(environment)
     if not own:
         for name in ("PYTHONPATH", "PYTHONHOME"):
             child.pop(name, None)

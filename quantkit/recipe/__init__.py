@@ -64,6 +64,9 @@ __all__ = [
     "validate",
 ]
 
+_MOST_PROBLEMS = 100
+"""That are told at once: for each, the nearest known name is looked for."""
+
 
 def load_recipe(
     recipe: str | os.PathLike[str],
@@ -118,7 +121,10 @@ def validate(
     try:
         recipe = Recipe.model_validate(tree, context={METHODS_GIVEN: methods})
     except ValidationError as error:
-        problems = [explain(detail, where, lines or {}) for detail in error.errors()]
+        details = error.errors(include_url=False)
+        problems = [explain(detail, where, lines or {}) for detail in details[:_MOST_PROBLEMS]]
+        if len(details) > _MOST_PROBLEMS:
+            problems.append(f"{where}: and {len(details) - _MOST_PROBLEMS} more")
         raise RecipeError("\n".join(problems)) from None
     for key, feature in find_unbuilt(recipe):
         raise NotYetError(f"{locate(where, key, lines or {})}: {feature} is not yet built")

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from quantkit.errors import RecipeError, nearest
+from quantkit.plain_yaml import MAX_YAML_BYTES, parse_yaml
 
-MAX_RECIPE_BYTES = 1 << 20
+MAX_RECIPE_BYTES = MAX_YAML_BYTES
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indexes from the top of a recipe down to a value."""
@@ -51,6 +52,14 @@ def find_recipe(recipe: str | os.PathLike[str]) -> Path:
     )
 
 
+_REMEDIES = (
+    ("'\\t' that cannot start any token", "; indent with blanks: YAML takes no tabs"),
+    ("could not find expected ':'", "; a key has a colon and a blank behind it"),
+    ("mapping values are not allowed here", "; is a blank missing or a line indented too far?"),
+)
+"""What PyYAML says of usual mistakes, and what is to be done."""
+
+
 def read_recipe_text(path: Path) -> str:
     """Return the text of a recipe file of at most `MAX_RECIPE_BYTES`.
 
@@ -59,7 +68,7 @@ def read_recipe_text(path: Path) -> str:
     """
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise RecipeError(f"{path} is larger than a recipe can be (1 MiB)")
+            raise RecipeError(f"{path} is larger than a recipe can be (256 KiB)")
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
@@ -70,14 +79,12 @@ def read_recipe_text(path: Path) -> str:
 def parse_recipe(text: str, path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """Return the YAML mapping of `text` and the line of every key and item in it."""
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise RecipeError(f"{path}: YAML aliases (*name) are not allowed in a recipe")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = yaml.safe_load(text)
+        tree, node = parse_yaml(text)
     except yaml.MarkedYAMLError as error:
         mark = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RecipeError(f"{path}{mark}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        remedy = next((words for piece, words in _REMEDIES if piece in str(error.problem)), "")
+        raise RecipeError(f"{path}{mark}: not valid YAML: {error.problem}{remedy}") from None
+    except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, not {type(tree).__name__}")
@@ -109,7 +116,7 @@ def apply_override(tree: dict[str, Any], pair: str) -> None:
             f"--set {pair!r}: expected KEY=VALUE, for instance quantize.group_size=64"
         )
     try:
-        value = yaml.safe_load(text)
+        value, _ = parse_yaml(text)
     except yaml.YAMLError:
         raise RecipeError(f"--set {pair!r}: the value is not valid YAML") from None
     *parents, last = _split_key(key)

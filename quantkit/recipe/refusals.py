@@ -41,9 +41,12 @@ def explain(detail: ErrorDetails, where: str, lines: Mapping[KeyPath, int]) -> s
         known = _keyslocate(key[:-1])
         return f"{place}: unknown key {key[-1]!r}{nearest(str(key[-1]), known)}"
     if detail["type"] == "missing":
-        return f"{place}: this key is required"
+        remedy = ": write `version: 1`" if key == ("version",) else ""
+        return f"{place}: this key is required{remedy}"
     message = _PLAIN_WORDS.get(detail["type"], detail["msg"][:1].lower() + detail["msg"][1:])
     got = detail["input"]
+    if got is None and detail["type"] in _GROUPS:
+        return f"{place}: {message}: write its keys below it, indented"
     shown = "" if repr(got) in message or isinstance(got, dict | list) else f", got {got!r:.60}"
     return f"{place}: {message}{shown}"
 
@@ -63,6 +66,9 @@ _PLAIN_WORDS = {
     "tuple_type": "a list is expected",
 }
 """pydantic's error types in the words of a recipe."""
+
+_GROUPS = frozenset({"dict_type", "mapping_type", "model_type"})
+"""Those that want keys below the one that they name."""
 
 _UNION_TAGS = frozenset(
     {"TaskSpec", "ProbesSpec", "str", "int", "literal['channel']", "literal['auto']"}

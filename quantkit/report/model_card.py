@@ -11,8 +11,10 @@ from typing import Any
 
 import yaml
 
-from quantkit.durable import write_text
+from quantkit.durable import write_words
+from quantkit.errors import machine_trouble
 from quantkit.ggml_types import GGUF
+from quantkit.plain_yaml import MAX_YAML_BYTES, parse_yaml
 from quantkit.recipe import AUTO
 from quantkit.records import ArtifactReport, LayerRecord, Report, Verdict
 from quantkit.report.custom import custom_part
@@ -35,7 +37,7 @@ from quantkit.schemes import MODELOPT, ONNX
 CARRIED_KEYS = ("license", "license_name", "license_link", "language")
 """Front matter of the original that holds for a quantized copy too."""
 
-_MOST_README_BYTES = 1 << 20
+_MOST_README_BYTES = MAX_YAML_BYTES
 _FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?(@[\w.-]+)?")
 
@@ -70,7 +72,7 @@ def write_model_card(
     """
     carried = read_carried_front_matter(source_folder / "README.md")
     path = folder / "README.md"
-    write_text(path, render_model_card(report, artifact, carried=carried))
+    write_words(path, render_model_card(report, artifact, carried=carried))
     return path
 
 
@@ -115,21 +117,25 @@ def render_model_card(
 def read_carried_front_matter(readme: Path) -> dict[str, Any]:
     """Return those of `CARRIED_KEYS` that a model card's front matter has; none if unreadable.
 
-    A card without a licence is no reason to stop a job, so nothing is raised.
+    A card without a licence is no reason to stop a job.
+
+    Raises:
+        ResourceError: a disk has failed, or too many files are open: the card may have one.
     """
     try:
         with readme.open("rb") as file:
             text = file.read(_MOST_README_BYTES).decode("utf-8", errors="replace")
-    except OSError:
+    except OSError as error:
+        trouble = machine_trouble(error)
+        if trouble is not None:
+            raise trouble from error
         return {}
     match = _FRONT_MATTER.match(text)
     if match is None:
         return {}
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(match.group(1))):
-            return {}
-        found = yaml.safe_load(match.group(1))
-    except (yaml.YAMLError, ValueError, RecursionError):
+        found, _ = parse_yaml(match.group(1))
+    except yaml.YAMLError:
         return {}
     return _carried(found) if isinstance(found, dict) else {}
 

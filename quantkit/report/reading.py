@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -29,6 +30,7 @@ from quantkit.records import (
     Speed,
     TaskResult,
 )
+from quantkit.report.field_types import check_types
 
 
 def read_report(document: Mapping[str, Any]) -> Report:
@@ -37,16 +39,22 @@ def read_report(document: Mapping[str, Any]) -> Report:
     The notes on single artifacts are among those of the whole.
 
     Raises:
-        KeyError, TypeError, ValueError: it is no document of `report_document`, or one of a
-            comparison.
+        ValueError: it is no document of `report_document`, or one of a comparison.
     """
+    with _refusing("report"):
+        found = _read_report(document)
+        check_types(found)
+        return found
+
+
+def _read_report(document: Mapping[str, Any]) -> Report:
     if document["comparison"]:
         raise ValueError("it compares artifacts")
     allocation = document["allocation"]
     return Report(
         model=document["model"],
         baseline_bytes=document["baseline"]["size_bytes"],
-        artifacts=tuple(read_artifact(row, whole=True) for row in document["artifacts"]),
+        artifacts=tuple(_read_artifact(row, whole=True) for row in document["artifacts"]),
         verdict=document["verdict"],
         layers=_read_all(LayerRecord, document["layers"]),
         notes=tuple(document["notes"]),
@@ -66,8 +74,28 @@ def read_artifact(row: Mapping[str, Any], *, whole: bool = False) -> ArtifactRep
         whole: with positions and kinds of text, which a comparison does not show.
 
     Raises:
-        KeyError, TypeError, ValueError: it is no artifact of such a document.
+        ValueError: it is no artifact of such a document.
     """
+    with _refusing("artifact"):
+        found = _read_artifact(row, whole=whole)
+        check_types(found)
+        return found
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turn what comes of a document of another shape into one kind of error.
+
+    Raises:
+        ValueError: for whatever comes of it.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise ValueError(f"it is no {what}: {type(error).__name__}: {error}") from None
+
+
+def _read_artifact(row: Mapping[str, Any], *, whole: bool) -> ArtifactReport:
     keys = ("name", "path", "format", "scheme", "size_bytes", "bits_per_weight", "runtime", "task")
     return ArtifactReport(**{key: row[key] for key in keys}, judgement=_read_judgement(row, whole))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantkit.durable import write_text
+from quantkit.durable import write_words
 from quantkit.errors import writing
 from quantkit.records import Report
 from quantkit.report.document import render_json
@@ -27,7 +27,7 @@ def write_reports(report: Report, folder: Path) -> dict[str, Path]:
         folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / name for name in texts}
     for name, text in texts.items():
-        write_text(paths[name], text)
+        write_words(paths[name], text)
     return paths
 
 

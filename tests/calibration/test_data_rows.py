@@ -12,6 +12,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from quantkit.calibration.rows import open_rows
+from quantkit.calibration.sources import Columns
 from quantkit.calibration.windows import draw
 from quantkit.errors import CalibrationError
 from tests.helpers import pico_text
@@ -249,3 +251,80 @@ def test_windows_own_their_memory(jsonl: Path, load: Any) -> None:
     assert got.ids.dtype == np.int64
     assert got.weights.dtype == np.float32
     assert got.ids.flags.c_contiguous
+
+
+def test_a_line_that_never_ends_is_refused(tmp_path: Path, load: Any) -> None:
+    """It is not read to its end."""
+    line = b'{"text": "' + b"a" * (17 << 20)
+    (tmp_path / "rows.jsonl").write_bytes(b'{"text": "a"}\n' + line)
+
+    with pytest.raises(CalibrationError, match=r"rows\.jsonl:2: a line of more than 16 MB"):
+        load(tmp_path / "rows.jsonl")
+
+
+def test_columns_without_end_are_not_all_named(tmp_path: Path, load: Any) -> None:
+    """A message stays one that can be read."""
+    row = {f"column {number}" + "x" * 900: 1 for number in range(500)}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+
+    with pytest.raises(CalibrationError, match="and 480 more") as caught:
+        load(tmp_path / "rows.jsonl")
+    assert len(str(caught.value)) < 2000
+
+
+def test_texts_that_rows_share_are_unpacked_one_by_one(tmp_path: Path, load: Any) -> None:
+    """Half a kilobyte of parquet would be two gigabytes of text, and is read all the same."""
+    texts = pa.array([pico_text(40, 0), "y" * 500_000])
+    indices = np.zeros(4000, np.int32)
+    indices[1::2] = 1
+    table = pa.table({"text": pa.DictionaryArray.from_arrays(indices, texts)})
+    parquet.write_table(table, tmp_path / "rows.parquet", compression="zstd")
+    rows = open_rows(str(tmp_path / "rows.parquet"), "parquet", "train", Columns("text", False))
+
+    assert rows.count == 4000
+    assert rows.read(0).text == texts[0].as_py()
+    assert pa.total_allocated_bytes() < 200 << 20
+
+
+@pytest.mark.parametrize("rows", [1, 40_000])
+def test_chats_in_several_groups_of_rows_are_read(tmp_path: Path, rows: int) -> None:
+    """Also where a dictionary got full and the writer went on without it."""
+    chats = [[{"role": "user", "content": f"{number} " + "w" * 40}] for number in range(rows)]
+    table = pa.table({"messages": pa.array(chats)})
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(table, path, row_group_size=30_000, dictionary_pagesize_limit=100_000)
+    found = open_rows(str(path), "parquet", "train", Columns("text", False))
+
+    assert found.count == rows
+    assert found.read(rows - 1).messages == (chats[-1][0],)
+
+
+def test_a_page_of_repetition_is_refused_by_its_header() -> None:
+    """Six kilobytes that unpack to two hundred megabytes."""
+    path = Path(__file__).parents[1] / "fuzzing/found/parquet/page-of-repetition/rows.parquet"
+
+    with pytest.raises(CalibrationError, match="unpacks to more than 128 MB"):
+        open_rows(str(path), "parquet", "train", Columns("text", False))
+
+
+def test_a_row_beyond_any_text_is_refused(tmp_path: Path) -> None:
+    """When it is asked for."""
+    path = tmp_path / "rows.parquet"
+    table = pa.table({"text": pa.array(["a" * (17 << 20)])})
+    parquet.write_table(table, path, compression="zstd", use_dictionary=False)
+    found = open_rows(str(path), "parquet", "train", Columns("text", False))
+
+    with pytest.raises(CalibrationError, match="row 0 has more than 16 MB"):
+        found.read(0)
+
+
+def test_a_text_of_parquet_that_is_not_utf8_names_its_row(tmp_path: Path) -> None:
+    """The library does not look before a text is asked for."""
+    texts = pa.StringArray.from_buffers(
+        1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")
+    )
+    parquet.write_table(pa.table({"text": texts}), tmp_path / "rows.parquet")
+    found = open_rows(str(tmp_path / "rows.parquet"), "parquet", "train", Columns("text", False))
+
+    with pytest.raises(CalibrationError, match="row 0 cannot be read"):
+        found.read(0)

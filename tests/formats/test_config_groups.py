@@ -145,3 +145,36 @@ def test_what_a_config_leaves_out_is_inferred_as_the_library_does() -> None:
     }
     (found,) = find_config_groups(config)
     assert (found.layout.strategy, found.layout.packed) == ("channel", False)
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (["re:(?R)?m"], "no reader knows recursion"),
+        (["re:" + "m" * 2000], "more than 1024 characters"),
+        ([f"re:m{number}" for number in range(300)], "300 regular expressions"),
+        (["re:a{999999999}"], "more than 10000 times"),
+        (["re:(?:(?:m{90}){90}){90}"], "more than 10000 times"),
+    ],
+)
+def test_expressions_that_take_all_memory_or_are_endless_many_are_refused(
+    targets: list[str], words: str
+) -> None:
+    """Recursion takes a gigabyte a second of the library that matches."""
+    with pytest.raises(ArtifactError, match=words):
+        check_expressions(_config(targets), NAMES)
+
+
+def test_slow_expressions_are_slow_together() -> None:
+    """Each ends in time, and all of them would take minutes."""
+    slow = [f"re:(.*)(.*)(.*)[b-d]{{{number}}}$" for number in range(1, 200)]
+    begun = time.process_time()
+    with pytest.raises(ArtifactError, match="cannot be matched"):
+        check_expressions(_config(slow), ["a" * 90] * 1000)
+    assert time.process_time() - begun < 30
+
+
+def test_more_groups_than_layers_can_be_looked_for_in_are_refused() -> None:
+    """Each layer is compared with every group."""
+    with pytest.raises(ArtifactError, match="1025 config_groups"):
+        find_config_groups(_config(*[["Linear"]] * 1025))

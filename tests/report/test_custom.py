@@ -10,6 +10,7 @@ from xml.etree import ElementTree as ET
 import jsonschema
 import pytest
 
+from quantkit.cli.console import render_plain
 from quantkit.cli.reports import gate_reply
 from quantkit.records import CustomCheck, Report
 from quantkit.report.advice import verdict_sentence
@@ -121,7 +122,7 @@ def test_the_verdicts_sentence_counts_them(checks: tuple[CustomCheck, ...], word
 
 def test_the_command_line_has_a_line_for_each() -> None:
     """With its verdict; an artifact without any has none."""
-    lines = [str(line) for line in gate_reply(with_checks(PASSED), Path("out")).lines]
+    lines = render_plain(gate_reply(with_checks(PASSED), Path("out")).lines).splitlines()
     assert "check    keeps_json 0.910, limit 0.900: 31 of 34 prompts; PASS" in lines
-    others = map(str, gate_reply(make_report(), Path("out")).lines)
+    others = render_plain(gate_reply(make_report(), Path("out")).lines).splitlines()
     assert not any(line.startswith("check ") for line in others)

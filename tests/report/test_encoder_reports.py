@@ -45,13 +45,9 @@ def with_judgement(report: Report, judgement: Judgement) -> Report:
 
 def said(lines: list[Any]) -> str:
     """What a terminal of any width shows."""
-    from rich.console import Console
+    from quantkit.cli.console import render_plain
 
-    console = Console(width=400)
-    with console.capture() as capture:
-        for line in lines:
-            console.print(line)
-    return capture.get()
+    return render_plain(lines)
 
 
 def test_the_headline_of_an_encoder_has_its_measures_and_no_perplexity() -> None:

@@ -42,6 +42,30 @@ def test_a_comparison_is_not_the_report_of_a_job() -> None:
 def test_what_is_no_report_is_an_error_and_no_half_of_one() -> None:
     """Each of the errors that the docstring names."""
     document = report_document(replace(make_report(), notes=()))
-    for broken in ({}, document | {"artifacts": 7}, document | {"layers": [{}]}):
-        with pytest.raises((KeyError, TypeError, ValueError)):
+    for broken in ({}, document | {"artifacts": 7}, document | {"layers": [{}]}, {"comparison": 0}):
+        with pytest.raises(ValueError, match="it is no report"):
             read_report(broken)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("verdict",), ["PASS"]),
+        (("notes",), [7]),
+        (("baseline", "size_bytes"), 10**30),
+        (("artifacts", 0, "bits_per_weight"), "4"),
+        (("artifacts", 0, "checks", 0, "limit"), True),
+        (("artifacts", 0, "windows"), 1.5),
+        (("layers", 0, "relative_error"), {}),
+    ],
+)
+def test_a_value_of_another_type_is_named(place: tuple[str | int, ...], value: object) -> None:
+    """Whoever reads on would fall over it."""
+    document = json.loads(json.dumps(report_document(replace(make_report(), notes=()))))
+    node = document
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = value
+
+    with pytest.raises(ValueError, match=r"^Report\."):
+        read_report(document)

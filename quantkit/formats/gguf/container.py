@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quantkit.checkpoint.mistaken import recognise_file
 from quantkit.checkpoint.paths import join_inside
 from quantkit.errors import CheckpointError
 from quantkit.formats.gguf.cursor import Cursor, opened
@@ -228,7 +229,8 @@ def _read_start(cursor: Cursor) -> tuple[int, int, int]:
             f"{cursor.path} is of the formats that came before GGUF: convert the original again"
         )
     if magic != MAGIC:
-        raise CheckpointError(f"{cursor.path} is not a GGUF file: it begins with {magic!r}")
+        reason = recognise_file(cursor.path) or f"it begins with {magic!r}"
+        raise CheckpointError(f"{cursor.path} is not a GGUF file: {reason}")
     version = cursor.read_number("uint32", "the version")
     if version and version & 0xFFFF == 0:
         raise CheckpointError(

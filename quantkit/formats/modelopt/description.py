@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.headers import read_json
+from quantkit.checkpoint.paths import join_inside
 from quantkit.checkpoint.source import MODELOPT_FILE
 from quantkit.errors import ArtifactError, CheckpointError
 from quantkit.formats.modelopt.layout import AWQ, FP8, FP8_ROWS, SCHEME_OF, SMOOTHQUANT
 
 FILE = MODELOPT_FILE
 METHOD = "modelopt"
+_MOST_NAMES, _MOST_PATTERNS = 100_000, 1024
+"""Of excluded modules; each layer is matched with every pattern."""
+_LONGEST_NAME = 1024
 LAYOUT_VERSION = "0.47.0"
 """Version of ModelOpt whose layout is written."""
 
@@ -60,7 +64,7 @@ def read_description(folder: Path, config: Mapping[str, Any]) -> Description:
     if not (folder / FILE).is_file():
         return _parse(inline, folder / "config.json")
     try:
-        raw = read_json(folder / FILE)
+        raw = read_json(join_inside(folder, FILE))
     except CheckpointError as error:
         raise ArtifactError(str(error)) from error
     found = _parse(raw, folder / FILE)
@@ -86,14 +90,35 @@ def _parse(raw: object, place: Path) -> Description:
     excluded = nested.get("ignore" if flat else "exclude_modules") or []
     if not isinstance(excluded, list):
         raise ArtifactError(f"{place}: what is excluded is {excluded!r}, not a list of names")
+    names = read_names(excluded, place)
     kv_cache = _read_cache_scheme(nested) if flat else nested.get("kv_cache_quant_algo")
     return Description(
         algorithm=algorithm,
         group_size=size if algorithm == AWQ else None,
         kv_cache="none" if kv_cache is None else str(kv_cache).lower(),
-        excluded=tuple(map(str, excluded)),
+        excluded=names,
         where=place.name,
     )
+
+
+def read_names(names: object, place: Path) -> tuple[str, ...]:
+    """Return the names or patterns of modules that a description lists; what is no list has none.
+
+    Raises:
+        ArtifactError: there are more, or longer ones, than any model has.
+    """
+    found = tuple(map(str, names)) if isinstance(names, list) else ()
+    patterns = sum(not set(name).isdisjoint("*?[") for name in found)
+    if len(found) > _MOST_NAMES or patterns > _MOST_PATTERNS:
+        raise ArtifactError(
+            f"{place}: {len(found)} modules are excluded, {patterns} of them by patterns: "
+            f"{_MOST_NAMES} and {_MOST_PATTERNS} are read"
+        )
+    if any(len(name) > _LONGEST_NAME for name in found):
+        raise ArtifactError(
+            f"{place}: a module is excluded by a name of more than {_LONGEST_NAME} characters"
+        )
+    return found
 
 
 def _read_cache_scheme(described: Mapping[str, Any]) -> object:
@@ -172,7 +197,7 @@ def _describe_group(algorithm: str, group_size: int | None) -> dict[str, Any]:
         inputs = {**_EIGHT_BITS, "type": "int"}
     elif algorithm == FP8_ROWS:
         weights["strategy"] = "channel"
-    else:
-        assert algorithm == FP8
+    elif algorithm != FP8:
+        raise ValueError(f"ModelOpt's algorithm {algorithm!r} has no group")
     group: dict[str, Any] = {} if inputs is None else {"input_activations": inputs}
     return {**group, "weights": weights, "targets": ["Linear"]}

@@ -88,11 +88,11 @@ def _find_codes(model: StoredModel) -> StoredCodes:
 def _check_exclusions(model: StoredModel, linears: Sequence[str]) -> Iterator[str]:
     """Yield linear layers that readers take for quantized ones, and that are not."""
     quantization = model.quantization
-    tensors = model.checkpoint.tensors
+    tensors, left_out = model.checkpoint.tensors, quantization.list_left_out(linears)
     for name in linears:
         if f"{name}.weight" not in tensors or name in model.layers or name in model.broken:
             continue
-        if not quantization.leaves_out(name):
+        if name not in left_out:
             yield f"layer {name} is not quantized, but {quantization.where} does not exclude it"
     for members in find_fused(dict.fromkeys(linears)):
         if 0 < sum(name in model.layers for name in members) < len(members):

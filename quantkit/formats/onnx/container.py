@@ -22,8 +22,6 @@ from quantkit.schemes import ONNX
 _MAX_DEPTH = 16
 """Of graphs within graphs."""
 _MAX_NAME = 1024
-_STRING, _MESSAGE = 9, 11
-"""Types of fields, of google.protobuf.descriptor.FieldDescriptor."""
 
 
 @dataclass(frozen=True)
@@ -143,34 +141,7 @@ def _parse(file: Path) -> Any:
         raise ArtifactError(f"{file} cannot be read: {error.strerror or error}") from error
     except (DecodeError, RecursionError):
         raise ArtifactError(f"{file} is no ONNX file: protobuf cannot read it") from None
-    if not _has_texts(model, {}):
-        raise ArtifactError(f"{file} is damaged: a name in it is not UTF-8")
     return model
-
-
-def _has_texts(message: Any, fields: dict[str, list[Any]]) -> bool:
-    """Whether all strings are such: protobuf hands out bytes for those that are damaged.
-
-    Args:
-        fields: name of a type of messages -> its fields that hold strings or messages.
-    """
-    descriptor = message.DESCRIPTOR
-    known = fields.get(descriptor.full_name)
-    if known is None:
-        known = [each for each in descriptor.fields if each.type in (_STRING, _MESSAGE)]
-        fields[descriptor.full_name] = known
-    for each in known:
-        value = getattr(message, each.name)
-        if each.type == _STRING:
-            texts = [value] if isinstance(value, str | bytes) else value
-            if not all(isinstance(text, str) for text in texts):
-                return False
-            continue
-        single = hasattr(value, "DESCRIPTOR")
-        inner = [value] if single and message.HasField(each.name) else () if single else value
-        if not all(_has_texts(part, fields) for part in inner):
-            return False
-    return True
 
 
 def _collect(

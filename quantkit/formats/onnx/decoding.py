@@ -79,7 +79,8 @@ def _decode_plain(layer: OnnxLayer, scale: np.ndarray) -> np.ndarray:
 
 def _decode_blocks(layer: OnnxLayer, scale: np.ndarray) -> np.ndarray:
     rows, columns = layer.shape
-    block = layer.group_size or columns
+    # A block that reaches beyond the row is as good as of its length.
+    block = min(layer.group_size or columns, columns)
     codes = read_codes(layer).astype(np.float32)
     zero_point = read_zero_points(layer)
     scale = scale.reshape(rows, -1)

@@ -6,6 +6,7 @@ Letters of shapes: B texts, T tokens of the longest one.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from quantkit.encoders.data import pad_texts
 from quantkit.encoders.model import run_encoder
 from quantkit.errors import ArtifactError, ResourceError, writing
 from quantkit.formats.onnx.encoder_export import LOGITS, SENTENCE, make_batch
+from quantkit.masking import without_secrets
 from quantkit.records.encoders import EncoderInfo, TextRows
 
 Batch = Mapping[str, Tensor]
@@ -197,7 +199,13 @@ def check_rounded(
 def _run(command: Sequence[str], graph: Path) -> None:
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
+            command,
+            capture_output=True,
+            env=without_secrets(os.environ),
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise ArtifactError(

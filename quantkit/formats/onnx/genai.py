@@ -23,6 +23,8 @@ _CACHES = ("_key_names", "_value_names")
 """Endings of the roles of the key/value cache."""
 _MAX_LAYERS = 10_000
 _MAX_DEPTH = 20
+_MAX_ROLES, _MAX_PATTERN = 64, 256
+"""Inputs or outputs, of which each layer may have its own, and characters of such a name."""
 _SAME = (
     ("hidden_size", "hidden_size"),
     ("num_hidden_layers", "num_hidden_layers"),
@@ -43,7 +45,7 @@ def read_genai_config(folder: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        config = read_json(path)
+        config = read_json(join_inside(folder, CONFIG))
         _check_names(config, folder, path, 0)
     except CheckpointError as error:
         raise ArtifactError(str(error)) from None
@@ -118,6 +120,8 @@ def _check_numbers(model: Mapping[str, Any], decoder: Mapping[str, Any]) -> Iter
         names = decoder.get(side)
         if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
             yield f"{CONFIG} does not name the {side} of the decoder"
+        elif len(names) > _MAX_ROLES or any(len(name) > _MAX_PATTERN for name in names.values()):
+            yield f"{CONFIG} names more {side} than any decoder has"
 
 
 def _check_search(config: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[str]:

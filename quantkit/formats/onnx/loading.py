@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from quantkit.formats.onnx.container import OnnxFile
 from quantkit.formats.onnx.wiring import show
+from quantkit.masking import without_secrets
 
 PROVIDER = "CPUExecutionProvider"
 SECONDS = 300
@@ -81,6 +82,7 @@ def _run(command: Sequence[str], answers: IO[bytes], seconds: float) -> str | No
         stdin=subprocess.DEVNULL,
         stdout=answers,
         stderr=subprocess.DEVNULL,
+        env=without_secrets(os.environ),
         # A group of its own, so that nothing is left of it.
         start_new_session=True,
     )

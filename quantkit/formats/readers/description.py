@@ -14,16 +14,18 @@ What is looked for, and where its readers look:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from pathlib import Path
 from typing import Any, Literal
 
 from quantkit.checkpoint.headers import read_json
+from quantkit.checkpoint.paths import join_inside
 from quantkit.checkpoint.source import QUANTIZATION_FILES
 from quantkit.errors import ArtifactError, CheckpointError
-from quantkit.formats.modelopt.description import is_described, read_description
+from quantkit.formats.modelopt.description import is_described, read_description, read_names
 
 QuantMethod = Literal["gptq", "awq", "fp8", "modelopt", "compressed-tensors"]
 
@@ -40,6 +42,9 @@ _FOREIGN = ("gptq", "awq", "fp8")
 _GPTQ_BITS = (2, 4, 8)
 _AWQ_BITS = (4,)
 _FP8_BLOCK = (128, 128)
+_WILDCARD = re.compile(r"[*?\[]")
+_MOST_COLUMNS = 1 << 31
+"""Of a group: more than any matrix has, and less than what torch does not divide by."""
 _AWQ_KEYS = ("zero_point", "w_bit", "q_group_size", "version")
 """Keys that only AWQ's descriptions have."""
 
@@ -76,13 +81,25 @@ class StoredQuantization:
     contradictions: tuple[str, ...] = ()
     """Where the files that describe the checkpoint do not agree."""
 
-    def leaves_out(self, name: str) -> bool:
-        """Whether the description says of a layer that it stays in 16 bits."""
+    def list_left_out(self, names: Iterable[str]) -> frozenset[str]:
+        """Return those of the layers `names` of which it is said that they stay in 16 bits."""
+        found = frozenset(self.not_converted)
         if self.method != "modelopt":
-            return name in self.not_converted
-        parts = name.split(".")
-        above = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
-        return any(fnmatchcase(each, pattern) for pattern in self.not_converted for each in above)
+            return found.intersection(names)
+        shells = filter(_WILDCARD.search, self.not_converted)
+        # In one expression, which names are matched with once each.
+        matched = re.compile("|".join(map(translate, shells)) or "(?!)").match
+        return frozenset(
+            name
+            for name in names
+            if any(above in found or matched(above) for above in _list_above(name))
+        )
+
+
+def _list_above(name: str) -> list[str]:
+    """A name and those of the modules around it."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
 def is_foreign(folder: Path, config: Mapping[str, Any]) -> bool:
@@ -119,7 +136,7 @@ def find_quantization(folder: Path, config: Mapping[str, Any]) -> StoredQuantiza
         if not where:
             return None
         try:
-            described = read_json(folder / where)
+            described = read_json(join_inside(folder, where))
         except CheckpointError as error:
             raise ArtifactError(str(error)) from error
     place = folder / where
@@ -197,7 +214,7 @@ def _describe_awq(described: Mapping[str, Any], place: Path) -> StoredQuantizati
         bits=_read_bits(described, ("bits", "w_bit"), 4, _AWQ_BITS, place),
         group_size=_read_group_size(described, 128, place),
         symmetric=not _read_flag(described, "zero_point", True, place),
-        not_converted=_read_names(skipped),
+        not_converted=read_names(skipped, place),
     )
 
 
@@ -220,7 +237,7 @@ def _describe_fp8(described: Mapping[str, Any], place: Path) -> StoredQuantizati
         bits=8,
         block_size=block,
         static_activations=described.get("activation_scheme") == "static",
-        not_converted=_read_names(skipped),
+        not_converted=read_names(skipped, place),
     )
 
 
@@ -264,7 +281,7 @@ def _read_bits(
 def _read_group_size(described: Mapping[str, Any], default: int, place: Path) -> int | None:
     keys = ("group_size", "q_group_size")
     size = next((described[key] for key in keys if described.get(key) is not None), default)
-    if type(size) is not int or not (size == -1 or size > 0):
+    if type(size) is not int or not (size == -1 or 0 < size <= _MOST_COLUMNS):
         raise ArtifactError(
             f"{place}: group_size {size!r} is neither a number of columns nor -1 (one scale a row)"
         )
@@ -276,7 +293,3 @@ def _read_flag(described: Mapping[str, Any], key: str, default: bool, place: Pat
     if not isinstance(flag, bool):
         raise ArtifactError(f"{place}: {key} {flag!r} is neither true nor false")
     return flag
-
-
-def _read_names(names: object) -> tuple[str, ...]:
-    return tuple(map(str, names)) if isinstance(names, list) else ()

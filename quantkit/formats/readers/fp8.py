@@ -91,7 +91,8 @@ def read_fp8_weight(
     elif part == "weight_scale":
         weight *= scale.reshape(-1, 1)
     elif quantization.block_size is not None:
-        rows, columns = quantization.block_size
+        # Larger than the matrix, a block is as good as of its size.
+        rows, columns = map(min, quantization.block_size, layer.shape)
         wide = scale.repeat_interleave(columns, dim=1)[:, : layer.shape[1]]
         for index, start in enumerate(range(0, layer.shape[0], rows)):
             weight[start : start + rows] *= wide[index]

@@ -186,7 +186,7 @@ def _find_contradictions(model: StoredModel) -> Iterator[str]:
     if not model.layers and not model.problems:
         yield f"{where} describes a quantized model, but no layer is quantized"
     yield from model.quantization.contradictions
-    for name in sorted(filter(model.quantization.leaves_out, model.layers)):
+    for name in sorted(model.quantization.list_left_out(model.layers)):
         yield f"layer {name} is quantized, but {where} says that it is not"
     for name, layer in model.layers.items():
         if f"{name}.weight" in tensors and "weight" not in layer.parts:

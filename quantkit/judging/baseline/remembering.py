@@ -33,6 +33,7 @@ from quantkit.judging.worker import (
     StartWorker,
     Worker,
     WorkerProcess,
+    are_tokens,
 )
 
 _KEPT = frozenset({"logits", "encode", "generate", "continue"})
@@ -344,19 +345,15 @@ def _is_whole(answer: Mapping[str, Any], request: Mapping[str, Any], file: Path 
     if request["op"] == "load":
         return isinstance(answer.get("versions"), dict)
     if request["op"] == "generate":
-        return _is_ids(answer.get("ids"))
+        return are_tokens(answer.get("ids"))
     if request["op"] == "continue":
         rows = answer.get("ids")
         if not isinstance(rows, list) or len(rows) != len(request["prompts"]):
             return False
-        return all(map(_is_ids, rows))
+        return all(map(are_tokens, rows))
     shape = answer.get("shape")
     if file is None or answer.get("finite") is not True or not isinstance(shape, list):
         return False
     if not all(isinstance(size, int) and size >= 0 for size in shape):
         return False
     return file.is_file() and file.stat().st_size == 4 * math.prod(shape)
-
-
-def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(token, int) for token in value)

@@ -16,7 +16,7 @@ from quantkit.judging.probing.limits import judge_probe
 from quantkit.judging.probing.prompts import Prompt
 from quantkit.judging.suspicions import has_loop
 from quantkit.judging.tasks.scores import mcnemar
-from quantkit.judging.worker import Pair, Worker
+from quantkit.judging.worker import Pair, Worker, are_tokens
 from quantkit.records.measuring import Probe
 
 if TYPE_CHECKING:
@@ -76,13 +76,7 @@ def continue_prompts(pair: Pair, prompts: Sequence[Prompt], new_tokens: int) -> 
 
 def _read_ids(worker: Worker, answer: dict[str, Any], count: int) -> list[Ids]:
     rows = answer.get("ids")
-    if (
-        not isinstance(rows, list)
-        or len(rows) != count
-        or not all(
-            isinstance(ids, list) and all(type(token) is int for token in ids) for ids in rows
-        )
-    ):
+    if not isinstance(rows, list) or len(rows) != count or not all(map(are_tokens, rows)):
         raise worker.error(f"answered no token ids for {count} prompts")
     return [tuple(ids) for ids in rows]
 

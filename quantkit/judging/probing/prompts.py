@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantkit.calibration.chat import explaining_refusals
 from quantkit.calibration.sources import MESSAGES, Columns, make_row, read_text
+from quantkit.calibration.templates import apply_template
 from quantkit.calibration.tokenizer import encode
 from quantkit.errors import CalibrationError, nearest
 from quantkit.recipe import shipped_folder
@@ -200,14 +200,13 @@ def render_chat(
 
     Raises:
         CalibrationError: the template refuses it.
+        CheckpointError: the template takes too much time or memory.
     """
-    with explaining_refusals(f"{where}: the chat template refuses it"):
-        return str(
-            tokenizer.apply_chat_template(
-                messages,
-                tools=tools,
-                tokenize=False,
-                add_generation_prompt=asks,
-                enable_thinking=thinks,
-            )
-        )
+    options = {
+        "tools": tools,
+        "tokenize": False,
+        "add_generation_prompt": asks,
+        "enable_thinking": thinks,
+    }
+    what = f"{where}: the chat template refuses it"
+    return str(apply_template(tokenizer, messages, options, what))

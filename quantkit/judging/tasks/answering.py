@@ -14,7 +14,7 @@ import numpy as np
 
 from quantkit.judging.scoring import check_logits
 from quantkit.judging.tasks.requests import Prompt, Reader, Span, read_request
-from quantkit.judging.worker import Pair, Worker
+from quantkit.judging.worker import Pair, Worker, are_tokens
 
 REQUEST_TOKENS = 4096
 """Tokens of one request for logits, at the most (at least one row)."""
@@ -191,7 +191,7 @@ def _ask_more(prompt: Prompt, known: Sequence[int]) -> dict[str, Any]:
 
 def _read_tokens(worker: Worker, answer: Mapping[str, Any]) -> list[int]:
     tokens = answer.get("ids")
-    if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+    if not are_tokens(tokens):
         raise worker.error("answered a generation without token ids")
     return tokens
 

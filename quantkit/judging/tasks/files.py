@@ -16,9 +16,13 @@ import yaml
 from jinja2 import Environment, TemplateSyntaxError, nodes, sandbox
 
 from quantkit.errors import InputError, nearest
+from quantkit.plain_yaml import MAX_YAML_BYTES, parse_yaml
 from quantkit.recipe import shipped_folder
 
 ENDINGS = (".yaml", ".yml")
+
+_MOST_FILES = 50
+"""That make up a task."""
 
 READERS = {"json": ".jsonl", "csv": ".csv", "parquet": ".parquet"}
 """`dataset_path` of local data -> the ending of its files."""
@@ -61,9 +65,12 @@ def find_task_file(name: str) -> Path:
         InputError: there is none.
     """
     candidates = (Path(name), shipped_folder().parent / name)
-    for path in candidates:
-        if path.is_file():
-            return path
+    try:
+        found = next((path for path in candidates if path.is_file()), None)
+    except (OSError, ValueError) as error:
+        raise InputError(f"gate.tasks: {name!r:.100} cannot be looked up: {error}") from None
+    if found is not None:
+        return found
     beside = [str(path) for path in Path(name).parent.glob("*") if path.name.endswith(ENDINGS)]
     raise InputError(f"gate.tasks: there is no file {name!r}{nearest(name, beside)}")
 
@@ -74,7 +81,7 @@ def read_task_file(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read, describes no task, runs code, or its data is not there.
     """
-    config = _read_tree(path, ())
+    config = _read_tree(path, (), [])
     name = config.get("task")
     if not isinstance(name, str) or "group" in config:
         raise InputError(f"{path}: describes no task of lm-eval: `task:` with a name is missing")
@@ -83,7 +90,10 @@ def read_task_file(path: Path) -> dict[str, Any]:
             raise InputError(f"{path}: {key} {why}, which a task of your own may not")
     for text in _texts(config):
         _check_template(path, text)
-    for metric in config.get("metric_list") or ():
+    metrics = config.get("metric_list") or []
+    if not isinstance(metrics, list):
+        raise InputError(f"{path}: metric_list is no list of metrics")
+    for metric in metrics:
         if isinstance(metric, dict) and metric.get("hf_evaluate"):
             raise InputError(f"{path}: hf_evaluate runs code, which a task of your own may not")
     config.pop("metadata", None)
@@ -123,19 +133,34 @@ def find_data_files(path: Path, config: Mapping[str, Any]) -> dict[str, list[Pat
     return found
 
 
-def _read_tree(path: Path, trail: tuple[Path, ...]) -> dict[str, Any]:
+def _read_tree(path: Path, trail: tuple[Path, ...], read: list[Path]) -> dict[str, Any]:
     """Return the keys of a file on top of those that it includes."""
-    path = path.resolve()
+    try:
+        path = path.resolve()
+        waits = path.exists() and not path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path} cannot be looked up: {error}") from None
     if path in trail:
         raise InputError(f"{path}: includes itself")
+    # Files that include two others each would be read for ever.
+    read.append(path)
+    if len(read) > _MOST_FILES:
+        raise InputError(f"{path}: {_MOST_FILES} files were included before it: no task needs more")
+    if waits:
+        raise InputError(f"cannot read {path}: it is no file")
     try:
-        tree = yaml.safe_load(path.read_bytes())
+        # One byte more tells that there are too many.
+        with path.open("rb") as file:
+            content = file.read(MAX_YAML_BYTES + 1)
+        if len(content) > MAX_YAML_BYTES:
+            raise InputError(f"{path} is larger than a task can be ({MAX_YAML_BYTES >> 10} KiB)")
+        tree, _ = parse_yaml(content.decode("utf-8"))
     except yaml.constructor.ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InputError(
             f"{path}:{line}: a tag such as !function runs code, which a task of your own may not"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())[:200]}") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
@@ -144,7 +169,7 @@ def _read_tree(path: Path, trail: tuple[Path, ...]) -> dict[str, Any]:
     included = tree.pop("include", None) or []
     merged: dict[str, Any] = {}
     for name in included if isinstance(included, list) else [included]:
-        merged |= _read_tree(path.parent / str(name), (*trail, path))
+        merged |= _read_tree(path.parent / str(name), (*trail, path), read)
     return merged | tree
 
 
@@ -166,8 +191,8 @@ def _check_template(path: Path, text: str) -> None:
         return
     try:
         tree = Environment().parse(text)
-    except TemplateSyntaxError as error:
-        raise InputError(f"{path}: template {text[:60]!r}: {error.message}") from error
+    except (TemplateSyntaxError, RecursionError) as error:
+        raise InputError(f"{path}: template {text[:60]!r}: {error}") from error
     for node in tree.find_all(nodes.Node):
         wrong = _find_fault(node)
         if wrong:

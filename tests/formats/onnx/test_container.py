@@ -134,7 +134,7 @@ OUTSIDE: dict[str, tuple[str, str, str]] = {
     "device": ("location", "con", "a reserved device name"),
     "link": ("location", "link", "outside of the checkpoint"),
     "folder": ("location", "folder", "lies in folder, which is missing"),
-    "pipe": ("location", "pipe", "lies in pipe, which is missing"),
+    "pipe": ("location", "pipe", "is a pipe, a socket or a device"),
     "missing": ("location", "absent", "lies in absent, which is missing"),
     "memory": ("location", "*/_ORT_MEM_ADDR_/*", "which is missing"),
     "nowhere": ("location", "", "in a data file that is not named"),
@@ -372,3 +372,40 @@ def test_a_body_sees_the_tensors_around_it(tmp_path: Path) -> None:
     ]
     assert found.tensors.keys() == {"w", "choice.then_branch/own", "choice.else_branch/own"}
     assert found.graphs[1].tensors["w"] is found.tensors["w"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x0a" + varint(800) + b"\x2a\x00" * 400, "nodes and tensors"),
+        (b"\x2a" + varint(65540) + b"\x3a" + varint(1 << 16) + b"\x01" * (1 << 16), "256 MB"),
+    ],
+    ids=["empty attributes", "numbers of a byte"],
+)
+def test_small_parts_cannot_ask_for_all_memory(tmp_path: Path, content: bytes, words: str) -> None:
+    """What is below a kilobyte in the file may be a hundred of them as objects."""
+    path = tmp_path / "model.onnx"
+    graph = content * (1 + (40 << 20) // len(content))
+    path.write_bytes(b"\x3a" + varint(len(graph)) + graph)
+
+    check_refused(path, words)
+
+
+def test_a_block_beyond_its_row_is_no_larger_than_it(tmp_path: Path) -> None:
+    """A scale is repeated for the columns that there are, not for a million of each block."""
+    codes = helper.make_tensor("table.weight", TensorProto.UINT8, [64, 2], bytes(128), raw=True)
+    scales = helper.make_tensor("scales", TensorProto.FLOAT, [64, 1], [0.5] * 64)
+    node = helper.make_node(
+        "GatherBlockQuantized",
+        ["table.weight", "ids", "scales"],
+        ["rows"],
+        domain="com.microsoft",
+        block_size=1 << 20,
+    )
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])
+    rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", 4])
+    save(finish([node], [codes, scales], [ids], [rows]), tmp_path / "model.onnx")
+
+    (layer,) = find_layers(open_graph(tmp_path)).layers
+
+    assert decode_layer(layer).shape == (64, 4)

@@ -158,3 +158,29 @@ def test_a_description_that_is_no_object_is_refused(tmp_path: Path) -> None:
     (tmp_path / "quantize_config.json").write_text("[4]")
     with pytest.raises(ArtifactError, match="is not a JSON object"):
         find_quantization(tmp_path, {})
+
+
+@pytest.mark.parametrize("size", [2**40, 2**70])
+def test_a_group_larger_than_any_matrix_is_refused(tmp_path: Path, size: int) -> None:
+    """torch cannot divide by the second."""
+    with pytest.raises(ArtifactError, match="group_size"):
+        find(tmp_path, gptq_config(group_size=size))
+
+
+@pytest.mark.parametrize(
+    "names", [["x"] * 200_000, ["*a"] * 2000, ["[" * 5000]], ids=["many", "patterns", "long"]
+)
+def test_endless_exclusions_are_refused(tmp_path: Path, names: list[str]) -> None:
+    """Every layer would be matched with every pattern."""
+    with pytest.raises(ArtifactError, match="excluded"):
+        find(tmp_path, {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": names})
+
+
+def test_patterns_hold_for_the_modules_around_a_layer(tmp_path: Path) -> None:
+    """As ModelOpt's readers take them; a name is no pattern of other names."""
+    ignore = ["lm_head", "*.experts", "model.layers.[01]*"]
+    found = find(tmp_path, {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ignore})
+    assert found is not None
+    names = ["lm_head", "a.experts.3.up", "model.layers.0.q", "model.layers.2.q", "lm_head2"]
+
+    assert found.list_left_out(names) == set(names[:3])

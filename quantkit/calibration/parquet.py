@@ -1,0 +1,118 @@
+"""Rows of a parquet file, in no more memory than its bytes justify.
+
+A file of some kilobytes can hold rows of gigabytes: a text that a dictionary has once and every row
+names, or a page that is nothing but repetition. So the pages are measured first
+(`parquet_sizes`), texts stay in their dictionaries, and a row is unpacked by itself, up to a bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from quantkit.calibration.parquet_sizes import find_dictionaries
+from quantkit.calibration.sources import (
+    MOST_ROW_BYTES,
+    Columns,
+    Row,
+    Rows,
+    check_columns,
+    check_domain,
+    make_row,
+)
+from quantkit.checkpoint.mistaken import recognise_file
+from quantkit.errors import CalibrationError, MissingPackageError
+
+_CELL_BYTES = 64
+"""What a value takes in Python besides its contents."""
+
+
+def open_parquet(data: str, split: str, columns: Columns) -> Rows:
+    """Return the rows of a parquet file; `split` is of no use here.
+
+    Raises:
+        CalibrationError: the file cannot be read, lacks the columns, or holds far more than its
+            size lets one expect.
+        MissingPackageError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingPackageError(
+            "pyarrow", "reading a parquet file", "pip install pyarrow"
+        ) from error
+
+    try:
+        found = parquet.ParquetFile(data)
+        names = found.schema_arrow.names
+        check_columns(names, columns, data)
+        check_domain(names, columns, data)
+        wanted = [name for name in columns.names if name in names]
+        twice = next((name for name in wanted if names.count(name) > 1), None)
+        if twice is not None:
+            raise CalibrationError(f"{data}: the column {twice!r} is there twice")
+        dictionaries = find_dictionaries(Path(data), found.metadata, wanted)
+        found = parquet.ParquetFile(data, read_dictionary=dictionaries)
+        # One by one: the library does not join dictionaries that lie within lists.
+        groups = [found.read_row_group(at, wanted) for at in range(found.num_row_groups)]
+        table = pyarrow.concat_tables(groups or [found.schema_arrow.empty_table()])
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        reason = recognise_file(Path(data)) or _reason(error)
+        raise CalibrationError(f"cannot read {data}: {reason}") from error
+
+    def read(index: int) -> Row:
+        where, left = f"{data}: row {index}", [MOST_ROW_BYTES]
+        try:
+            cells = {name: _unpack(table[name][index], left, where) for name in wanted}
+        # A text that is not UTF-8, or a date that Python does not have.
+        except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+            raise CalibrationError(f"{where} cannot be read: {_reason(error)}") from error
+        return make_row(cells, columns, where)
+
+    return Rows(data, len(table), read)
+
+
+def _unpack(value: Any, left: list[int], where: str) -> Any:
+    """Return a cell as Python has it.
+
+    Args:
+        value: a scalar of pyarrow.
+        left: bytes that the row may still take; what is taken is subtracted.
+
+    Raises:
+        CalibrationError: the row is too large.
+    """
+    from pyarrow import types
+
+    if types.is_dictionary(value.type):
+        value = value.value
+    left[0] -= _CELL_BYTES
+    if value is None or not value.is_valid:
+        found: Any = None
+    elif types.is_nested(value.type) and not types.is_struct(value.type):
+        found = []
+        for each in value.values:
+            found.append(_unpack(each, left, where))
+    elif types.is_struct(value.type):
+        found = {name: _unpack(inner, left, where) for name, inner in value.items()}
+    else:
+        if hasattr(value, "as_buffer"):
+            left[0] -= value.as_buffer().size
+        _check_left(left, where)
+        found = value.as_py()
+    _check_left(left, where)
+    return found
+
+
+def _check_left(left: Sequence[int], where: str) -> None:
+    if left[0] < 0:
+        raise CalibrationError(
+            f"{where} has more than {MOST_ROW_BYTES >> 20} MB: cut it into several rows"
+        )
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

@@ -1,0 +1,102 @@
+"""Chat templates are programs from elsewhere: what they do to time, memory and the machine."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantkit.calibration import templates
+from quantkit.calibration.templates import apply_template, isolated
+from quantkit.calibration.tokenizer import load_tokenizer
+from quantkit.errors import CalibrationError, CheckpointError
+from tests.helpers import write_pico_tokenizer
+
+CHAT = [{"role": "user", "content": "Who?"}]
+TEXT = {"tokenize": False}
+
+ENDLESS = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "power": "{{ 9 ** (9 ** 9) }}",
+    "long": "{{ 'a' * 10 ** 12 }}",
+    "width": "{{ '%2000000000d' % 1 }}",
+    "doubled": "{% set s = namespace(v='ab') %}{% for i in range(60) %}"
+    "{% set s.v = s.v ~ s.v %}{% endfor %}",
+}
+
+WithTemplate = Callable[[str], Any]
+
+
+@pytest.fixture(scope="module")
+def with_template(tmp_path_factory: pytest.TempPathFactory) -> WithTemplate:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_pico_tokenizer(folder)
+
+    def make(template: str) -> Any:
+        (folder / "chat_template.jinja").write_text(template)
+        return load_tokenizer(folder)
+
+    return make
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_template_without_end_is_stopped(
+    name: str, with_template: WithTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the kernel, in a process of its own: neither Python nor jinja would."""
+    monkeypatch.setattr(templates, "MOST_SECONDS", 0.3)
+
+    with pytest.raises(CheckpointError, match="chat template takes more than"):
+        apply_template(with_template(ENDLESS[name]), CHAT, TEXT, "here")
+
+    assert not children_of_this_process()
+
+
+def test_conversations_go_through_one_process(with_template: WithTemplate) -> None:
+    """Texts come back as they are; a refusal ends one conversation alone."""
+    refusing = "{% if messages[0]['content'] == 'no' %}{{ raise_exception('not so') }}{% endif %}"
+    tokenizer = with_template(refusing + "{{ messages[0]['content'] }}é\U0001f600\0")
+    with isolated(tokenizer) as apply:
+        first = apply(CHAT, TEXT, "first")
+        children = children_of_this_process()
+        with pytest.raises(CalibrationError, match="second: not so"):
+            apply([{"role": "user", "content": "no"}], TEXT, "second")
+        assert apply(CHAT, TEXT, "third") == first == "Who?é\U0001f600\0"
+        assert children_of_this_process() == children
+
+    assert len(children) == 1
+    assert not children_of_this_process()
+
+
+def test_the_process_holds_no_file_of_this_one_open(
+    with_template: WithTemplate, tmp_path: Path
+) -> None:
+    """A lock on an open file would outlive the job that took it."""
+    with open(tmp_path / "held", "w"), isolated(with_template("x")) as apply:
+        apply(CHAT, TEXT, "here")
+        (child,) = children_of_this_process()
+        open_files = {os.readlink(path) for path in Path(f"/proc/{child}/fd").iterdir()}
+
+    assert not [name for name in open_files if name.endswith("held")]
+
+
+def test_what_no_process_can_be_told_is_refused(with_template: WithTemplate) -> None:
+    """Messages of the caller's own are plain values."""
+    with pytest.raises(CalibrationError, match="not made of plain values"):
+        apply_template(with_template("x"), [{"role": lambda: 0}], TEXT, "here")
+
+
+def test_forking_beside_threads_is_no_warning(with_template: WithTemplate) -> None:
+    """Python 3.12 warns of it, and the tests make errors of warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert apply_template(with_template("x"), CHAT, TEXT, "here") == "x"
+
+
+def children_of_this_process() -> list[int]:
+    path = Path(f"/proc/self/task/{os.getpid()}/children")
+    return [int(number) for number in path.read_text().split()]
