@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from quantkit.cli.main import run
+import sys
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        # The working folder, which may be a stranger's: its torch.py is not to be imported.
+        sys.path.pop(0)
+
+    from quantkit.cli.entry import run
+
     run()

@@ -14,6 +14,7 @@ from quantkit.candidates import (
     judge_candidate,
     open_candidate,
     prepare_bench,
+    unchanged,
 )
 from quantkit.checkpoint.source import resolve_source
 from quantkit.conversion import loadable, note_loading
@@ -111,23 +112,27 @@ def gate(
     watch = Stopwatch()
     target = gate_output(artifact, output)
     check_gate_inputs(target, baseline, data, overwrite=overwrite)
-    candidate = open_candidate(artifact, _own_name(artifact))
-    spec = find_gate_spec(recipe, candidate.recorded, data, overrides)
-    bench = prepare_bench(os.fspath(baseline), spec, [candidate], device, checks)
-    notes = [*candidate.found.problems, *bench.notes]
-    notes += note_loading(bench.folder, "the baseline", bench.runtime)
-    notes += note_loading(candidate.location, "the artifact", candidate.runtime(spec))
-    if recipe is None and recorded_gate(candidate.recorded):
-        notes.append("the limits are those that the artifact's own quantkit.json names")
-    with staged(target, overwrite=overwrite) as partial, memory_errors():
-        with watch.time("gate"), loadable(bench.folder, bench.runtime, partial) as baseline_folder:
+    with staged(target, overwrite=overwrite, tell=tell) as partial, memory_errors():
+        candidate = open_candidate(artifact, _own_name(artifact))
+        spec = find_gate_spec(recipe, candidate.recorded, data, overrides)
+        bench = prepare_bench(os.fspath(baseline), spec, [candidate], device, checks)
+        notes = [*candidate.found.problems, *bench.notes]
+        notes += note_loading(bench.folder, "the baseline", bench.runtime)
+        notes += note_loading(candidate.location, "the artifact", candidate.runtime(spec))
+        if recipe is None and recorded_gate(candidate.recorded):
+            notes.append("the limits are those that the artifact's own quantkit.json names")
+        with (
+            watch.time("gate"),
+            unchanged([candidate]),
+            loadable(bench.folder, bench.runtime, partial) as baseline_folder,
+        ):
             judged = judge_candidate(candidate, bench, baseline_folder, partial, tell)
             judged = _add_speed(judged, candidate, bench, partial, tell)
         report = build_gate_report(
             [judged], bench.checkpoint, bench.evaluation, spec, watch, notes, task=bench.task
         )
         write_reports(report, partial)
-        commit(partial, target)
+        commit(partial, target, overwrite=overwrite)
     return report
 
 

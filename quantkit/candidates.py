@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from quantkit import tracing
@@ -18,7 +20,7 @@ from quantkit.encoder_pipeline.gate import judge_graph
 from quantkit.encoder_pipeline.job import load_evaluation_rows
 from quantkit.encoders.architectures import is_encoder
 from quantkit.encoders.model import describe_encoder
-from quantkit.errors import InputError
+from quantkit.errors import ArtifactError, InputError, QuantkitError
 from quantkit.evidence import JudgedArtifact, find_runtime, read_evidence
 from quantkit.formats.inspect import inspect_artifact
 from quantkit.formats.inspected import Inspection
@@ -47,6 +49,8 @@ class Candidate:
     path: str
     found: Inspection
     recorded: Mapping[str, Any]
+    stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
+    """Its files -> size and time of the last change, when it was opened."""
 
     @property
     def location(self) -> Path:
@@ -96,7 +100,43 @@ def open_candidate(artifact: str | os.PathLike[str], name: str) -> Candidate:
         CheckpointError: its evidence is damaged.
     """
     found = inspect_artifact(Path(artifact))
-    return Candidate(name, os.fspath(artifact), found, read_evidence(found.folder))
+    files = [found.file] if found.file else sorted(found.folder.iterdir())
+    stamps = {file: stamp for file in files if (stamp := _stamp(file)) is not None}
+    return Candidate(name, os.fspath(artifact), found, read_evidence(found.folder), stamps)
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Size and time of the last change of a file; None where it is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return (found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else None
+
+
+@contextmanager
+def unchanged(candidates: Sequence[Candidate]) -> Iterator[None]:
+    """Let artifacts be judged inside, unless they change meanwhile: as when a job replaces them.
+
+    Raises:
+        ArtifactError: one has changed. What failed inside may have failed for that.
+    """
+    try:
+        yield
+    except QuantkitError as error:
+        _refuse_changed(candidates, error)
+        raise
+    _refuse_changed(candidates, None)
+
+
+def _refuse_changed(candidates: Sequence[Candidate], error: QuantkitError | None) -> None:
+    for candidate in candidates:
+        changed = [file for file, stamp in candidate.stamps.items() if _stamp(file) != stamp]
+        if changed:
+            raise ArtifactError(
+                f"{changed[0]} was replaced or changed while it was judged: judge it again when "
+                f"no other job writes it"
+            ) from error
 
 
 def prepare_bench(

@@ -14,6 +14,7 @@ from quantkit.candidates import (
     judge_candidate,
     open_candidate,
     prepare_bench,
+    unchanged,
 )
 from quantkit.conversion import loadable, note_loading
 from quantkit.describe import Stopwatch
@@ -73,27 +74,34 @@ def compare(
     if not artifacts:
         raise InputError("nothing to compare: name at least one artifact after the baseline")
     check_gate_inputs(target, baseline, data, overwrite=overwrite)
-    names = _distinct_names(artifacts)
-    candidates = [open_candidate(path, name) for path, name in zip(artifacts, names, strict=True)]
-    spec = find_gate_spec(recipe, {}, data, overrides)
-    bench = prepare_bench(os.fspath(baseline), spec, candidates, device, checks)
-    notes = [*bench.notes, *note_loading(bench.folder, "the baseline", bench.runtime)]
-    for candidate in candidates:
-        notes += [f"{candidate.name}: {problem}" for problem in candidate.found.problems]
-        notes += note_loading(candidate.location, candidate.name, candidate.runtime(spec))
-    with staged(target, overwrite=overwrite) as partial, memory_errors():
+    with staged(target, overwrite=overwrite, tell=tell) as partial, memory_errors():
+        names = _distinct_names(artifacts)
+        candidates = [
+            open_candidate(path, name) for path, name in zip(artifacts, names, strict=True)
+        ]
+        spec = find_gate_spec(recipe, {}, data, overrides)
+        bench = prepare_bench(os.fspath(baseline), spec, candidates, device, checks)
+        notes = [*bench.notes, *note_loading(bench.folder, "the baseline", bench.runtime)]
+        for candidate in candidates:
+            notes += [f"{candidate.name}: {problem}" for problem in candidate.found.problems]
+            notes += note_loading(candidate.location, candidate.name, candidate.runtime(spec))
         judged = []
-        with loadable(bench.folder, bench.runtime, partial) as baseline_folder:
-            for number, candidate in enumerate(candidates):
-                tell(Event("compare", number, len(candidates), candidate.name))
-                with watch.time(f"gate {candidate.name}"):
-                    judged.append(judge_candidate(candidate, bench, baseline_folder, partial, tell))
-        tell(Event("compare", len(candidates), len(candidates)))
-        own: Footprint | None = None
-        if footprint:
-            with watch.time("footprints"):
-                judged, own, problems = _add_footprints(judged, candidates, bench, partial, tell)
-            notes += problems
+        with unchanged(candidates):
+            with loadable(bench.folder, bench.runtime, partial) as baseline_folder:
+                for number, candidate in enumerate(candidates):
+                    tell(Event("compare", number, len(candidates), candidate.name))
+                    with watch.time(f"gate {candidate.name}"):
+                        judged.append(
+                            judge_candidate(candidate, bench, baseline_folder, partial, tell)
+                        )
+            tell(Event("compare", len(candidates), len(candidates)))
+            own: Footprint | None = None
+            if footprint:
+                with watch.time("footprints"):
+                    judged, own, problems = _add_footprints(
+                        judged, candidates, bench, partial, tell
+                    )
+                notes += problems
         report = build_gate_report(
             judged,
             bench.checkpoint,
@@ -107,7 +115,7 @@ def compare(
         )
         report = replace(report, baseline_footprint=own)
         write_reports(report, partial)
-        commit(partial, target)
+        commit(partial, target, overwrite=overwrite)
     return report
 
 

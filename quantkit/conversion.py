@@ -15,7 +15,7 @@ from typing import Any
 from quantkit.checkpoint.reader import Checkpoint, hash_files, open_checkpoint
 from quantkit.checkpoint.source import resolve_source
 from quantkit.describe import describe_artifact, describe_model, package_versions
-from quantkit.durable import write_text
+from quantkit.durable import write_words
 from quantkit.errors import ArtifactError, InputError, NotYetError, OutputError, ResourceError
 from quantkit.formats.modelopt.layout import AWQ
 from quantkit.formats.readers.description import TITLES, is_foreign
@@ -97,16 +97,16 @@ def convert(
     planned = plan_gguf_conversion(os.fspath(source), to, options)
     if planned is not None:
         return _convert_gguf(planned, os.fspath(source), to, target, overwrite, tell)
-    model = _open_model(os.fspath(source))
-    rewriting = _plan(model, to, dtype)
     _refuse_unfinished(target)
-    _check_disk(target.absolute().parent, rewriting.tensor_bytes)
-    with staged(target, overwrite=overwrite) as partial:
+    with staged(target, overwrite=overwrite, tell=tell) as partial:
+        model = _open_model(os.fspath(source))
+        rewriting = _plan(model, to, dtype)
+        _check_disk(target.absolute().parent, rewriting.tensor_bytes)
         limit = ExportSpec().max_shard_bytes
         artifact = write_rewriting(rewriting, partial, limit, tell)
         artifact = replace(artifact, name=target.name)
         _write_evidence(rewriting, artifact, partial)
-        commit(partial, target)
+        commit(partial, target, overwrite=overwrite)
     return Conversion(
         source=os.fspath(source),
         source_format=TITLES[model.quantization.method],
@@ -122,7 +122,7 @@ def _convert_gguf(
     """Do a conversion to or from GGUF; see `convert`."""
     _refuse_unfinished(target)
     _check_disk(target.absolute().parent, planned.tensor_bytes)
-    with staged(target, overwrite=overwrite) as partial:
+    with staged(target, overwrite=overwrite, tell=tell) as partial:
         artifact = planned.write(partial, tell)
         if artifact.file_type is None:
             artifact = replace(artifact, name=target.name)
@@ -134,7 +134,7 @@ def _convert_gguf(
         }
         model = describe_model(planned.source, planned.hash_source())
         _write_origin(model, about, artifact, target.name, partial)
-        commit(partial, target)
+        commit(partial, target, overwrite=overwrite)
     artifact = replace(artifact, folder=target)
     return Conversion(source, planned.source_format, 0, artifact, planned.notes)
 
@@ -316,4 +316,4 @@ def _write_origin(
         "versions": package_versions(),
         "artifacts": [{**describe_artifact(artifact, folder), "path": path}],
     }
-    write_text(folder / "quantkit.json", json.dumps(evidence, indent=2, ensure_ascii=False) + "\n")
+    write_words(folder / "quantkit.json", json.dumps(evidence, indent=2, ensure_ascii=False) + "\n")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quantkit.errors import writing
+from quantkit.masking import hide_tokens
 
 _HERE = -100
 """AT_FDCWD of fcntl.h: paths are relative to the working folder."""
@@ -41,6 +42,11 @@ def write_text(path: Path, text: str) -> None:
         beside.write_bytes(text.encode())
 
     write_atomically(path, write)
+
+
+def write_words(path: Path, text: str) -> None:
+    """Write what is said about a job, as `write_text` does, and no secret along with it."""
+    write_text(path, hide_tokens(text))
 
 
 def sync(path: Path) -> None:

@@ -12,7 +12,7 @@
     │   ├── PublishError             what must not be published, or a repository that refuses it
     │   └── MissingPackageError      an optional package is absent; carries the install line
     ├── WorkerError               3  a runtime worker died, hung or answered nonsense
-    ├── ResourceError             5  not enough memory or disk
+    ├── ResourceError             5  not enough memory, disk or open files, or a disk that fails
     ├── HubError                  6  the Hub cannot be reached, is busy or broke off
     ├── TrackingError             6  a tracking server cannot be reached, or refuses what it is sent
     └── Interrupted             130  stopped by the user; the job can go on
@@ -24,17 +24,36 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+
+from quantkit.masking import hide_tokens
+
+LONGEST_LINE = 1500
+"""Characters of a line of a message: a file may have a value of any length, which it quotes."""
+_LONGEST_WORD = 200
+"""Characters of a word that is compared with names: the time grows with their square."""
+_MOST_CHOICES = 2000
+"""Names that it is compared with."""
 
 
 class QuantkitError(Exception):
-    """Root of the tree; `exit_code` is what the command line returns."""
+    """Root of the tree; `exit_code` is what the command line returns.
+
+    Whatever a message was made of, no secret is in it, and its lines can be read.
+    """
 
     exit_code = 1
+
+    def __init__(self, *words: object) -> None:
+        super().__init__(
+            *(clean_message(each) if isinstance(each, str) else each for each in words)
+        )
 
 
 class InputError(QuantkitError):
@@ -55,7 +74,7 @@ class PlanError(InputError):
     """The recipe does not fit the checkpoint. `problems` holds one line each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(map(clean_message, problems))
         count = len(self.problems)
         head = f"{count} problem{'s' if count != 1 else ''} found before any work:"
         super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
@@ -96,7 +115,7 @@ class WorkerError(QuantkitError):
 
 
 class ResourceError(QuantkitError):
-    """Memory or disk ran out, or would."""
+    """Memory, disk or open files ran out, or would; or the disk has failed."""
 
     exit_code = 5
 
@@ -119,9 +138,30 @@ class Interrupted(QuantkitError):
     exit_code = 130
 
 
+def clean_message(text: str) -> str:
+    """Return what a message may show: without secrets, endless lines or what moves a cursor."""
+    # Twice as much is looked through for secrets: of one that is cut, nothing is left.
+    lines = (hide_tokens(line[: 2 * LONGEST_LINE]) for line in text.split("\n"))
+    return "\n".join(_shorten(_escape(line)) for line in lines)
+
+
+def _shorten(line: str) -> str:
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
+
+
+def _escape(line: str) -> str:
+    if line.isprintable():
+        return line
+    line = line.replace("\t", " ")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the closest of `choices`, or an empty string."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    if len(word) > _LONGEST_WORD:
+        return ""
+    short = [each for each in islice(choices, _MOST_CHOICES) if len(each) <= _LONGEST_WORD]
+    close = difflib.get_close_matches(word, short, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -142,6 +182,69 @@ def _tell_free(path: Path) -> str:
 
 # EFBIG is what a file size limit (ulimit -f) answers with: the same trouble for the user.
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_FILES = {errno.EMFILE, errno.ENFILE}
+_OF_MACHINE = _NO_SPACE | _NO_FILES | {errno.EIO}
+
+
+def machine_trouble(error: BaseException, path: object = None) -> ResourceError | None:
+    """Return what to say where the machine is to blame; None for any other error.
+
+    Libraries raise errors of their own with the system's words in them, and ours may have blamed
+    the file that could not be read.
+
+    Args:
+        path: what was worked on; by default what the system's error names.
+    """
+    if isinstance(error, InputError):
+        behind = error.__cause__ or error.__context__
+        while behind is not None and _find_number(behind) not in _OF_MACHINE:
+            behind = behind.__cause__ or behind.__context__
+        return None if behind is None else ResourceError(str(error))
+    if isinstance(error, QuantkitError):
+        return None
+    number = _find_number(error)
+    if number not in _OF_MACHINE:
+        return None
+    if path is None:
+        path = getattr(error, "filename", None) or str(error)
+    if number in _NO_SPACE:
+        free = _tell_free(path) if isinstance(path, Path) else ""
+        return ResourceError(
+            f"no space left while writing {path}{free}: free some space or choose another --output"
+        )
+    if number in _NO_FILES:
+        return ResourceError(
+            f"too many open files at {path}: raise the limit (ulimit -n), then run the same "
+            f"command again"
+        )
+    return ResourceError(
+        f"the disk has failed at {path} ({os.strerror(errno.EIO)}): see the system's log, mend the "
+        f"disk or choose another, then run the same command again"
+    )
+
+
+def _find_number(error: BaseException) -> int | None:
+    """The system's number of an error, or of the one whose words a library repeats."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    words = str(error)
+    return next((number for number in sorted(_OF_MACHINE) if os.strerror(number) in words), None)
+
+
+@contextmanager
+def machine_errors() -> Iterator[None]:
+    """Turn what the machine is to blame for into the error that the user should see.
+
+    Raises:
+        ResourceError: a disk is full or fails, or too many files are open.
+    """
+    try:
+        yield
+    except Exception as error:
+        trouble = machine_trouble(error)
+        if trouble is None:
+            raise
+        raise trouble from error
 
 
 @contextmanager
@@ -149,15 +252,14 @@ def writing(path: Path) -> Iterator[None]:
     """Turn an `OSError` raised while `path` is written into the error that the user should see.
 
     Raises:
-        ResourceError: the disk, the quota or the file size limit is exhausted.
+        ResourceError: the disk, the quota, the file size limit or the number of open files is
+            exhausted, or the disk has failed.
         OutputError: any other refusal of the operating system.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
-            raise ResourceError(
-                f"no space left while writing {path}{_tell_free(path)}: free some space or choose "
-                f"another --output"
-            ) from error
+        trouble = machine_trouble(error, path)
+        if trouble is not None:
+            raise trouble from error
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

@@ -20,7 +20,7 @@ from quantkit.describe import (
     package_versions,
     peak_memory_bytes,
 )
-from quantkit.durable import write_text
+from quantkit.durable import write_words
 from quantkit.formats.inspect import find_evidence
 from quantkit.formats.inspected import Inspection
 from quantkit.ggml_types import GGUF
@@ -283,7 +283,7 @@ def describe_scheme(plan: Plan) -> str:
 
 def write_evidence(evidence: Mapping[str, Any], folder: Path) -> None:
     """Write `quantkit.json` into `folder`."""
-    write_text(folder / "quantkit.json", json.dumps(evidence, indent=2, ensure_ascii=False) + "\n")
+    write_words(folder / "quantkit.json", json.dumps(evidence, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_evidence(folder: Path) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from quantkit.checkpoint.headers import WEIGHT_DTYPES
 from quantkit.checkpoint.source import find_folder
 from quantkit.errors import CalibrationError, InputError, NotYetError, RecipeError, nearest
 from quantkit.ggml_types import FILE_TYPES, GGUF
+from quantkit.locking import refuse_held
 from quantkit.recipe import (
     AUTO,
     CalibrationSpec,
@@ -29,7 +30,7 @@ from quantkit.recipe import (
     validate,
 )
 from quantkit.schemes import METHODS, SCHEMES, Method
-from quantkit.staging import STATISTICS, check_output
+from quantkit.staging import STATISTICS, check_output, partial_of
 
 RecipeLike = Recipe | str | os.PathLike[str]
 
@@ -163,6 +164,8 @@ def check_inputs(
         )
     if output_needed or recipe.output is not None:
         check_output(loaded.output, overwrite=overwrite)
+    if output_needed:
+        refuse_held(partial_of(loaded.output))
     if not in_memory:
         find_folder(loaded.model)
     if statistics is not None and not Path(statistics, STATISTICS).is_file():
@@ -257,6 +260,7 @@ def check_gate_inputs(
     """
     refuse_object("baseline", baseline)
     check_output(output, overwrite=overwrite)
+    refuse_held(partial_of(output))
     find_folder(os.fspath(baseline))
     if data is not None:
         find_kind(os.fspath(data))
@@ -296,6 +300,7 @@ def check_convert_inputs(
         raise InputError(f"--to {to!r}: {name} has no types to choose from, write --to {name}")
     _check_options(to, options)
     check_output(output, overwrite=overwrite)
+    refuse_held(partial_of(output))
     if Path(source).suffix != f".{GGUF}" or os.path.isdir(source):
         find_folder(source)
         return

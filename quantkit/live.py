@@ -28,9 +28,10 @@ from torch import Tensor, nn
 
 from quantkit.checkpoint.reader import Checkpoint, open_checkpoint
 from quantkit.errors import CheckpointError, InputError, OutputError, ResourceError, writing
+from quantkit.locking import locked
 from quantkit.records import IN_MEMORY, Source
 from quantkit.staging import PARTS_OF_SAVED
-from quantkit.workspace import as_os_error, locked
+from quantkit.workspace import as_os_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from quantkit.calibration.stored import StoredStatistics, open_statistics
 from quantkit.checkpoint.reader import Checkpoint, open_checkpoint
 from quantkit.checkpoint.source import resolve_source
-from quantkit.errors import InputError
+from quantkit.errors import CalibrationError, InputError
 from quantkit.inputs import (
     LoadedRecipe,
     RecipeLike,
@@ -74,7 +74,13 @@ def gather_materials(
             loaded = replace_calibration(loaded)
         return Materials(loaded, live, examples)
     stored = open_statistics(statistics)
-    return Materials(replace_calibration(loaded, stored.manifest["spec"]), live, None, stored)
+    try:
+        loaded = replace_calibration(loaded, stored.manifest["spec"])
+    except ValueError:
+        raise CalibrationError(
+            f"the statistics in {stored.folder} are damaged (spec): calibrate again"
+        ) from None
+    return Materials(loaded, live, None, stored)
 
 
 def refuse_sharing(model: object, statistics: object) -> None:

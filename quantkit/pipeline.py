@@ -53,9 +53,9 @@ from quantkit.records import (
     SolvedBlock,
 )
 from quantkit.report import write_model_card, write_reports
-from quantkit.running import memory_errors, silent, staged
+from quantkit.running import memory_errors, silent, staged_by_first
 from quantkit.schemes import METHODS
-from quantkit.staging import commit, partial_of
+from quantkit.staging import check_output, commit, partial_of
 from quantkit.workspace import (
     Workspace,
     load_block,
@@ -195,37 +195,40 @@ def quantize(
             if ranks.leads:
                 check_materials(materials, overwrite=overwrite, gate=gate)
                 check_publishing(loaded.recipe.publish, tell)
-            checkpoint = stack.enter_context(opened_model(materials))
-        tracing.tell({"model": checkpoint.source.name, "output": str(loaded.output)})
-        if is_encoder(checkpoint.config):
-            _refuse_many(ranks)
-            refuse_encoder(materials)
-            _refuse_own(loaded, own_checks)
-            done = quantize_encoder(
-                loaded,
-                checkpoint,
-                device=device,
-                overwrite=overwrite,
-                gate=gate,
-                watch=watch,
-                tell=tell,
-            )
-            return publish_result(loaded.recipe.publish, done, tell)
-        with watch.time("prepare"):
-            job = prepare(
-                loaded,
-                checkpoint,
-                device=device,
-                gate=gate,
-                examples=materials.examples,
-                statistics=materials.statistics,
-            )
-            job = _agree(go_on(job, read_begun(partial_of(loaded.output))), ranks)
-            if not ranks.leads:
-                _help(job, ranks)
-            tools = replace(prepare_job_tools(job), checks=own_checks)
-            tell(Event("prepare", 1, 1))
-        done = _lead(job, tools, ranks, watch, tell, overwrite=overwrite)
+        with staged_by_first(ranks, loaded.output, overwrite=overwrite, tell=tell) as partial:
+            with watch.time("prepare"):
+                checkpoint = stack.enter_context(opened_model(materials))
+            tracing.tell({"model": checkpoint.source.name, "output": str(loaded.output)})
+            if is_encoder(checkpoint.config):
+                _refuse_many(ranks)
+                refuse_encoder(materials)
+                _refuse_own(loaded, own_checks)
+                done = quantize_encoder(
+                    loaded,
+                    checkpoint,
+                    partial,
+                    device=device,
+                    overwrite=overwrite,
+                    gate=gate,
+                    watch=watch,
+                    tell=tell,
+                )
+            else:
+                with watch.time("prepare"):
+                    job = prepare(
+                        loaded,
+                        checkpoint,
+                        device=device,
+                        gate=gate,
+                        examples=materials.examples,
+                        statistics=materials.statistics,
+                    )
+                    job = _agree(go_on(job, read_begun(partial)), ranks)
+                    if not ranks.leads:
+                        _help(job, ranks)
+                    tools = replace(prepare_job_tools(job), checks=own_checks)
+                    tell(Event("prepare", 1, 1))
+                done = _lead(job, partial, tools, ranks, watch, tell, overwrite=overwrite)
     return publish_result(loaded.recipe.publish, done, tell)
 
 
@@ -302,11 +305,20 @@ def _help(job: Job, ranks: Ranks) -> NoReturn:
 
 
 def _lead(
-    job: Job, tools: GateTools, ranks: Ranks, watch: Stopwatch, tell: Progress, *, overwrite: bool
+    job: Job,
+    partial: Path,
+    tools: GateTools,
+    ranks: Ranks,
+    watch: Stopwatch,
+    tell: Progress,
+    *,
+    overwrite: bool,
 ) -> Result:
     """Do what the first rank does: solve with the others, write, judge, report."""
     output = job.loaded.output
-    with staged(output, overwrite=overwrite) as partial, memory_errors():
+    # Something may have appeared there while the job was prepared.
+    check_output(output, overwrite=overwrite)
+    with memory_errors():
         workspace = open_workspace(partial, depends_on(job), restart=overwrite)
         job = _solve(job, workspace, ranks, watch, tell)
         with watch.time("write"):
@@ -320,7 +332,7 @@ def _lead(
         write_reports(report, partial / "report")
         for artifact, row in zip(artifacts, report.artifacts, strict=True):
             write_model_card(report, row, artifact.folder, job.checkpoint.source.folder)
-        commit(partial, output)
+        commit(partial, output, overwrite=overwrite)
     moved = tuple(
         replace(artifact, folder=output / artifact.folder.relative_to(partial))
         for artifact in artifacts

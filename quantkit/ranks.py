@@ -95,6 +95,20 @@ def read_ranks() -> Ranks:
     return Ranks(int(rank), int(size))
 
 
+def _check_address() -> None:
+    """Refuse to wait for other processes without knowing where they meet.
+
+    Raises:
+        InputError: the environment has no address and port.
+    """
+    place, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
+    if not place or not port.isdecimal():
+        raise InputError(
+            f"MASTER_ADDR={place or ''} and MASTER_PORT={port} do not say where the processes of "
+            f"this job meet: start it with torchrun, or unset WORLD_SIZE and RANK"
+        )
+
+
 @contextmanager
 def join_ranks() -> Iterator[Ranks]:
     """Meet the other processes that torchrun has started; `ALONE` where it has not.
@@ -103,7 +117,8 @@ def join_ranks() -> Iterator[Ranks]:
     `LOCAL_RANK`). On a machine with CUDA each process of it takes the GPU of its local rank.
 
     Raises:
-        InputError, QuantkitError: what another rank has failed with, on the first rank.
+        InputError: the environment does not say where they meet.
+        QuantkitError: what another rank has failed with, on the first rank.
         SystemExit: on the others, which leave it to the first to say why, with the exit code of
             the error.
         ResourceError: a rank has died.
@@ -112,6 +127,7 @@ def join_ranks() -> Iterator[Ranks]:
     if ranks.size == 1:
         yield ALONE
         return
+    _check_address()
     from torch._C._distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 

@@ -1,7 +1,7 @@
 """The resumable job on disk: one file a solved block, found again after an interruption.
 
     <output>.partial/
-      lock                 held while a job runs
+      lock                 held while a job runs (`locking`)
       workspace/
         job.json           what the job depends on; a resume with anything else is refused
         block-00003-<first 16 digits of its sha256>.safetensors
@@ -13,16 +13,17 @@ lies about what it has written, is removed and made again.
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -30,11 +31,15 @@ from torch import Tensor
 
 from quantkit.differing import list_differences
 from quantkit.durable import make_folder, sync, write_text
-from quantkit.errors import InputError, OutputError, writing
+from quantkit.errors import InputError, OutputError, ResourceError, writing
 from quantkit.records import KvRecord, LayerRecord, QuantizedLayer, SolvedBlock
 from quantkit.schemes import SCHEMES
 
+_NAME = re.compile(r"[a-z]+-(\d{5})-([0-9a-f]{16})")
+"""Of a stored file: the index of its block, and the beginning of its sha256."""
 _KEPT_SUFFIXES = (".json", ".safetensors")
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
+"""What file systems without hard links answer, and those that have too many of one file."""
 
 
 @dataclass(frozen=True)
@@ -42,46 +47,6 @@ class Workspace:
     """A job's folder of solved blocks."""
 
     folder: Path
-
-
-@contextmanager
-def locked(partial: Path) -> Iterator[None]:
-    """Hold the job's lock while working in `partial`, which is made when it is absent.
-
-    Raises:
-        OutputError: another process works there, or the folder cannot be made.
-    """
-    handle = _take_lock(partial)
-    with handle:
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {os.uname().nodename}")
-        handle.flush()
-        yield
-
-
-def _take_lock(partial: Path) -> TextIO:
-    """Open and lock the file; the system lets go of it when the process ends, however it ends."""
-    path = partial / "lock"
-    while True:
-        with writing(partial):
-            make_folder(partial)
-            handle = path.open("a+")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            holder = handle.read().strip()
-            handle.close()
-            raise OutputError(
-                f"another job works on {partial} ({holder}): wait for it or stop it"
-            ) from None
-        except OSError as error:
-            handle.close()
-            raise OutputError(f"cannot lock {partial}: {error.strerror}") from error
-        # A job that ended in the meantime has taken its folder away, and the file with it.
-        if path.exists() and os.path.samestat(os.fstat(handle.fileno()), path.stat()):
-            return handle
-        handle.close()
 
 
 def open_workspace(partial: Path, depends: Mapping[str, Any], *, restart: bool) -> Workspace:
@@ -144,7 +109,7 @@ def read_document(path: Path) -> dict[str, Any] | None:
     """
     try:
         document = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     except OSError as error:
         raise OutputError(
@@ -217,7 +182,7 @@ def stored_matrices(workspace: Workspace) -> frozenset[int]:
 
 def load_matrices(workspace: Workspace, index: int) -> Mapping[str, Tensor]:
     """Return the Fisher matrices of a block that `stored_matrices` named."""
-    with safe_open(_path_of(workspace, "fisher", index), framework="pt") as reader:
+    with _opened(_path_of(workspace, "fisher", index)) as reader:
         return {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
 
 
@@ -247,22 +212,30 @@ def stored_tensors(workspace: Workspace, kind: str) -> frozenset[int]:
 
 def load_about(workspace: Workspace, kind: str, index: int) -> dict[str, Any]:
     """Return what was stored about tensors that `stored_tensors` named."""
-    with safe_open(_path_of(workspace, kind, index), framework="pt") as reader:
+    with _opened(_path_of(workspace, kind, index)) as reader:
         about: dict[str, Any] = json.loads(reader.metadata()["about"])
         return about
 
 
 def take_out(workspace: Workspace, kind: str, index: int, place: Path) -> str:
-    """Move a block's file of a kind to `place` on the same disk, and return its sha256.
+    """Let a block's file of a kind lie at `place` on the same disk too, and return its sha256.
+
+    It stays in the workspace: a job that is killed before its end need not make it again. Where the
+    file system has no hard links, it is moved.
 
     Raises:
-        OutputError: it cannot be moved.
+        ResourceError, OutputError: it cannot be.
     """
     path = _path_of(workspace, kind, index)
     with writing(place):
         with path.open("rb") as handle:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        path.rename(place)
+        try:
+            os.link(path, place)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            path.rename(place)
     return digest
 
 
@@ -290,12 +263,11 @@ def _write(
 
 
 def as_os_error(error: SafetensorError) -> OSError:
-    """The writer's library wraps the system's error in text: `... (os error 28)`."""
-    _, found, tail = str(error).rpartition("os error ")
-    number = tail.rstrip(") ")
-    if found and number.isdigit():
-        return OSError(int(number), os.strerror(int(number)))
-    return OSError(0, str(error))
+    """The writer's library wraps the system's error in text: `... (os error 28) at path ...`."""
+    found = re.search(r"\(os error (\d{1,4})\)", str(error))
+    if found is None:
+        return OSError(0, str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])))
 
 
 def stored_blocks(workspace: Workspace) -> frozenset[int]:
@@ -306,12 +278,30 @@ def stored_blocks(workspace: Workspace) -> frozenset[int]:
 def _stored(workspace: Workspace, kind: str) -> frozenset[int]:
     whole = set()
     for path in sorted(workspace.folder.glob(f"{kind}-*-*.safetensors")):
-        _, index, digest = path.stem.split("-")
-        if digest == _digest(path):
-            whole.add(int(index))
+        found = _NAME.fullmatch(path.stem)
+        if found is not None and found[2] == _digest(path) and _is_sound(path, kind):
+            whole.add(int(found[1]))
         else:
             path.unlink()
     return frozenset(whole)
+
+
+def _is_sound(path: Path, kind: str) -> bool:
+    """Whether a file has what its readers look for, raising as `_opened`."""
+    try:
+        with _opened(path) as reader:
+            names = set(reader.keys())
+            if kind == "block":
+                about = json.loads(reader.metadata()["block"])
+                _records(about)
+                _kv_record(about)
+                return all(
+                    {f"codes:{name}", f"scale:{name}"} <= names and scheme in SCHEMES
+                    for name, scheme, _ in about["layers"]
+                )
+            return kind == "fisher" or isinstance(json.loads(reader.metadata()["about"]), dict)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def load_block(workspace: Workspace, index: int) -> SolvedBlock:
@@ -321,13 +311,13 @@ def load_block(workspace: Workspace, index: int) -> SolvedBlock:
 
 def load_records(workspace: Workspace, index: int) -> tuple[LayerRecord, ...]:
     """Return the records of a block that `stored_blocks` named, without reading its tensors."""
-    with safe_open(_path_of(workspace, "block", index), framework="pt") as reader:
+    with _opened(_path_of(workspace, "block", index)) as reader:
         return _records(json.loads(reader.metadata()["block"]))
 
 
 def load_kv_record(workspace: Workspace, index: int) -> KvRecord | None:
     """Return a stored block's record of its key/value cache, as `load_records` does."""
-    with safe_open(_path_of(workspace, "block", index), framework="pt") as reader:
+    with _opened(_path_of(workspace, "block", index)) as reader:
         return _kv_record(json.loads(reader.metadata()["block"]))
 
 
@@ -347,8 +337,27 @@ def _kv_record(about: Mapping[str, Any]) -> KvRecord | None:
     return KvRecord(found["name"], **lists)
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a stored file by the library that wrote it, which calls every refusal "no such file".
+
+    Raises:
+        ResourceError: the file is there and cannot be opened.
+    """
+    try:
+        with safe_open(path, framework="pt") as reader:
+            yield reader
+    except FileNotFoundError as error:
+        if not path.is_file():
+            raise
+        raise ResourceError(
+            f"{path} is there and cannot be opened: too many files are open (ulimit -n), or the "
+            f"disk has failed"
+        ) from error
+
+
 def _read_block(path: Path) -> SolvedBlock:
-    with safe_open(path, framework="pt") as reader:
+    with _opened(path) as reader:
         about = json.loads(reader.metadata()["block"])
         tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
     layers = tuple(

@@ -9,7 +9,7 @@ import pytest
 
 import quantkit.durable
 from quantkit.durable import exchange, make_folder, sync, write_atomically, write_text
-from quantkit.errors import OutputError
+from quantkit.errors import OutputError, ResourceError
 from quantkit.staging import commit
 
 
@@ -33,7 +33,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
         beside.write_bytes(b"half")
         raise OSError(5, "Input/output error")
 
-    with pytest.raises(OutputError, match="Input/output error"):
+    with pytest.raises(ResourceError, match="Input/output error"):
         write_atomically(path, write)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

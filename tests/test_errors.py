@@ -11,10 +11,12 @@ import pytest
 
 from quantkit import errors
 from quantkit.errors import (
+    CheckpointError,
     OutputError,
     PlanError,
     ResourceError,
     is_out_of_memory,
+    machine_errors,
     nearest,
     writing,
 )
@@ -86,6 +88,21 @@ def test_only_a_near_name_is_suggested(word: str, expected: str) -> None:
     assert nearest(word, ["scheme", "method"]) == expected
 
 
+def test_a_message_is_lines_that_can_be_read() -> None:
+    """Whatever a file has for a value: no endless line, nothing that moves a cursor."""
+    error = errors.InputError(f"key {'x' * 100_000}\n\x1b[2J\ud800\ttab")
+
+    first, second = str(error).split("\n")
+    assert len(first) < 2000
+    assert second == r"\x1b[2J\ud800 tab"
+
+
+def test_endless_names_are_not_compared() -> None:
+    """The time would grow with the square of their length."""
+    assert nearest("a" * 1_000_000, ["b" * 1_000_000, "scheme"]) == ""
+    assert nearest("shceme", ["b" * 1_000_000, "scheme"]) == "; did you mean 'scheme'?"
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_a_lack_of_resources(number: int) -> None:
     """Exit code 5, not the user's mistake."""
@@ -96,7 +113,38 @@ def test_a_full_disk_is_a_lack_of_resources(number: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EIO])
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EMFILE, "too many open files at out/x: raise the limit"),
+        (errno.ENFILE, "too many open files at out/x: raise the limit"),
+        (errno.EIO, "the disk has failed at out/x"),
+    ],
+)
+def test_a_machine_that_fails_is_not_the_mistake_of_the_user(number: int, words: str) -> None:
+    """Exit code 5 too."""
+    with pytest.raises(ResourceError, match=words), writing(Path("out/x")):
+        raise OSError(number, os.strerror(number))
+
+
+def test_what_libraries_make_of_a_failing_machine_is_known_again() -> None:
+    """torch and safetensors repeat the system's words; our own errors have it as their cause."""
+    words = "unable to open file <weights> in read-only mode: Too many open files (24)"
+    with (
+        pytest.raises(ResourceError, match=r"too many open files at .*<weights>"),
+        machine_errors(),
+    ):
+        raise RuntimeError(words)
+    cause = OSError(errno.EIO, os.strerror(errno.EIO))
+    with pytest.raises(ResourceError, match=r"^cannot read config\.json$"), machine_errors():
+        raise CheckpointError("cannot read config.json") from cause
+    with pytest.raises(CheckpointError), machine_errors():
+        raise CheckpointError("config.json is missing")
+    with pytest.raises(PermissionError), machine_errors():
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOTDIR])
 def test_any_other_refusal_names_the_path_and_the_reason(number: int) -> None:
     """Exit code 2 with the system's own words."""
     with (

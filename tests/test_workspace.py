@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import multiprocessing
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import quantkit.workspace
 from quantkit.errors import InputError, OutputError, ResourceError
+from quantkit.locking import locked
 from quantkit.records import LayerRecord, QuantizedLayer, SolvedBlock
 from quantkit.schemes import SCHEMES
 from quantkit.staging import check_output, commit, gate_output, partial_of
 from quantkit.workspace import (
     load_block,
     load_records,
-    locked,
     open_workspace,
+    read_begun,
     store_block,
     store_matrices,
     stored_blocks,
@@ -166,7 +171,7 @@ def test_commit_replaces_the_old_output_as_a_whole(tmp_path: Path) -> None:
     (partial / "lock").write_text("")
     (partial / "new").write_text("new")
 
-    commit(partial, output)
+    commit(partial, output, overwrite=True)
 
     assert [path.name for path in output.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -271,3 +276,34 @@ def test_the_lock_of_a_folder_that_is_gone_locks_nothing(
     monkeypatch.setattr(fcntl, "flock", take_away_first)
     with locked(folder):
         assert (folder / "lock").read_text().startswith("process ")
+
+
+@pytest.mark.parametrize("damage", ["records", "scheme", "codes", "none", "name"])
+def test_a_block_of_another_shape_is_made_again(tmp_path: Path, damage: str) -> None:
+    """Its bytes are those of its name, and it is not what a job writes."""
+    workspace = open_workspace(tmp_path, {}, restart=False)
+    store_block(workspace, make_block(0))
+    path = next(workspace.folder.glob("block-*"))
+    with safe_open(path, framework="pt") as reader:
+        about = json.loads(reader.metadata()["block"])
+        tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+    path.unlink()
+    changes = {"records": {"records": [{}]}, "scheme": {"layers": [["a", "w9", None]]}}
+    if damage == "codes":
+        del tensors["codes:model.layers.0.mlp.up_proj"]
+    metadata = {} if damage == "none" else {"block": json.dumps(about | changes.get(damage, {}))}
+    save_file(tensors, path, metadata=metadata)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    name = f"block-0-0-{digest}" if damage == "name" else f"block-00000-{digest}"
+    path.rename(workspace.folder / f"{name}.safetensors")
+
+    assert stored_blocks(workspace) == frozenset()
+    assert not any(workspace.folder.glob("block-*"))
+
+
+def test_a_job_that_nests_without_end_is_none(tmp_path: Path) -> None:
+    """Whose blocks those are cannot be told."""
+    (tmp_path / "workspace").mkdir()
+    (tmp_path / "workspace" / "job.json").write_text("[" * 100_000)
+
+    assert read_begun(tmp_path) == {}

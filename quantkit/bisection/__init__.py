@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,8 +37,8 @@ from quantkit.judging.scoring import select_scored
 from quantkit.planning.sizes import choose_scale_dtype
 from quantkit.recipe import GateSpec
 from quantkit.records import Progress, TokenWindows
-from quantkit.running import memory_errors, silent
-from quantkit.staging import check_output
+from quantkit.running import memory_errors, silent, staged
+from quantkit.staging import commit
 
 WINDOWS = 16
 """Windows on which trials are measured."""
@@ -85,31 +86,34 @@ def bisect(
     started, tell = time.monotonic(), progress or silent
     if windows < 1:
         raise InputError(f"--windows {windows}: at least one window is needed")
-    if output is not None:
-        check_output(Path(output), overwrite=False)
-    found = inspect_artifact(Path(artifact))
-    evidence = read_evidence(found.folder)
-    spec = find_gate_spec(recipe, evidence, data, overrides)
-    base = open_checkpoint(resolve_source(os.fspath(baseline)))
-    if is_encoder(base.config):
-        raise InputError(f"{baseline} is an encoder: what is bisected are decoders")
-    evaluation = load_evaluation(spec, load_tokenizer(base.source.folder), base)
-    evaluation = select_scored(shuffle_windows(evaluation, spec.seed))
-    recorded = recipe is None and bool(recorded_gate(evidence))
-    with memory_errors():
-        setting, pair = _set_up(found, base, evaluation, spec, windows, device, tell)
-        answer = find_answer(setting, _measure_config(setting, pair), found, base)
-    result = _describe(
-        answer,
-        found,
-        base,
-        setting,
-        artifact=os.fspath(artifact),
-        notes=(*evaluation.notes, *_find_notes(pair), *(_RECORDED if recorded else ())),
-        seconds=time.monotonic() - started,
-    )
-    if output is not None:
-        write_results(result, Path(output))
+    with ExitStack() as stack:
+        folder = None
+        if output is not None:
+            folder = stack.enter_context(staged(Path(output), overwrite=False, tell=tell))
+        found = inspect_artifact(Path(artifact))
+        evidence = read_evidence(found.folder)
+        spec = find_gate_spec(recipe, evidence, data, overrides)
+        base = open_checkpoint(resolve_source(os.fspath(baseline)))
+        if is_encoder(base.config):
+            raise InputError(f"{baseline} is an encoder: what is bisected are decoders")
+        evaluation = load_evaluation(spec, load_tokenizer(base.source.folder), base)
+        evaluation = select_scored(shuffle_windows(evaluation, spec.seed))
+        recorded = recipe is None and bool(recorded_gate(evidence))
+        with memory_errors():
+            setting, pair = _set_up(found, base, evaluation, spec, windows, device, tell)
+            answer = find_answer(setting, _measure_config(setting, pair), found, base)
+        result = _describe(
+            answer,
+            found,
+            base,
+            setting,
+            artifact=os.fspath(artifact),
+            notes=(*evaluation.notes, *_find_notes(pair), *(_RECORDED if recorded else ())),
+            seconds=time.monotonic() - started,
+        )
+        if output is not None and folder is not None:
+            write_results(result, folder)
+            commit(folder, Path(output), overwrite=False)
     return result
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.bisection.records import AGAIN, Bisection, Suspect
-from quantkit.durable import write_text
+from quantkit.durable import write_words
 from quantkit.records import Judgement
 from quantkit.report.rounding import (
     format_bytes,
@@ -21,8 +21,6 @@ from quantkit.report.rounding import (
 from quantkit.report.rows import check_rows
 from quantkit.report.tables import table
 from quantkit.report.text import code_block, code_span, escape_markdown
-from quantkit.running import staged
-from quantkit.staging import commit
 
 MOST_ROWS = 12
 """Of a table for people; the document has all."""
@@ -83,17 +81,15 @@ def make_document(found: Bisection) -> dict[str, Any]:
     return clean
 
 
-def write_results(found: Bisection, output: Path) -> None:
-    """Write bisect.json and bisect.md into a folder that appears whole.
+def write_results(found: Bisection, folder: Path) -> None:
+    """Write bisect.json and bisect.md.
 
     Raises:
         ResourceError, OutputError: they cannot be written.
     """
-    with staged(output, overwrite=False) as partial:
-        text = json.dumps(make_document(found), indent=2, allow_nan=False)
-        write_text(partial / "bisect.json", f"{text}\n")
-        write_text(partial / "bisect.md", _make_page(found))
-        commit(partial, output)
+    text = json.dumps(make_document(found), indent=2, allow_nan=False)
+    write_words(folder / "bisect.json", f"{text}\n")
+    write_words(folder / "bisect.md", _make_page(found))
 
 
 def _make_page(found: Bisection) -> str:

@@ -27,10 +27,10 @@ from quantkit.calibrating.taking import (
 )
 from quantkit.calibration.compute import choose_compute_dtype, choose_device
 from quantkit.calibration.sources import find_kind
-from quantkit.calibration.stored import SCHEMA
+from quantkit.calibration.stored_manifest import SCHEMA
 from quantkit.checkpoint.reader import Checkpoint, hash_files
 from quantkit.describe import Stopwatch, describe_model, describe_windows, package_versions
-from quantkit.durable import write_text
+from quantkit.durable import write_words
 from quantkit.encoders.architectures import is_encoder
 from quantkit.errors import InputError, RecipeError, writing
 from quantkit.inputs import RecipeLike
@@ -122,22 +122,22 @@ def calibrate(
             place = materials.loaded.output
             spec = _find_spec(materials)
             check_materials(materials, overwrite=overwrite, gate=False)
+        folder = stack.enter_context(staged(place, overwrite=overwrite, tell=tell))
+        with watch.time("prepare"):
             checkpoint = stack.enter_context(opened_model(materials))
             prepared = _prepare(materials, checkpoint, spec, device)
             files = hash_files(checkpoint)
             tell(Event("prepare", 1, 1))
         check_room(prepared, place)
-        with staged(place, overwrite=overwrite) as folder:
-            depends = _depends_on(prepared, files)
-            workspace = open_workspace(folder, depends, restart=overwrite)
-            with watch.time("calibrate"):
-                take_statistics(prepared, workspace, tell)
-            if prepared.wants_fisher:
-                with watch.time("fisher"):
-                    take_fishers(prepared, workspace, tell)
-            manifest = _finish(prepared, workspace, folder, files, spec)
-            size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-            commit(folder, place)
+        workspace = open_workspace(folder, _depends_on(prepared, files), restart=overwrite)
+        with watch.time("calibrate"):
+            take_statistics(prepared, workspace, tell)
+        if prepared.wants_fisher:
+            with watch.time("fisher"):
+                take_fishers(prepared, workspace, tell)
+        manifest = _finish(prepared, workspace, folder, files, spec)
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        commit(folder, place, overwrite=overwrite)
     return _summarize(prepared, place, manifest, size, watch)
 
 
@@ -230,7 +230,7 @@ def _finish(
         "windows_sha256": _write_windows(prepared.windows, folder),
         "blocks": blocks,
     }
-    write_text(folder / STATISTICS, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_words(folder / STATISTICS, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return manifest
 
 

@@ -42,7 +42,7 @@ from quantkit.records import (
     SolvedEncoder,
 )
 from quantkit.report import write_model_card, write_reports
-from quantkit.running import memory_errors, staged
+from quantkit.running import memory_errors
 from quantkit.schemes import ONNX
 from quantkit.staging import commit
 from quantkit.workspace import open_workspace
@@ -65,6 +65,7 @@ def plan_encoder(loaded: LoadedRecipe, checkpoint: Checkpoint) -> EncoderPlan:
 def quantize_encoder(
     loaded: LoadedRecipe,
     checkpoint: Checkpoint,
+    partial: Path,
     *,
     device: str,
     overwrite: bool,
@@ -79,6 +80,7 @@ def quantize_encoder(
     Args:
         loaded: the recipe, whose inputs are checked.
         checkpoint: opened, of an encoder.
+        partial: folder that becomes the output, whose lock is held.
         device: of the gate; all else is done on the CPU.
         overwrite: replace an output that exists.
         gate: judge the artifacts; without, their verdict is UNJUDGED.
@@ -92,7 +94,7 @@ def quantize_encoder(
     with watch.time("prepare"):
         job = prepare_encoder(loaded, checkpoint, device=device, gate=gate)
         tell(Event("prepare", 1, 1))
-    with staged(loaded.output, overwrite=overwrite) as partial, memory_errors():
+    with memory_errors():
         open_workspace(partial, depends_on(job), restart=overwrite)
         with watch.time("quantize"):
             model, solved = _solve(job, tell)
@@ -113,7 +115,7 @@ def quantize_encoder(
         write_reports(report, partial / "report")
         for artifact, row in zip(artifacts, report.artifacts, strict=True):
             write_model_card(report, row, artifact.folder, checkpoint.source.folder)
-        commit(partial, loaded.output)
+        commit(partial, loaded.output, overwrite=overwrite)
     moved = tuple(
         replace(artifact, folder=loaded.output / artifact.folder.relative_to(partial))
         for artifact in artifacts

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.headers import read_json
+from quantkit.checkpoint.paths import join_inside
 from quantkit.errors import CheckpointError
 from quantkit.recipe import Recipe
 from quantkit.staging import partial_of
@@ -79,8 +80,13 @@ def _damaged(output: Path, artifacts: Any) -> list[str]:
         f"{file}, which is not as it was written"
         for artifact in artifacts
         for name, digest in artifact["files"].items()
-        if _hash(file := output / artifact["path"] / name) != digest
+        if _hash(file := _place(output, artifact["path"], name)) != digest
     ]
+
+
+def _place(output: Path, folder: str, name: str) -> Path:
+    """Raises CheckpointError where the evidence names what is not in the output."""
+    return join_inside(join_inside(output, folder), name)
 
 
 def _hash(path: Path) -> str | None:

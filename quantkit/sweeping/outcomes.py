@@ -55,7 +55,7 @@ def read_outcome(job: SweepJob, ended: Ended | None, *, resumed: bool = False) -
             evidence,
             report["baseline"]["size_bytes"],
         )
-    except (CheckpointError, KeyError, TypeError, ValueError) as error:
+    except (CheckpointError, KeyError, TypeError, ValueError, AttributeError) as error:
         if ended is None or ended.exit_code == 0:
             reason = (
                 f"its report cannot be read ({type(error).__name__}: {error}): delete "

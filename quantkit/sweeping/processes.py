@@ -63,7 +63,8 @@ def start_process(
     Raises:
         ResourceError, OutputError: the log cannot be written.
     """
-    line = [sys.executable, "-m", "quantkit", *command]
+    # Without -P, modules would be taken from the working folder, which may be a stranger's.
+    line = [sys.executable, "-P", "-m", "quantkit", *command]
     with writing(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as handle:

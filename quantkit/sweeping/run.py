@@ -14,7 +14,7 @@ from quantkit.errors import InputError
 from quantkit.ranks import read_ranks
 from quantkit.records import Event, Progress
 from quantkit.report.rounding import format_bytes, format_seconds, format_significant
-from quantkit.running import silent
+from quantkit.running import alone_in, silent
 from quantkit.sweeping.checking import check_jobs
 from quantkit.sweeping.finished import is_unfinished
 from quantkit.sweeping.jobs import JobOptions, make_jobs
@@ -77,6 +77,20 @@ def sweep(
     root, tell = Path(output_root), progress or silent
     options = JobOptions(tuple(overrides), device, overwrite, gate)
     jobs = make_jobs(recipes, models, root, options)
+    with alone_in(root, tell):
+        return _run(jobs, root, place, options, tell, fail_fast=fail_fast)
+
+
+def _run(
+    jobs: Sequence[SweepJob],
+    root: Path,
+    place: _Place,
+    options: JobOptions,
+    tell: Progress,
+    *,
+    fail_fast: bool,
+) -> SweepResult:
+    """Do what is to be done of the jobs, while no other sweep writes in the root."""
     kept = check_jobs(jobs, options)
     outcomes = {
         job.name: read_outcome(job, None) if job.name in kept else JobOutcome(job, "waiting")
@@ -104,7 +118,7 @@ def sweep(
         with _starting(todo, root, place) as (start, slots):
 
             def begin(job: SweepJob, slot: int) -> Running:
-                new = "started" if ray is None else "handed to Ray"
+                new = "started" if place.ray is None else "handed to Ray"
                 say(job, "goes on from an earlier run" if job.name in resumed else new)
                 return start(job, slot)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from quantkit.durable import write_text
+from quantkit.durable import write_words
 from quantkit.errors import writing
 from quantkit.evidence import decide_verdict
 from quantkit.judging.differences import find_differences
@@ -49,8 +49,8 @@ def summarize(outcomes: Sequence[JobOutcome], root: Path, *, finished: bool = Tr
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
     text = json.dumps(sweep_document(result), indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(root / "sweep.json", text + "\n")
-    write_text(root / "sweep.md", render_markdown(result))
+    write_words(root / "sweep.json", text + "\n")
+    write_words(root / "sweep.md", render_markdown(result))
     return result
 
 

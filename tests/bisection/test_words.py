@@ -50,6 +50,7 @@ def make_bisection(names: str = "x") -> Bisection:
 
 def test_names_of_strangers_are_no_markup_on_the_page(tmp_path: Path) -> None:
     """Nor do they break its tables or its recipe."""
+    (tmp_path / "out").mkdir()
     write_results(make_bisection(HOSTILE), tmp_path / "out")
     page = (tmp_path / "out" / "bisect.md").read_text()
     tokens = MarkdownIt("commonmark").enable("table").parse(page)

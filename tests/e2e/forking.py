@@ -9,7 +9,8 @@ of JSON for each command from stdin, and answers with one on stdout:
 
 The child is killed by SIGKILL: before its nth call that changes a folder (files that are opened for
 writing, made, renamed, removed, synced), so many seconds after its start, or as soon as its log
-has some words so many times. Or a file takes all that the disk has left before such a call.
+has some words so many times. Or a file takes all that the disk has left before such a call. Or the
+shim of tests/faults, which the process has in LD_PRELOAD then, breaks a call.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch
 
 from quantkit.cli.main import main
 from tests.changes import act_before_changes, die
+from tests.faults.shim import arm
 
 _TICK = 0.001
 _LEFT = 8192
@@ -53,6 +55,8 @@ def live(request: dict[str, Any], answer: int) -> None:
     if "fill_before" in request:
         acts[request["fill_before"]] = lambda: fill(request["ballast"])
     count = act_before_changes(acts)
+    if "fault" in request:
+        arm(request["fault"])
     status = main(request["arguments"])
     sys.stdout.flush()
     os.write(answer, str(count()).encode())
