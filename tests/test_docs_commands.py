@@ -21,7 +21,11 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob
 RUN = "<!-- run -->"
 """The line above a block whose commands are really run."""
 
-MEANINGS = ("quantkit", "make", "vllm", "source", "llama-server", "ollama")
+MEANINGS = (
+    *("quantkit", "make", "vllm", "source", "llama-server", "ollama"),
+    # What mends a mistake, which tests/e2e/test_mistakes.py tries.
+    *("cd", "cp", "export", "git", "hf", "pip", "sed", "unset"),
+)
 """The programs that a documented command may begin with."""
 
 
@@ -195,5 +199,12 @@ def test_the_help_examples_parse() -> None:
     """The line below each `--help`."""
     root: Any = get_command(app)
     for shown in (root, *root.commands.values(), *root.commands["recipes"].commands.values()):
-        example = shown.epilog.removeprefix("Example: quantkit ").split(" > ")[0]
-        parse(shlex.split(example))
+        # What a shell asks for completions is shown to nobody.
+        if shown.hidden:
+            continue
+        example = shown.epilog.removeprefix("Example: ").split(" > ")[0]
+        if example.startswith("source <("):
+            example = example.removeprefix("source <(").removesuffix(")")
+        program, *arguments = shlex.split(example)
+        assert program == "quantkit"
+        parse(arguments)

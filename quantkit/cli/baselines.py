@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.console import Reply, make_table
+from quantkit.cli.console import Reply
+from quantkit.cli.layout import Cell, make_table
 from quantkit.cli.options import JsonOption, QuietOption
 from quantkit.report.rounding import format_bytes, format_count
 
@@ -29,7 +30,7 @@ def baselines(
     document = {**asdict(found), "folder": str(found.folder), "cleared": clear}
     kept = f"{format_count(found.entries, 'answer')}, {format_bytes(found.bytes)}"
     rows = (
-        ("folder", str(found.folder)),
+        ("folder", Cell(str(found.folder), whole=True)),
         ("removed" if clear else "kept", kept),
         ("at most", format_bytes(found.bound) if found.bound else "nothing: it is switched off"),
     )

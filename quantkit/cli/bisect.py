@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import quantkit
 from quantkit.calibration.sources import find_kind
 from quantkit.checkpoint.source import find_folder
-from quantkit.cli.console import Reply, make_table, show_progress
+from quantkit.cli.console import Reply, show_progress
+from quantkit.cli.layout import Line, Sentence, make_table
 from quantkit.cli.options import (
     DataOption,
     DeviceOption,
@@ -21,7 +22,8 @@ from quantkit.cli.options import (
     given,
 )
 from quantkit.inputs import load
-from quantkit.staging import check_output
+from quantkit.locking import refuse_held
+from quantkit.staging import check_output, partial_of
 
 if TYPE_CHECKING:
     from quantkit.bisection.records import Bisection
@@ -62,6 +64,7 @@ def bisect(
     # What the files alone can refuse is answered before torch is loaded, which takes seconds.
     if output is not None:
         check_output(Path(output), overwrite=False)
+        refuse_held(partial_of(Path(output)))
     find_folder(baseline)
     if data is not None:
         find_kind(data)
@@ -87,10 +90,16 @@ def bisect(
 def _reply(found: Bisection) -> Reply:
     from quantkit.bisection.words import list_facts, list_proposal, list_rows, make_document
 
-    lines: list[Any] = ["", make_table(list_facts(found)), ""]
+    lines: list[Line] = ["", make_table(list_facts(found)), ""]
     for suspects in (found.blocks, found.units):
-        lines += [make_table(list_rows(suspects)), ""] if suspects else []
-    lines.append(f"{found.outcome}  {found.summary}")
-    lines += list_proposal(found)
-    lines += [f"note     {note}" for note in found.notes]
+        lines += [make_table(list_rows(suspects), has_titles=True), ""] if suspects else []
+    lines.append(Sentence(f"{found.outcome}  ", found.summary))
+    lines += _list_proposal(list(list_proposal(found)))
+    lines += [Sentence("note     ", note) for note in found.notes]
     return Reply(make_document(found), lines, found.exit_code)
+
+
+def _list_proposal(told: list[str]) -> list[Line]:
+    """Sentences, and as they are the lines for a recipe, which follow an empty one."""
+    end = told.index("") if "" in told else len(told)
+    return [*(Sentence("", line) for line in told[:end]), *told[end:]]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import quantkit
-from quantkit.cli.console import Reply, make_table, show_progress
+from quantkit.cli.console import Reply, show_progress
+from quantkit.cli.layout import Cell, Line, Sentence, make_table
 from quantkit.cli.options import (
     DeviceOption,
     JsonOption,
@@ -68,9 +70,10 @@ def _document(made: Statistics) -> dict[str, Any]:
     return {**asdict(made), "folder": str(made.folder)}
 
 
-def _lines(made: Statistics) -> list[Any]:
+def _lines(made: Statistics) -> list[Line]:
+    folder = str(made.folder)
     rows = (
-        ("statistics", f"{made.folder} ({format_bytes(made.size_bytes)})"),
+        ("statistics", Cell(f"{folder} ({format_bytes(made.size_bytes)})", whole=True)),
         ("of", made.model),
         ("taken on", f"{made.windows} windows of {made.sequence_length} tokens: {made.source}"),
         ("inputs", f"{made.inputs} in {made.blocks} blocks"),
@@ -78,7 +81,7 @@ def _lines(made: Statistics) -> list[Any]:
     )
     return [
         make_table(rows),
-        *(f"lacks: {line}" for line in made.lacks),
-        *(f"note: {note}" for note in made.notes),
-        f"next: quantkit quantize --recipe RECIPE --stats {made.folder} --output FOLDER",
+        *(Sentence("lacks: ", line) for line in made.lacks),
+        *(Sentence("note: ", note) for note in made.notes),
+        f"next: quantkit quantize --recipe RECIPE --stats {shlex.quote(folder)} --output FOLDER",
     ]

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import io
+import errno
 import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
-    from rich.table import Table
+from quantkit.cli.layout import Line, lay_out, printable
+from quantkit.cli.streams import encode_json, own
 
+if TYPE_CHECKING:
     from quantkit.records import Event, Progress
 
 _EVERY_STEP = frozenset({"calibrate", "quantize", "write"})
 """Stages of which each step is worth a line: the blocks, the formats."""
 _SECONDS_BETWEEN_LINES = 10.0
 """Of the other stages, whose steps are many and small."""
-_UNBOUNDED_WIDTH = 1000
+_USUAL_WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -33,70 +31,93 @@ class Reply:
 
     document: Mapping[str, Any] | Sequence[Any]
     """JSON-ready; the one document of `--json`."""
-    lines: Sequence[RenderableType]
-    """What people see; strings are printed as they are, without markup."""
+    lines: Sequence[Line]
+    """What people see."""
     exit_code: int = 0
+
+
+class Answered(Exception):
+    """The parser has the reply itself: nothing is left to do."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__()
+        self.reply = reply
 
 
 def render_reply(reply: Reply, *, as_json: bool, stdout: TextIO) -> str:
     """Return the text that goes to `stdout`: one JSON document, or lines for people."""
-    return render_json(reply.document) if as_json else render_lines(reply.lines, stdout)
+    if not as_json:
+        return render_lines(reply.lines, stdout)
+    return encode_json(render_json(reply.document), stdout)
 
 
 def print_error(message: str, exit_code: int, *, as_json: bool, stdout: TextIO) -> None:
-    """Write `error: ...` to stderr and, for `--json`, the document that says the same."""
-    write(f"error: {printable(message)}\n", sys.stderr)
-    if as_json:
-        write(render_json({"error": message, "exit_code": exit_code}), stdout)
+    """Write `error: ...` to stderr and, for `--json`, the document that says the same.
 
-
-def printable(text: str, keep: str = "\n") -> str:
-    """Escape control characters but `keep`: texts quote bytes that strangers wrote."""
-    return "".join(
-        letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1] for letter in text
-    )
-
-
-def make_table(rows: Iterable[Sequence[str]]) -> Table:
-    """Return a table of names in bold and what is to be said about each, made printable.
-
-    What has no room goes on in the next line: cut, names that begin alike would be the same.
+    The exit code says that something failed even where neither can be written.
     """
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, *cells in rows:
-        if not table.columns:
-            table.add_column(style="bold", overflow="fold")
-            for _ in cells:
-                table.add_column(overflow="fold")
-        table.add_row(printable(name), *map(printable, cells))
-    return table
+    with suppress(OSError):
+        write(f"error: {printable(message)}\n", sys.stderr)
+    if as_json:
+        with suppress(OSError):
+            document = render_json({"error": message, "exit_code": exit_code})
+            write(encode_json(document, stdout), stdout)
 
 
 def render_json(document: object) -> str:
-    """Return `document` as JSON text that any parser reads: no NaN, no Infinity."""
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Return `document` as JSON text that any parser reads: no NaN, no Infinity.
+
+    Letters that cannot be printed are escaped: JSON lets some through that a terminal acts upon.
+    """
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    letters = (
+        each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text
+    )
+    return "".join(letters) + "\n"
 
 
-def render_lines(lines: Sequence[RenderableType], stream: TextIO) -> str:
-    """Return rich renderables as text for `stream`: styled and wrapped only on a terminal."""
+def render_lines(lines: Sequence[Line], stream: TextIO) -> str:
+    """Return lines as text for `stream`: styled and wrapped only on a terminal."""
+    if not stream.isatty():
+        return render_plain(lines)
     from rich.console import Console
+    from rich.text import Text
 
-    terminal = stream.isatty()
-    buffer = io.StringIO()
-    width = None if terminal else _UNBOUNDED_WIDTH
-    console = Console(file=buffer, force_terminal=terminal, width=width, highlight=False)
-    for line in lines:
-        if isinstance(line, str):
-            console.print(printable(line, keep="\n\t"), markup=False, soft_wrap=True)
-        else:
-            console.print(line, markup=False)
-    return "\n".join(row.rstrip() for row in buffer.getvalue().split("\n"))
+    width = measure_width(stream)
+    laid = [spans for line in lines for spans in lay_out(line, width)]
+    console = Console(file=stream, force_terminal=True, width=width, highlight=False)
+    with console.capture() as captured:
+        for spans in laid:
+            row = Text.assemble(*spans)
+            row.rstrip()
+            console.print(row, soft_wrap=True)
+    return captured.get()
+
+
+def render_plain(lines: Sequence[Line]) -> str:
+    """Return lines as text without styles, each sentence and row of a table in one line."""
+    laid = (spans for line in lines for spans in lay_out(line, None))
+    rows = ("".join(text for text, _ in spans) for spans in laid)
+    return "".join(f"{row.rstrip()}\n" for row in rows)
+
+
+def measure_width(stream: TextIO) -> int:
+    """Return the columns of a terminal; COLUMNS says otherwise."""
+    wanted = os.environ.get("COLUMNS", "")
+    if wanted.isdecimal() and int(wanted):
+        return int(wanted)
+    with suppress(OSError, ValueError, AttributeError):
+        return os.get_terminal_size(stream.fileno()).columns or _USUAL_WIDTH
+    return _USUAL_WIDTH
+
+
+def is_lively(stream: TextIO) -> bool:
+    """Whether lines that were written can be written again: on a terminal that moves its cursor."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 def write(text: str, stream: TextIO) -> None:
-    """Write and flush; when the other end of a pipe is closed, drop this and all that follows.
+    """Write and flush; when nobody reads any more, drop this and all that follows.
 
     Raises:
         OSError: the text cannot be written for another reason; what follows is dropped too.
@@ -105,12 +126,25 @@ def write(text: str, stream: TextIO) -> None:
         stream.write(text)
         stream.flush()
     except OSError as error:
+        unread = isinstance(error, BrokenPipeError) or _is_hung_up(error, stream)
         # The interpreter flushes once more at exit and would complain then.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
-        if not isinstance(error, BrokenPipeError):
+        if not unread:
             raise
+
+
+def _is_hung_up(error: OSError, stream: TextIO) -> bool:
+    """Whether `stream` is a terminal that was closed."""
+    # Its other end answers EIO to everything then, also to the question whether it is a terminal.
+    return error.errno == errno.EIO and _is_character_device(stream)
+
+
+def _is_character_device(stream: TextIO) -> bool:
+    import stat
+
+    return stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
 
 
 @contextmanager
@@ -118,46 +152,13 @@ def show_progress(quiet: bool) -> Iterator[Progress | None]:
     """Yield what the API calls after each step: bars on a terminal, lines without one."""
     if quiet:
         yield None
-    elif sys.stderr.isatty():
-        with _bars() as progress:
+    elif is_lively(own(sys.stderr)):
+        from quantkit.cli.bars import show_stages
+
+        with show_stages(own(sys.stderr)) as progress:
             yield progress
     else:
-        yield _lines(sys.stderr)
-
-
-@contextmanager
-def _bars() -> Iterator[Progress]:
-    """One bar a stage on stderr, with the time that is left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[message]}", markup=False),
-    )
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(event: Event) -> None:
-            show_step(bars, tasks, event)
-
-        yield show
-
-
-def show_step(bars: Bars, tasks: dict[str, TaskID], event: Event) -> None:
-    """Bring the bar of an event's stage to where it is; a stage without one gets it."""
-    if event.stage not in tasks:
-        tasks[event.stage] = bars.add_task(event.stage, message="")
-    bars.update(
-        tasks[event.stage],
-        completed=event.done,
-        total=event.total,
-        message=printable(event.message),
-    )
+        yield _lines(own(sys.stderr))
 
 
 def _lines(stream: TextIO) -> Progress:
@@ -171,7 +172,9 @@ def _lines(stream: TextIO) -> Progress:
         ends = event.done in (0, event.total)
         if ends or event.stage in _EVERY_STEP or waited > _SECONDS_BETWEEN_LINES:
             last[event.stage] = now
-            message = f"  {printable(event.message)}" if event.message else ""
-            write(f"{event.stage} {event.done}/{event.total}{message}\n", stream)
+            message = f"  {printable(event.message, keep='')}" if event.message else ""
+            # A job is not lost because its progress cannot be written.
+            with suppress(OSError):
+                write(f"{event.stage} {event.done}/{event.total}{message}\n", stream)
 
     return show

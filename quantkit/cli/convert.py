@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import quantkit
-from quantkit.cli.console import Reply, make_table, show_progress
+from quantkit.cli.console import Reply, show_progress
+from quantkit.cli.layout import Cell, Line, Sentence, make_table
 from quantkit.cli.options import JsonOption, OverwriteOption, QuietOption, given
 from quantkit.inputs import ConvertOptions, check_convert_inputs
 from quantkit.report.rounding import format_bytes
@@ -110,13 +111,13 @@ def _document(made: Conversion) -> dict[str, Any]:
     return {**asdict(made), "artifact": artifact}
 
 
-def _lines(made: Conversion) -> list[Any]:
+def _lines(made: Conversion) -> list[Line]:
     artifact = made.artifact
     rows = (
-        ("from", f"{made.source} ({made.source_format})"),
-        ("to", f"{artifact.path} ({artifact.file_type or artifact.format})"),
+        ("from", Cell(f"{made.source} ({made.source_format})", whole=True)),
+        ("to", Cell(f"{artifact.path} ({artifact.file_type or artifact.format})", whole=True)),
         *((("layers", str(made.layers)),) if made.layers else ()),
         ("size", format_bytes(artifact.tensor_bytes)),
         ("bits per weight", f"{artifact.bits_per_weight:.2f}"),
     )
-    return [make_table(rows), *(f"note: {note}" for note in made.notes)]
+    return [make_table(rows), *(Sentence("note: ", note) for note in made.notes)]

@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import quantkit
-from quantkit.cli.console import Reply, make_table
+from quantkit.cli.console import Reply
+from quantkit.cli.layout import Line, make_table
 from quantkit.cli.options import JsonOption, QuietOption
 from quantkit.cli.runtimes import findings_document
 from quantkit.judging.abilities import RuntimeFindings, examine_runtimes
@@ -153,7 +154,7 @@ def _examine_device() -> dict[str, Any]:
 
 def _lines(
     document: dict[str, Any], runtimes: Sequence[RuntimeFindings], missing: Sequence[Missing]
-) -> list[Any]:
+) -> list[Line]:
     machine = document["machine"]
     rows = [
         ("machine", f"{machine['system']}, Python {machine['python']}"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import quantkit
-from quantkit.cli.console import Reply, make_table
+from quantkit.cli.console import Reply
+from quantkit.cli.layout import Line, Sentence, make_table
 from quantkit.cli.options import JsonOption, QuietOption, given
 from quantkit.errors import InputError
 from quantkit.report.rounding import format_bytes
@@ -83,9 +84,9 @@ def read_prices(pairs: list[str]) -> dict[str, float]:
     return found
 
 
-def _lines(found: Estimate) -> Iterator[Any]:
+def _lines(found: Estimate) -> Iterator[Line]:
     yield f"{found.model}: {found.parameters / 1e9:.2f} billion weights"
-    yield _LABEL
+    yield Sentence("", _LABEL)
     yield ""
     yield make_table(
         [
@@ -113,12 +114,12 @@ def _lines(found: Estimate) -> Iterator[Any]:
             ]
         )
     yield ""
-    yield _gpu_title(found)
-    yield make_table(_gpu_rows(found))
-    yield f"Prices: {found.prices}; yours with --price GPU=DOLLARS."
+    yield Sentence("", _gpu_title(found))
+    yield make_table(_gpu_rows(found), has_titles=True)
+    yield Sentence("Prices: ", f"{found.prices}; yours with `--price GPU=DOLLARS`.")
     of_rows = dict.fromkeys(row.note for row in found.weights if row.note)
     for note in (*found.notes, *of_rows):
-        yield f"note: {note}"
+        yield Sentence("note: ", note)
 
 
 def _gpu_title(found: Estimate) -> str:

@@ -65,7 +65,7 @@ _FOR_ENCODERS: dict[str, object] = {
     "gate.sequence_length": 128,
 }
 """Values of a recipe for an encoder that differ from the defaults, which are for decoders."""
-_CHOICES: dict[str, list[str | int]] = {
+CHOICES: dict[str, list[str | int]] = {
     "quantize.scheme": [*(name for name, scheme in SCHEMES.items() if scheme.built), AUTO],
     "quantize.group_size": [*GROUP_SIZES, "channel"],
     "quantize.method": [BEST, *(name for name, method in METHODS.items() if method.built)],
@@ -74,6 +74,7 @@ _CHOICES: dict[str, list[str | int]] = {
     "export.format": [name for name, built in FORMATS.items() if built],
     "gate.runtime": [name for name, built in RUNTIMES.items() if built],
 }
+"""Keys of a recipe with few values, and those that work."""
 _COMMENTED_OUT = {"publish": PublishSpec}
 """Groups that a job does without, and what belongs in them."""
 _COMMENT_COLUMN = 42
@@ -161,7 +162,7 @@ def _row(indent: str, name: str, key: str, field: FieldInfo, values: Mapping[str
     value = values.get(key, _PLACEHOLDERS.get(key, field.default))
     plain = list(value) if isinstance(value, tuple) else value
     flow = yaml.safe_dump(plain, default_flow_style=True, width=1000).split("\n")[0]
-    choices = f": {' | '.join(map(str, _CHOICES[key]))}" if key in _CHOICES else ""
+    choices = f": {' | '.join(map(str, CHOICES[key]))}" if key in CHOICES else ""
     return _comment(f"{indent}{name}: {flow}", field) + choices
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import quantkit
-from quantkit.cli.console import Reply, make_table
+from quantkit.cli.console import Reply
+from quantkit.cli.layout import Cell, Line, Sentence, make_table
 from quantkit.cli.options import JsonOption, QuietOption
 from quantkit.report.rounding import format_bytes
 
@@ -43,11 +44,11 @@ def inspect(
     return Reply(document, _lines(found), exit_code=2 if found.problems else 0)
 
 
-def _lines(found: Inspection) -> list[Any]:
+def _lines(found: Inspection) -> list[Line]:
     tensors = ", ".join(f"{count} x {dtype}" for dtype, count in found.tensors.items())
     layers = Counter(_storage(layer) for layer in found.layers)
     rows = (
-        ("folder", str(found.folder)),
+        ("folder", Cell(str(found.folder), whole=True)),
         ("format", found.format),
         ("architecture", found.architecture or "not named"),
         ("scheme", found.scheme),
@@ -60,7 +61,8 @@ def _lines(found: Inspection) -> list[Any]:
         *found.details.items(),
         ("verdict", found.verdict or "none recorded"),
     )
-    return [make_table(rows), *(f"problem: {problem}" for problem in found.problems)]
+    problems = (Sentence("problem: ", problem) for problem in found.problems)
+    return [make_table(rows), *problems]
 
 
 def _storage(layer: InspectedLayer) -> str:

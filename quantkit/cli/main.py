@@ -7,16 +7,13 @@ import errno
 import gc
 import os
 import shlex
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from typing import Annotated, NoReturn, TextIO
 
 import typer
-from typer.exceptions import Exit, TyperException
+from typer.exceptions import TyperException
 from typer.main import get_command
 
 import quantkit
@@ -25,6 +22,7 @@ from quantkit.cli import (
     bisect,
     calibrate,
     compare,
+    completion,
     convert,
     doctor,
     estimate,
@@ -42,52 +40,66 @@ from quantkit.cli import (
     track,
     verify,
 )
-from quantkit.cli.console import Reply, print_error, render_reply, write
+from quantkit.cli.console import Answered, Reply, print_error, render_reply, write
+from quantkit.cli.helping import HelpfulCommand, HelpfulGroup
+from quantkit.cli.layout import printable
 from quantkit.cli.process import settle_process
+from quantkit.cli.stopping import stop_at_once, stopping_by_signals, unstoppable
+from quantkit.cli.streams import Murmur, settle_stream
 from quantkit.errors import (
     InputError,
     Interrupted,
+    OutputError,
     QuantkitError,
     ResourceError,
     is_out_of_memory,
+    machine_trouble,
     nearest,
 )
+from quantkit.masking import hide_tokens
 from quantkit.ranks import read_ranks
 
 PROGRAM = "quantkit"
 
 app = typer.Typer(
     name=PROGRAM,
+    cls=HelpfulGroup,
     help="Quantize a language model and prove that it is still the same model.",
     epilog="Example: quantkit quantize MODEL --recipe awq4 --output artifacts/model-awq4",
+    # `quantkit completion` prints scripts instead: see quantkit/cli/completion.py.
     add_completion=False,
 )
-app.command("quantize", epilog=quantize.EXAMPLE)(quantize.quantize)
-app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
-app.command("calibrate", epilog=calibrate.EXAMPLE)(calibrate.calibrate)
-app.command("gate", epilog=gate.EXAMPLE)(gate.gate)
-app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
-app.command("sweep", epilog=sweep.EXAMPLE)(sweep.sweep)
-app.command("bisect", epilog=bisect.EXAMPLE)(bisect.bisect)
-app.command("convert", epilog=convert.EXAMPLE)(convert.convert)
-app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
-app.command("verify", epilog=verify.EXAMPLE)(verify.verify)
-app.command("publish", epilog=publish.EXAMPLE)(publish.publish)
-app.command("serve", epilog=serve.EXAMPLE)(serve.serve)
-app.command("gateway", epilog=gateway.EXAMPLE)(gateway.gateway)
-app.command("estimate", epilog=estimate.EXAMPLE)(estimate.estimate)
-app.command("track", epilog=track.EXAMPLE)(track.track)
+for command, example in (
+    (quantize.quantize, quantize.EXAMPLE),
+    (plan.plan, plan.EXAMPLE),
+    (calibrate.calibrate, calibrate.EXAMPLE),
+    (gate.gate, gate.EXAMPLE),
+    (compare.compare, compare.EXAMPLE),
+    (sweep.sweep, sweep.EXAMPLE),
+    (bisect.bisect, bisect.EXAMPLE),
+    (convert.convert, convert.EXAMPLE),
+    (inspect.inspect, inspect.EXAMPLE),
+    (verify.verify, verify.EXAMPLE),
+    (publish.publish, publish.EXAMPLE),
+    (serve.serve, serve.EXAMPLE),
+    (gateway.gateway, gateway.EXAMPLE),
+    (estimate.estimate, estimate.EXAMPLE),
+    (track.track, track.EXAMPLE),
+    (baselines.baselines, baselines.EXAMPLE),
+    (init.init, init.EXAMPLE),
+    (doctor.doctor, doctor.EXAMPLE),
+    (completion.completion, completion.EXAMPLE),
+):
+    app.command(command.__name__, cls=HelpfulCommand, epilog=example)(command)
 app.add_typer(recipes.app)
 app.add_typer(runtimes.app)
-app.command("baselines", epilog=baselines.EXAMPLE)(baselines.baselines)
-app.command("init", epilog=init.EXAMPLE)(init.init)
-app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
+app.command(completion.WORDS_COMMAND, hidden=True)(completion.complete)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        write(f"{PROGRAM} {quantkit.__version__}\n", sys.stdout)
-        raise Exit(0)
+        version = quantkit.__version__
+        raise Answered(Reply({"version": version}, [f"{PROGRAM} {version}"]))
 
 
 @app.callback()
@@ -106,6 +118,8 @@ def run() -> NoReturn:
     """Run the command line of this process and exit."""
     settle_process()
     exit_code = main()
+    # What follows is Python's own end: there is nothing to interrupt, and nothing to say about it.
+    stop_at_once()
     # Else the garbage collector walks through all of torch once more, which takes up to a second.
     gc.freeze()
     sys.exit(exit_code)
@@ -114,44 +128,73 @@ def run() -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; see docs/errors.md for what each one means."""
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    as_json = "--json" in arguments
-    stdout = sys.stdout
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+        settle_stream(stream)
     try:
-        with _termination_as_interrupt(), _stdout_for_the_reply_alone(as_json):
+        with stopping_by_signals():
+            return _answer(arguments, sys.stdout)
+    except KeyboardInterrupt:  # one more, while the first was being told
+        return Interrupted.exit_code
+
+
+def _answer(arguments: list[str], stdout: TextIO) -> int:
+    """Run one command and write what it has to say."""
+    as_json = "--json" in arguments
+    try:
+        with _libraries_apart(as_json):
             reply = _run(arguments)
-            if reply is None:
-                return 0
             text = render_reply(reply, as_json=as_json, stdout=stdout)
-        write(text, stdout)
+        with _writing_the_reply():
+            write(text, stdout)
     except (KeyboardInterrupt, Exception) as error:
-        known = _explain(error, arguments)
-        if known is None:
-            traceback.print_exc()
-            known = QuantkitError(f"{type(error).__name__}: {error} (this is a defect of quantkit)")
-        print_error(str(known), known.exit_code, as_json=as_json, stdout=stdout)
+        with unstoppable():
+            known = _explain(error, arguments)
+            if known is None:
+                with contextlib.suppress(OSError):
+                    write(printable(hide_tokens(traceback.format_exc())), sys.stderr)
+                known = QuantkitError(
+                    f"{type(error).__name__}: {error} (this is a defect of quantkit)"
+                )
+            print_error(str(known), known.exit_code, as_json=as_json, stdout=stdout)
         return known.exit_code
     return reply.exit_code
 
 
-def _run(arguments: list[str]) -> Reply | None:
-    """Parse and run; None where the parser has answered already, as to `--help`."""
+@contextlib.contextmanager
+def _writing_the_reply() -> Iterator[None]:
+    """Say what could not be written: all else that a command does is finished by then.
+
+    Raises:
+        ResourceError, OutputError: stdout leads to where nothing can be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        what = "the work is done, but what is to be said about it cannot be written to stdout"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ResourceError(f"no space left for stdout: {what}: free some space") from error
+        raise OutputError(f"{what}: {error.strerror or error}") from error
+
+
+def _run(arguments: list[str]) -> Reply:
+    """Parse and run; what the parser answers by itself, as to `--help`, is a reply too."""
     command = get_command(app)
     # Not `command.main`: it would swallow KeyboardInterrupt and broken pipes of ours.
     try:
         with command.make_context(PROGRAM, list(arguments)) as context:
             reply: Reply = command.invoke(context)
             return reply
-    except Exit:
-        return None
+    except Answered as answered:
+        return answered.reply
 
 
 def _explain(error: BaseException, arguments: Sequence[str]) -> QuantkitError | None:
     """Return the error to show for `error`, or None for a defect of ours."""
     if isinstance(error, KeyboardInterrupt | Interrupted):
         return Interrupted(_interrupted(error, arguments))
+    trouble = machine_trouble(error)
+    if trouble is not None:
+        return trouble
     if isinstance(error, QuantkitError):
         return error
     if isinstance(error, TyperException):
@@ -161,8 +204,6 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> QuantkitError | 
             "out of memory: lower calibration.samples or calibration.sequence_length, "
             "or use a machine with more memory; `quantkit plan` shows what a job needs"
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ResourceError(f"no space left on the device: {error.filename or error.strerror}")
     return None
 
 
@@ -176,7 +217,7 @@ def _interrupted(error: BaseException, arguments: Sequence[str]) -> str:
             f"on: {again}"
         )
     if arguments[0] != "quantize":
-        return "interrupted"
+        return f"interrupted; nothing is half-written, and the same command begins again: {again}"
     return (
         f"interrupted; the finished blocks are kept (an encoder has none: its job takes minutes), "
         f"and the same command goes on: {again}"
@@ -204,24 +245,11 @@ def _usage(error: TyperException) -> str:
 
 
 @contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM stop a job as Ctrl-C does: resumable and without half-written output."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
+def _libraries_apart(as_json: bool) -> Iterator[None]:
+    """Clean what libraries print; with `--json`, stdout is for the document alone."""
+    out, err = sys.stdout, sys.stderr
+    with (
+        contextlib.redirect_stderr(Murmur(err)),
+        contextlib.redirect_stdout(Murmur(err if as_json else out)),
+    ):
         yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _stdout_for_the_reply_alone(as_json: bool) -> Iterator[TextIO]:
-    """With `--json`, send what libraries print to stderr: stdout is for the document."""
-    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout) as stream:
-        yield stream

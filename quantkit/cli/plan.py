@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 import quantkit
-from quantkit.cli.console import Reply, make_table
+from quantkit.cli.console import Reply
 from quantkit.cli.encoder_plan import encoder_document, encoder_rows
+from quantkit.cli.layout import make_table
 from quantkit.cli.options import (
     DeviceOption,
     JsonOption,
@@ -26,7 +27,7 @@ from quantkit.cli.options import (
     one_model,
 )
 from quantkit.cli.predicted import prediction_document, prediction_rows
-from quantkit.durable import write_text
+from quantkit.durable import write_words
 from quantkit.errors import OutputError, QuantkitError
 from quantkit.inputs import LoadedRecipe, check_inputs, load
 from quantkit.records import EncoderPlan, GgufPlan, LinearPlan, OpenChoice, Plan
@@ -72,10 +73,10 @@ def plan(
         found = quantkit.plan(recipe, **options)
     except QuantkitError as error:
         if page is not None:
-            write_text(page, render_refusal(error, mark=mark, recipe=recipe, model=model))
+            write_words(page, render_refusal(error, mark=mark, recipe=recipe, model=model))
         raise
     if page is not None:
-        write_text(page, _markdown(mark, recipe, loaded, found))
+        write_words(page, _markdown(mark, recipe, loaded, found))
     if isinstance(found, EncoderPlan):
         return _reply(encoder_document(found), encoder_rows(found), found.notes)
     return _reply(_document(found), _rows(found), _notes(found))

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 import quantkit
 from quantkit.cli.console import Reply, show_progress
+from quantkit.cli.layout import Line
 from quantkit.cli.options import JsonOption, QuietOption, given
 from quantkit.cli.published import list_publication_lines, publication_document, say_move
 from quantkit.errors import InputError
 from quantkit.records import Promotion
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 EXAMPLE = "Example: quantkit publish artifacts/model-awq4 --repo OWNER/NAME --dry-run"
 
@@ -145,7 +143,7 @@ def _promotion_reply(found: Promotion) -> Reply:
         "serve": found.serve,
         "dry_run": found.dry_run,
     }
-    lines: list[RenderableType] = [
+    lines: list[Line] = [
         f"alias    {found.alias} ({found.kind} of {found.repo})"
         f"{say_move(found.before, found.after)}"
     ]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from quantkit.cli.console import make_table
+from quantkit.cli.layout import Cell, Line, Sentence, make_table
 from quantkit.records import Publication, PublishedFile
 from quantkit.report.rounding import format_bytes, format_count
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 _SHORT = 12
 """Letters of a commit that tell it from others."""
@@ -47,14 +44,17 @@ def _file_document(file: PublishedFile) -> dict[str, Any]:
     }
 
 
-def list_publication_lines(found: Publication) -> list[RenderableType]:
+def list_publication_lines(found: Publication) -> list[Line]:
     """What people see of a publication, or of a dry run."""
-    lines: list[RenderableType] = []
+    lines: list[Line] = []
     if found.dry_run:
-        rows = [[file.path, format_bytes(file.size_bytes), _say_how(file)] for file in found.files]
-        rows += [[path, "", "is removed"] for path in found.deleted]
+        rows: list[list[str | Cell]] = [
+            [Cell(file.path, whole=True), format_bytes(file.size_bytes), _say_how(file)]
+            for file in found.files
+        ]
+        rows += [[Cell(path, whole=True), "", "is removed"] for path in found.deleted]
         lines += [make_table(rows), ""]
-    lines += [f"note     {note}" for note in found.notes]
+    lines += [Sentence("note     ", note) for note in found.notes]
     new = [file for file in found.files if not file.present]
     sent = f"{format_count(len(new), 'file')}, {format_bytes(found.sent_bytes)}"
     there = len(found.files) - len(new)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from quantkit.cli.console import Reply, render_json
+from quantkit.cli.helping import HelpfulCommand, HelpfulGroup
+from quantkit.cli.layout import make_table
 from quantkit.cli.options import JsonOption, OverridesOption, QuietOption, given
 from quantkit.errors import RecipeError
 from quantkit.ggml_types import GGUF
@@ -23,12 +24,16 @@ from quantkit.recipe import (
 
 app = typer.Typer(
     name="recipes",
+    cls=HelpfulGroup,
     help="List, show and check recipes.",
     epilog="Example: quantkit recipes list",
 )
 
 
-@app.command("list", epilog="Example: quantkit recipes list")
+_HEADINGS = ("recipe", "scheme", "group", "method", "what it is for")
+
+
+@app.command("list", cls=HelpfulCommand, epilog="Example: quantkit recipes list")
 def list_recipes(json: JsonOption = False, quiet: QuietOption = False) -> Reply:
     """List the shipped recipes."""
     rows = [(path, load_recipe(path)) for path in shipped_recipes()]
@@ -36,13 +41,11 @@ def list_recipes(json: JsonOption = False, quiet: QuietOption = False) -> Reply:
         {"name": path.stem, "summary": _summary(path), "recipe": recipe.model_dump(mode="json")}
         for path, recipe in rows
     ]
-    table = Table(box=None, pad_edge=False)
-    for heading in ("recipe", "scheme", "group", "method", "what it is for"):
-        table.add_column(heading)
-    for path, recipe in rows:
-        scheme, group = _describe(recipe)
-        table.add_row(path.stem, scheme, group, recipe.quantize.method, _summary(path))
-    return Reply(document, [table])
+    cells = [
+        (path.stem, *_describe(recipe), recipe.quantize.method, _summary(path))
+        for path, recipe in rows
+    ]
+    return Reply(document, [make_table([_HEADINGS, *cells], has_titles=True)])
 
 
 def _describe(recipe: Recipe) -> tuple[str, str]:
@@ -54,7 +57,9 @@ def _describe(recipe: Recipe) -> tuple[str, str]:
     return ", ".join([quantize.scheme, *types]), str(quantize.group_size)
 
 
-@app.command("show", epilog="Example: quantkit recipes show awq4 > my-recipe.yaml")
+@app.command(
+    "show", cls=HelpfulCommand, epilog="Example: quantkit recipes show awq4 > my-recipe.yaml"
+)
 def show_recipe(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name, or a file.")],
     json: JsonOption = False,
@@ -66,7 +71,7 @@ def show_recipe(
     return Reply({"name": path.stem, "path": str(path), "text": text}, [text.rstrip("\n")])
 
 
-@app.command("check", epilog="Example: quantkit recipes check my-recipe.yaml")
+@app.command("check", cls=HelpfulCommand, epilog="Example: quantkit recipes check my-recipe.yaml")
 def check_recipes(
     recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Names or files.")],
     overrides: OverridesOption = None,
@@ -89,7 +94,9 @@ def check_recipes(
     return Reply(document, [f"{name}: ok" for name, _ in checked])
 
 
-@app.command("schema", epilog="Example: quantkit recipes schema > recipe.schema.json")
+@app.command(
+    "schema", cls=HelpfulCommand, epilog="Example: quantkit recipes schema > recipe.schema.json"
+)
 def print_schema(json: JsonOption = False, quiet: QuietOption = False) -> Reply:
     """Print the JSON schema of recipes, for editors to complete and check them."""
     schema = json_schema()

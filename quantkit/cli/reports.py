@@ -5,11 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.text import Text
-
-from quantkit.cli.console import Reply, make_table, printable
+from quantkit.cli.console import Reply
+from quantkit.cli.layout import Cell, Line, Sentence, Table, make_table
 from quantkit.cli.published import list_publication_lines, publication_document
 from quantkit.ggml_types import GGUF
 from quantkit.records import EXIT_CODES, Artifact, ArtifactReport, Report, Result, Verdict
@@ -41,9 +40,6 @@ from quantkit.report.rows import (
 )
 from quantkit.report.snippets import decoder_command, encoder_command
 from quantkit.schemes import MODELOPT, ONNX
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 _STYLES: dict[Verdict, str] = {
     "PASS": "bold green",
@@ -92,23 +88,22 @@ def _document(report: Report, exit_code: int) -> dict[str, Any]:
     return {"exit_code": exit_code, **{key: whole[key] for key in shown}}
 
 
-def _lines(report: Report, page: Path, serve: str | None) -> list[RenderableType]:
-    table = make_table(_table_rows(report))
-    sentence = printable(verdict_sentence(report))
-    verdict = Text.assemble("verdict  ", (report.verdict, _STYLES[report.verdict]), f"  {sentence}")
-    lines: list[RenderableType] = ["", table, "", verdict]
-    lines += [f"         {reason}" for reason in all_reasons(report)]
+def _lines(report: Report, page: Path, serve: str | None) -> list[Line]:
+    mark = Cell(report.verdict, _STYLES[report.verdict])
+    verdict = Sentence("verdict  ", verdict_sentence(report), mark)
+    lines: list[Line] = ["", _table(report), "", verdict]
+    lines += [_say("", reason) for reason in all_reasons(report)]
     lines += [line for artifact in report.artifacts for line in _measured(report, artifact)]
     if report.differences and order_sentence(report):
-        lines.append(f"order    {order_sentence(report)}")
+        lines.append(_say("order", order_sentence(report)))
     lines += _running(report)
-    lines += [f"note     {note}" for note in report.notes]
+    lines += [_say("note", note) for note in report.notes]
     chosen = allocation_line(report)
     if report.allocation is not None and chosen is not None:
-        lines.append(f"{name_choice(report.allocation) + 's':<8} {chosen}")
+        lines.append(_say(f"{name_choice(report.allocation)}s", chosen))
     if not report.comparison:
-        lines += [f"size     {_size(report, size)}" for size in _sizes(report)]
-    lines += [f"speed    {_speed(report, row)}" for row in speed_rows(report)]
+        lines += [_say("size", _size(report, size)) for size in _sizes(report)]
+    lines += [_say("speed", _speed(report, row)) for row in speed_rows(report)]
     lines += _predicted(report)
     lines.append(f"report   {page}")
     if serve is not None:
@@ -116,12 +111,18 @@ def _lines(report: Report, page: Path, serve: str | None) -> list[RenderableType
     return lines
 
 
-def _table_rows(report: Report) -> list[list[str]]:
+def _say(label: str, words: str) -> Sentence:
+    return Sentence(f"{label:<8} ", words)
+
+
+def _table(report: Report) -> Table:
     """The headline table: an artifact a column; of many a row each, without the intervals."""
     rows = headline_rows(report)
     if len(rows) <= _MOST_COLUMNS:
         cells = headline_cells(rows)
-        return [[title, *(row[title] for row in cells)] for title in (cells[0] if cells else ())]
+        return make_table(
+            [title, *(row[title] for row in cells)] for title in (cells[0] if cells else ())
+        )
     figures = [
         [figure for figure in found if figure.title not in _LEFT_OUT]
         for found in headline_figures(rows)
@@ -130,18 +131,19 @@ def _table_rows(report: Report) -> list[list[str]]:
     for row, found in zip(rows, figures, strict=True):
         values = [row.perplexity_increase if f.title == _PERPLEXITY else f.value for f in found]
         lines.append([row.name, *values, row.verdict])
-    return lines
+    return make_table(lines, has_titles=True)
 
 
-def _measured(report: Report, artifact: ArtifactReport) -> list[str]:
+def _measured(report: Report, artifact: ArtifactReport) -> list[Line]:
     """Lines on tasks, custom checks and probes; what failed probes found is among the reasons."""
     several = f"{artifact.name}: " if len(report.artifacts) > 1 else ""
-    lines = []
+    lines: list[Line] = []
     for task in task_rows(artifact):
         verdict = f"; {task.verdict}" if task.is_judged else ""
-        lines.append(f"task     {several}{task_sentence(task)}{verdict}")
+        lines.append(_say("task", f"{several}{task_sentence(task)}{verdict}"))
     lines += [
-        f"check    {several}{custom_sentence(own)}; {own.verdict}" for own in custom_rows(artifact)
+        _say("check", f"{several}{custom_sentence(own)}; {own.verdict}")
+        for own in custom_rows(artifact)
     ]
     probes, unsettled = probe_rows(artifact), unsettled_probes(artifact)
     judged = count_judged(probes)
@@ -150,23 +152,24 @@ def _measured(report: Report, artifact: ArtifactReport) -> list[str]:
         words += [f"{r.verdict}: {r.label} {r.value}, {r.limit}" for r in unsettled if r.has_value]
         unseen = [row.label for row in unsettled if not row.has_value]
         words += [f"not looked at: {', '.join(unseen)}"] if unseen else []
-        lines.append(f"probes   {several}{'; '.join(words)}")
+        lines.append(_say("probes", f"{several}{'; '.join(words)}"))
     return lines
 
 
-def _running(report: Report) -> list[str]:
+def _running(report: Report) -> list[Line]:
     """Lines on what running takes, and once on what was timed."""
     rows = footprint_rows(report)
-    lines = [f"runs     {row.artifact}: {footprint_sentence(row)}" for row in rows]
-    return lines + [f"timed    {note}" for note in footprint_notes(rows)]
+    lines: list[Line] = [_say("runs", f"{row.artifact}: {footprint_sentence(row)}") for row in rows]
+    return lines + [_say("timed", note) for note in footprint_notes(rows)]
 
 
-def _predicted(report: Report) -> list[RenderableType]:
+def _predicted(report: Report) -> list[Line]:
     """A small table of what the plan foretold beside what the job took."""
     rows = [[row.what, row.predicted, row.measured] for row in predicted_rows(report)]
     if not rows:
         return []
-    return ["", make_table([[title.lower() for title in PREDICTED_TITLES], *rows]), ""]
+    titles = [title.lower() for title in PREDICTED_TITLES]
+    return ["", make_table([titles, *rows], has_titles=True), ""]
 
 
 def _speed(report: Report, row: SpeedRow) -> str:

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from quantkit.cli.console import Reply, make_table, show_progress
+from quantkit.cli.console import Reply, show_progress
+from quantkit.cli.helping import HelpfulCommand, HelpfulGroup
+from quantkit.cli.layout import Cell, make_table
 from quantkit.cli.options import JsonOption, OverridesOption, OverwriteOption, QuietOption
 from quantkit.environments.places import RUNTIMES, runtimes_folder
 from quantkit.errors import RecipeError
@@ -18,6 +20,7 @@ from quantkit.recipe import apply_override, load_recipe, validate
 
 app = typer.Typer(
     name="runtimes",
+    cls=HelpfulGroup,
     help="Find, install and remove what artifacts are run in.",
     epilog="Example: quantkit runtimes list",
 )
@@ -43,7 +46,7 @@ _HEADINGS = {
 }
 
 
-@app.command("list", epilog="Example: quantkit runtimes list")
+@app.command("list", cls=HelpfulCommand, epilog="Example: quantkit runtimes list")
 def list_runtimes(
     recipe: RecipeOption = None,
     overrides: OverridesOption = None,
@@ -59,7 +62,7 @@ def list_runtimes(
     return Reply(document, [make_table(row for findings in found for row in _rows(findings))])
 
 
-@app.command("install", epilog="Example: quantkit runtimes install vllm")
+@app.command("install", cls=HelpfulCommand, epilog="Example: quantkit runtimes install vllm")
 def install_runtime(
     name: NameArgument,
     folder: FolderOption = None,
@@ -85,7 +88,7 @@ def install_runtime(
     return Reply(document, lines, exit_code=0 if findings.works else 3)
 
 
-@app.command("remove", epilog="Example: quantkit runtimes remove vllm")
+@app.command("remove", cls=HelpfulCommand, epilog="Example: quantkit runtimes remove vllm")
 def remove_runtime(
     name: NameArgument,
     folder: FolderOption = None,
@@ -123,12 +126,12 @@ def _named(recipe: str | None, overrides: list[str]) -> dict[str, str]:
     return dict(gate.python) if gate is not None else {}
 
 
-def _rows(found: RuntimeFindings) -> Iterator[tuple[str, str, str]]:
+def _rows(found: RuntimeFindings) -> Iterator[tuple[str, str, str | Cell]]:
     """Where a runtime is, and what it can do, or why it cannot and what to run."""
     if found.where == "nowhere":
         yield found.runtime, "not found", ""
     else:
-        yield found.runtime, found.where, found.python or ""
+        yield found.runtime, found.where, Cell(found.python or "", whole=True)
     if found.problem is not None:
         yield "", "broken", found.problem
     if found.abilities is not None:
@@ -137,4 +140,4 @@ def _rows(found: RuntimeFindings) -> Iterator[tuple[str, str, str]]:
     for note in found.notes:
         yield "", "note", note
     for line in found.advice:
-        yield "", "to get it", line
+        yield "", "to get it", Cell(line, whole=True)

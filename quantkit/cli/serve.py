@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import quantkit
-from quantkit.cli.console import Reply, make_table, printable, render_reply, write
+from quantkit.cli.console import Reply, render_reply, write
+from quantkit.cli.layout import Line, Sentence, make_table, printable
 from quantkit.cli.options import JsonOption, QuietOption, given
 from quantkit.errors import InputError
 from quantkit.report.rounding import format_bytes, format_count, format_significant
@@ -16,6 +17,9 @@ from quantkit.report.rounding import format_bytes, format_count, format_signific
 if TYPE_CHECKING:
     from quantkit.serving.records import MemoryPlan, ServeCommand
     from quantkit.serving.starting import ChatAnswer
+
+SERVERS = ("vllm", "tgi", "tensorrt-llm", "ollama", "onnxruntime", "llama.cpp")
+"""What `--with` takes, named here because `quantkit.serving` loads torch."""
 
 EXAMPLE = "Example: quantkit serve artifacts/model-awq4 --with vllm --gpu H100 --context 32768"
 
@@ -33,7 +37,7 @@ def serve(
         typer.Option(
             "--with",
             metavar="RUNTIME",
-            help="vllm, tgi, tensorrt-llm, ollama, onnxruntime or llama.cpp.",
+            help=f"{', '.join(SERVERS[:-1])} or {SERVERS[-1]}.",
         ),
     ],
     context: Annotated[
@@ -157,7 +161,7 @@ def _tell(line: str) -> None:
     write(f"{line}\n", sys.stderr)
 
 
-def _lines(command: ServeCommand) -> list[Any]:
+def _lines(command: ServeCommand) -> list[Line]:
     rows = (
         ("artifact", f"{command.artifact} ({command.format}, {command.scheme})"),
         ("runtime", f"{command.runtime} on {_machine(command)}"),
@@ -171,7 +175,7 @@ def _lines(command: ServeCommand) -> list[Any]:
             "characters that a terminal does not show are escaped below, so that it is not the "
             "very text: --json has it"
         )
-    lines: list[Any] = [make_table(rows), *(f"note: {note}" for note in notes)]
+    lines: list[Line] = [make_table(rows), *(Sentence("note: ", note) for note in notes)]
     return [*lines, "", shell, *_container_lines(command)]
 
 

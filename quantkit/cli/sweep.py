@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import quantkit
-from quantkit.cli.console import Reply, printable, show_step, write
+from quantkit.cli.console import Reply, is_lively, write
+from quantkit.cli.layout import printable
 from quantkit.cli.options import (
     DeviceOption,
     JsonOption,
@@ -20,16 +21,19 @@ from quantkit.cli.options import (
     QuietOption,
     given,
 )
+from quantkit.cli.streams import own
 from quantkit.cli.sweep_reply import sweep_reply
 from quantkit.cli.tracking import sending
 from quantkit.sweeping.jobs import JobOptions, make_jobs
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
+    from quantkit.cli.bars import Board
     from quantkit.records import Event, Progress
 
 EXAMPLE = "Example: quantkit sweep gptq4 awq4 --model models/demo-llama --processes 2"
+
+_STAGE = "sweep"
+"""Of events about whole jobs; the others are about what runs within one."""
 
 
 def sweep(
@@ -126,46 +130,31 @@ def _show(quiet: bool) -> Iterator[Progress | None]:
     """A line at the start and the end of each job; on a terminal also how far the others are."""
     if quiet:
         yield None
-    elif sys.stderr.isatty():
-        with _bars() as progress:
-            yield progress
+    elif is_lively(own(sys.stderr)):
+        from quantkit.cli.bars import open_board
+
+        with open_board(own(sys.stderr), transient=True) as board:
+            yield lambda event: _draw(board, event)
     else:
         yield _tell_line
 
 
 def _tell_line(event: Event) -> None:
-    if event.stage == "sweep":
-        write(f"{_line(event)}\n", sys.stderr)
+    if event.stage == _STAGE:
+        # A sweep is not lost because its progress cannot be written.
+        with suppress(OSError):
+            write(f"{_line(event)}\n", sys.stderr)
 
 
 def _line(event: Event) -> str:
     return f"sweep {event.done}/{event.total}  {printable(event.message, keep='')}"
 
 
-@contextmanager
-def _bars() -> Iterator[Progress]:
+def _draw(board: Board, event: Event) -> None:
     """The same lines, and below them a bar for each job that runs."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[message]}", markup=False),
-    )
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(event: Event) -> None:
-            if event.stage == "sweep":
-                bars.console.print(_line(event), markup=False, highlight=False, soft_wrap=True)
-                ended = [name for name in tasks if event.message.startswith(f"{name}: ")]
-                for name in ended:
-                    bars.remove_task(tasks.pop(name))
-                return
-            show_step(bars, tasks, event)
-
-        yield show
+    if event.stage != _STAGE:
+        board.show(event)
+        return
+    board.tell(_line(event))
+    for name in [name for name in board.stages if event.message.startswith(f"{name}: ")]:
+        board.drop(name)

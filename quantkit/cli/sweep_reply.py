@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from quantkit.cli.console import Reply, printable
+from quantkit.cli.console import Reply
+from quantkit.cli.layout import Cell, Line, Sentence, Table, make_table
 from quantkit.sweeping.rows import TITLES, sweep_document, sweep_rows
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-
     from quantkit.sweeping.records import SweepResult
 
 _STYLES = {"PASS": "bold green", "FAIL": "bold red", "ERROR": "bold red"}
@@ -23,12 +19,12 @@ _TEXTS = 2
 
 def sweep_reply(result: SweepResult) -> Reply:
     """What `quantkit sweep` says at its end."""
-    lines: list[RenderableType] = ["", _make_table(result), ""]
+    lines: list[Line] = ["", _make_table(result), ""]
     for model, sentence in result.choices.items():
-        lines.append(f"model    {model}: {sentence}")
+        lines.append(Sentence("model    ", f"{model}: {sentence}"))
     for outcome in result.outcomes:
         if outcome.error is not None:
-            lines.append(f"error    {outcome.job.name}: {outcome.error}")
+            lines.append(Sentence("error    ", f"{outcome.job.name}: {outcome.error}"))
             lines.append(f"log      {outcome.job.log}")
     lines += [f"compare  {page}" for page in result.reports.values()]
     if result.reports:
@@ -38,16 +34,9 @@ def sweep_reply(result: SweepResult) -> Reply:
 
 
 def _make_table(result: SweepResult) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, title in enumerate(TITLES):
-        if number < _TEXTS:
-            table.add_column(title, overflow="fold")
-        else:
-            table.add_column(title, justify="right", no_wrap=True)
+    rows = [[Cell(title, "bold") for title in TITLES]]
     for row in sweep_rows(result):
-        name, verdict, *figures = map(printable, row.cells)
+        name, verdict, *figures = row.cells
         style = _STYLES.get(row.verdict, _OTHER_STYLE)
-        table.add_row(Text(name, style="bold"), Text(verdict, style=style), *figures)
-    return table
+        rows.append([Cell(name), Cell(verdict, style), *map(Cell, figures)])
+    return make_table(rows, has_titles=True, figures_from=_TEXTS)

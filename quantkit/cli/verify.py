@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import quantkit
-from quantkit.cli.console import Reply, make_table
+from quantkit.cli.console import Reply
+from quantkit.cli.layout import Cell, Line, Sentence, make_table
 from quantkit.cli.options import JsonOption, QuietOption
 from quantkit.report.rounding import format_percent
 
@@ -53,10 +54,10 @@ def verify(
     return Reply(document, _lines(found), exit_code=2 if found.problems else 0)
 
 
-def _lines(found: Verification) -> list[Any]:
+def _lines(found: Verification) -> list[Line]:
     rows = (
-        ("folder", str(found.folder)),
-        *((("file", found.file.name),) if found.file is not None else ()),
+        ("folder", Cell(str(found.folder), whole=True)),
+        *((("file", Cell(found.file.name, whole=True)),) if found.file is not None else ()),
         ("format", found.format),
         ("scheme", found.scheme),
         *((("kv cache", found.kv_cache),) if found.kv_cache != "none" else ()),
@@ -67,11 +68,11 @@ def _lines(found: Verification) -> list[Any]:
     return [
         make_table(rows),
         "",
-        make_table(_show_runtimes(found.runtimes)),
+        make_table(_show_runtimes(found.runtimes), has_titles=True),
         *([] if found.comparison is None else ["", *_compare(found.comparison)]),
         "",
-        *(f"note: {note}" for note in found.notes),
-        *(f"problem: {problem}" for problem in found.problems),
+        *(Sentence("note: ", note) for note in found.notes),
+        *(Sentence("problem: ", problem) for problem in found.problems),
         verdict,
     ]
 
@@ -91,7 +92,7 @@ def _show_runtimes(runtimes: Sequence[RuntimeSupport]) -> Iterator[tuple[str, st
             first = ("", "")
 
 
-def _compare(comparison: Comparison) -> list[Any]:
+def _compare(comparison: Comparison) -> list[Line]:
     """The figures of a comparison, and what is worth a name."""
     changed, folded = (
         list(comparison.changed),

@@ -44,6 +44,8 @@ def raiser(error: BaseException) -> Callable[[], object]:
         (MemoryError(), 5, "error: out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 5, "error: out of memory"),
         (OSError(errno.ENOSPC, "No space left on device", "x"), 5, "error: no space left"),
+        (OSError(errno.EIO, "Input/output error", "x"), 5, "error: the disk has failed at x"),
+        (OSError(errno.EMFILE, "Too many open files", "x"), 5, "error: too many open files at x"),
         (errors.Interrupted("stopped"), 130, "error: interrupted"),
         (KeyboardInterrupt(), 130, "goes on: quantkit quantize --recipe 'a b.yaml'\n"),
     ],
@@ -64,7 +66,7 @@ def test_a_foreseen_failure_is_one_message_without_a_traceback(
 
 
 @pytest.mark.parametrize(
-    "error", [KeyError("x"), BrokenPipeError(), RuntimeError("shape"), OSError(5, "I/O")]
+    "error", [KeyError("x"), BrokenPipeError(), RuntimeError("shape"), OSError(errno.EBADF, "fd")]
 )
 def test_a_defect_shows_its_traceback_and_exits_with_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception

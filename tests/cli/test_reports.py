@@ -67,7 +67,7 @@ def test_a_comparison_fits_into_a_terminal_of_80_columns(
 
 
 def test_nothing_is_cut_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names that begin alike go on in the next line."""
+    """Where the columns have no room, an artifact is a list: its name is whole, in one line."""
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
@@ -75,9 +75,7 @@ def test_nothing_is_cut_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) ->
 
     assert "…" not in table
     assert all(len(line) <= 60 for line in re.sub("\x1b[^m]*m", "", table).splitlines())
-    assert "demo-llama-IQ3_M.gguf" in "".join(
-        line[:10] for line in re.sub("\x1b[^m]*m", "", table).splitlines()
-    )
+    assert "demo-llama-IQ3_M.gguf" in re.sub("\x1b[^m]*m", "", table).splitlines()
 
 
 def test_a_comparison_says_the_order_and_what_running_takes() -> None:
