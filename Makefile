@@ -1,6 +1,6 @@
 # make setup   .venv in this folder, from constraints.txt (PYTHON=... chooses the interpreter)
 # make demo    quantize the bundled model, judge it, print the table and where the report is
-# make test    the tests, on JOBS processes
+# make test    the tests, on JOBS processes; ALSO="recipes resume" adds those of other targets
 # make check   style, formatting and types
 # make browser open report.html in a headless Chromium, which it installs where that needs no questions
 # make recipes every shipped recipe on the bundled model, small
@@ -14,6 +14,8 @@
 # make faults  a job that is broken at every call by which it changes a folder
 # make soak    200 jobs in one process: memory, files, threads
 # make supply  the dependencies, their licences and holes, and the archives in clean environments
+# make locks   the hashes of constraints*.txt, from the package index
+# make release wheel, source archive, bill of materials and SHA256SUMS, in dist
 # make odd     the tests without network and root, with a home that cannot be written, and more
 # make minilm  quantize and judge a real sentence encoder, which it downloads once
 # make vllm    generate with artifacts and judge them in vLLM's CPU build, in its own environment
@@ -23,10 +25,13 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 JOBS ?= 2
+ALSO ?=
 # One thread a process: the tests' tensors are too small to share out.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# Hundreds of the tests' processes would compile the same files again, where containers forbid it.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check format browser recipes kernels ranks ray integrations resume trust fuzz faults soak supply odd minilm vllm bench clean
+.PHONY: setup demo test check format browser recipes kernels ranks ray integrations resume trust fuzz faults soak supply locks release odd minilm vllm bench clean
 
 setup:
 	@scripts/setup.sh
@@ -35,7 +40,7 @@ demo: setup
 	$(BIN)/quantkit quantize --recipe demo --overwrite
 
 test: setup
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) $(ARGUMENTS)
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) $(ALSO:%=--also=%) $(ARGUMENTS)
 
 check: setup
 	$(BIN)/ruff check .
@@ -58,11 +63,11 @@ kernels: setup
 	  $(BIN)/python -m pytest -q -n $(JOBS) -m kernels tests/numerics/kernels
 
 ranks: setup
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -m ranks tests/e2e
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -m ranks tests/e2e/test_ranks_jobs.py
 
 ray: setup
 	aside=$$(scripts/setup_aside.sh ray) && $(TEST_ENVIRONMENT) PYTHONPATH=$$aside \
-	  $(BIN)/python -m pytest -q -m ray tests
+	  $(BIN)/python -m pytest -q -m ray tests/cli/test_sweep.py
 
 integrations: setup
 	scripts/check_integrations.sh
@@ -74,8 +79,9 @@ trust: setup supply
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) -m "fuzz or faults or soak" tests
 
 fuzz: setup
-	$(TEST_ENVIRONMENT) QUANTKIT_TRUST=full $(BIN)/python -m pytest -q -n $(JOBS) -m fuzz tests/fuzzing
+	$(TEST_ENVIRONMENT) QUANTKIT_TRUST=full $(BIN)/python -m pytest -q -n $(JOBS) -m fuzz tests/fuzzing tests/security
 	$(BIN)/python -m tests.fuzzing.table
+	$(BIN)/python -m tests.security.table
 
 faults: setup
 	$(TEST_ENVIRONMENT) QUANTKIT_TRUST=full $(BIN)/python -m pytest -q -n $(JOBS) -m faults tests/faults
@@ -86,8 +92,14 @@ soak: setup
 supply: setup
 	scripts/check_supply.sh
 
+locks: setup
+	$(BIN)/python scripts/supply/lock.py
+
+release: setup
+	scripts/build_release.sh dist
+
 odd: setup
-	scripts/check_odd.sh
+	scripts/check_odd.sh $(ARGUMENTS)
 
 minilm: setup
 	model=$$(scripts/setup_minilm.sh) && $(TEST_ENVIRONMENT) QUANTKIT_MINILM=$$model \
@@ -124,5 +136,5 @@ bench: setup
 	$(BIN)/python benchmarks/onnx_2gb.py
 
 clean:
-	rm -rf .venv .venv-vllm .venv-litellm .venv-rival .venv-auto-round .venv-llama-cpp-python .venv-minilm .venv-triton .venv-ray .venv-mlflow .venv-otel .venv-modelopt artifacts build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-litellm .venv-rival .venv-auto-round .venv-llama-cpp-python .venv-minilm .venv-triton .venv-ray .venv-mlflow .venv-otel .venv-modelopt .venv-supply artifacts build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find quantkit tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,7 +2,8 @@
 # Test what quantkit is used inside of, with the real ones: what .venv has not of them lies in folders
 # and environments beside it, which these tests alone see.
 #
-# usage: scripts/check_integrations.sh
+# usage: scripts/check_integrations.sh [--prepare]
+#   --prepare  make the folders and environments, and no more
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -22,6 +23,7 @@ scripts/make_environment.sh .venv-litellm constraints-litellm.txt litellm apsche
 mlflow=$(scripts/setup_aside.sh mlflow)
 otel=$(scripts/setup_aside.sh otel)
 modelopt=$(scripts/setup_aside.sh modelopt)
+if [[ "${1:-}" == --prepare ]]; then exit 0; fi
 
 # Trainings, servers and jobs of other processes: most of the time one test waits for them.
 QUANTKIT_LITELLM=$PWD/.venv-litellm/bin/litellm run "$mlflow:$otel" -n 3 --dist loadfile \

@@ -1,4 +1,4 @@
-"""What holds for all tests: none sees what the user's own gates have kept, or has installed."""
+"""What holds for all tests: no network, and nothing of what the user has kept or installed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,41 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Helpers too check where Python drops assert statements (-O): before any of them is imported.
+_PARTS = [entry.stem for entry in Path(__file__).parent.iterdir() if entry.stem[0] not in "_."]
+pytest.register_assert_rewrite(*(f"tests.{part}" for part in _PARTS if part != "conftest"))
+
+from tests import loopback  # noqa: E402
+
+loopback.start()
+# How fast this machine is, and what else it does, is no property of what is tested.
+settings.register_profile(
+    "any machine", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--also resume`: one start for what has targets of its own in the Makefile."""
+    words = "run the tests with this marker, too, which the default run leaves out"
+    parser.addoption("--also", action="append", default=[], metavar="MARKER", help=words)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Widen the expression of markers, before the tests are chosen by it."""
+    for marker in config.getoption("also"):
+        config.option.markexpr = f"({config.option.markexpr}) or {marker}"
+
+
+@pytest.fixture(autouse=True)
+def no_network() -> Iterator[None]:
+    """A test that tries to reach another machine fails, though what it tests may take it well."""
+    before = len(loopback.refused)
+    yield
+    tried = loopback.refused[before:]
+    assert not tried, f"only loopback may be used: {tried}"
 
 
 @pytest.fixture(scope="session", autouse=True)

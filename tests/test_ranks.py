@@ -72,6 +72,21 @@ def test_the_environment_says_who_this_is(monkeypatch: pytest.MonkeyPatch) -> No
         read_ranks()
 
 
+@pytest.mark.parametrize(("place", "port"), [(None, "29500"), ("127.0.0.1", None), ("", "x")])
+def test_ranks_that_know_no_place_to_meet_are_told_of_torchrun(
+    monkeypatch: pytest.MonkeyPatch, place: str | None, port: str | None
+) -> None:
+    """A shell in which WORLD_SIZE is left over from another job."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    for name, value in (("MASTER_ADDR", place), ("MASTER_PORT", port)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="with torchrun, or unset WORLD_SIZE"), join_ranks():
+        pass
+
+
 def test_a_machine_is_shared_by_the_ranks_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert [ranks_here(ALONE), ranks_here(Ranks(1, 4))] == [1, 4]
