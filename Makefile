@@ -76,7 +76,8 @@ resume: setup
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) -m resume tests/e2e
 
 trust: setup supply
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) -m "fuzz or faults or soak" tests
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) -m "fuzz or faults or soak" \
+	  tests/fuzzing tests/security tests/faults tests/soak tests/terminal
 
 fuzz: setup
 	$(TEST_ENVIRONMENT) QUANTKIT_TRUST=full $(BIN)/python -m pytest -q -n $(JOBS) -m fuzz tests/fuzzing tests/security

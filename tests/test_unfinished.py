@@ -64,7 +64,7 @@ def test_an_old_output_gets_its_name_back_where_names_cannot_be_exchanged(
         if words_of(output) == {"old"}:
             with staged(output, overwrite=True) as again:
                 fill(again, "new")
-                commit(again, output)
+                commit(again, output, overwrite=True)
         assert words_of(output) == {"new"}
         assert [path.name for path in folder.iterdir()] == ["out"]
         assert sorted(path.name for path in output.iterdir()) == ["quantkit.json", "weights"]

@@ -78,8 +78,8 @@ def test_what_other_commands_show_is_whole(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["quantize", "--recipe", "recipe.yaml", "--output", "NEW"], "quantize 2/4"),
-        (["calibrate", "--recipe", "recipe.yaml", "--output", "NEW"], "calibrate 2/4"),
+        (["quantize", "--recipe", "recipe.yaml", "--output", "NEW"], "quantize /4"),
+        (["calibrate", "--recipe", "recipe.yaml", "--output", "NEW"], "prepare 0/1"),
         (["gate", "out", "--baseline", "model", "--output", "NEW"], "gate"),
         (["compare", "model", "out", "--recipe", "recipe.yaml", "--output", "NEW"], "gate"),
         (["bisect", "out", "--baseline", "model", "--recipe", "recipe.yaml",
