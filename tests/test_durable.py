@@ -78,7 +78,7 @@ def test_a_folder_is_on_the_disk_before_it_gets_its_name(
 
     monkeypatch.setattr(os, "fsync", note)
     monkeypatch.setattr(Path, "rename", note_rename)
-    commit(partial, output)
+    commit(partial, output, overwrite=True)
 
     assert set(renamed) == expected
     # Names before the folders that hold them, and the new name after the rename.

@@ -1,6 +1,7 @@
 """Every call by which a command changes a folder is broken once, in every way, and it goes on.
 
-`make faults` breaks all of them; by default (QUANTKIT_TRUST=ci) a few that a seed has drawn are.
+`make faults` breaks all of them, or with QUANTKIT_FAULTS=N as many of each command, evenly by each
+trouble; by default (QUANTKIT_TRUST=ci) a few are. Those that are broken, a seed has drawn.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from tests.publishing.outputs import make_output
 pytestmark = pytest.mark.faults
 
 FULL = os.environ.get("QUANTKIT_TRUST", "ci") == "full"
+MOST = int(os.environ.get("QUANTKIT_FAULTS", 1 << 30))
 PACKED = "{format: compressed-tensors}"
 GGUF = "{format: gguf, type: Q4_0}"
 REPO = "alice/faults"
@@ -73,16 +75,16 @@ def make_artifact(runner: Runner, export: str) -> Path:
     return place
 
 
-def sweep(runner: Runner, scenario: Scenario, few: int, most: int | None = None) -> Whole:
+def sweep(runner: Runner, scenario: Scenario, few: int, most: int = MOST) -> Whole:
     """Break a command at its calls, and see that nothing has gone wrong.
 
     Args:
         few: calls that are broken by default; at least one by each trouble.
-        most: the same in a full sweep; None: all.
+        most: the same in a full sweep, at most.
     """
     whole = run_whole(runner, scenario)
     points = [(each, at) for each in TROUBLES for at in list_points(whole, each)]
-    chosen = draw(points, most if FULL else few)
+    chosen = draw(points, min(most, MOST) if FULL else few)
     outcomes = []
     for number, (trouble, at) in enumerate(chosen, start=1):
         outcome = break_at(runner, scenario, whole, trouble, at)
@@ -96,9 +98,9 @@ def sweep(runner: Runner, scenario: Scenario, few: int, most: int | None = None)
     return whole
 
 
-def draw(points: list[tuple[Trouble, int]], count: int | None) -> list[tuple[Trouble, int]]:
-    """Draw points, as many of each trouble; all without a count."""
-    if count is None or count >= len(points):
+def draw(points: list[tuple[Trouble, int]], count: int) -> list[tuple[Trouble, int]]:
+    """Draw points, as many of each trouble; all where there are no more."""
+    if count >= len(points):
         return points
     draw = random.Random(11)
     chosen = []

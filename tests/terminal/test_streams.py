@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,12 +20,13 @@ NEEDS_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is
 
 
 def in_a_shell(line: str, **changes: str) -> subprocess.CompletedProcess[str]:
-    """Run a line of bash in which `$Q` is the program."""
+    """Run a line of bash in which `Q` is the program."""
+    program = f'Q() {{ {shlex.join(COMMAND)} "$@"; }}'
     return subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {line}"],
+        ["bash", "-c", f"set -o pipefail; {program}; {line}"],
         capture_output=True,
         text=True,
-        env=environment(Q=" ".join(COMMAND), **changes),
+        env=environment(**changes),
         timeout=300,
     )
 
@@ -32,12 +34,12 @@ def in_a_shell(line: str, **changes: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("line", "code", "out", "err"),
     [
-        ("$Q recipes schema | head -1", 0, "{\n", ""),
-        ("$Q --help | head -1", 0, "Usage: quantkit [OPTIONS] COMMAND ...\n", ""),
-        ("$Q recipes list <&- >&- 2>&-", 0, "", ""),
-        pytest.param("$Q recipes list >&-", 0, "", "", marks=pytest.mark.soak),
-        pytest.param("$Q recipes lst 2>&-", 2, "", "", marks=pytest.mark.soak),
-        pytest.param("$Q recipes lst 2>/dev/full", 2, "", "", marks=[NEEDS_FULL, pytest.mark.soak]),
+        ("Q recipes schema | head -1", 0, "{\n", ""),
+        ("Q --help | head -1", 0, "Usage: quantkit [OPTIONS] COMMAND ...\n", ""),
+        ("Q recipes list <&- >&- 2>&-", 0, "", ""),
+        pytest.param("Q recipes list >&-", 0, "", "", marks=pytest.mark.soak),
+        pytest.param("Q recipes lst 2>&-", 2, "", "", marks=pytest.mark.soak),
+        pytest.param("Q recipes lst 2>/dev/full", 2, "", "", marks=[NEEDS_FULL, pytest.mark.soak]),
     ],
 )
 def test_nobody_reads(line: str, code: int, out: str, err: str) -> None:
@@ -58,7 +60,7 @@ def test_nobody_reads(line: str, code: int, out: str, err: str) -> None:
 )
 def test_stdout_that_is_full_is_one_line_and_no_success(words: str) -> None:
     """Whatever is printed."""
-    done = in_a_shell(f"$Q {words} > /dev/full")
+    done = in_a_shell(f"Q {words} > /dev/full")
 
     assert done.returncode == 5
     (line,) = done.stderr.splitlines()
@@ -72,7 +74,8 @@ def test_a_closed_stream_leaves_no_place_for_a_file(tmp_path: Path) -> None:
         "open_standard_streams();"
         "print(os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY), file=sys.stderr)"
     )
-    done = in_a_shell(f"{sys.executable} -c '{code}' {tmp_path / 'file'} <&- >&-")
+    words = shlex.join([sys.executable, "-c", code, str(tmp_path / "file")])
+    done = in_a_shell(f"{words} <&- >&-")
 
     assert int(done.stderr) > 2
     assert (tmp_path / "file").read_bytes() == b""
