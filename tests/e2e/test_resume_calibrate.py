@@ -34,7 +34,7 @@ def die(*arguments):
 workspace._write = die
 if int(sys.argv[4]) < 0:
     import quantkit.calibrating
-    quantkit.calibrating.write_text = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    quantkit.calibrating.write_words = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 quantkit.calibrate(sys.argv[1], model=sys.argv[2], output=sys.argv[3])
 """
 """Dies in front of the file with a number, of blocks and then of Fisher matrices; below zero in
