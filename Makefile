@@ -3,7 +3,7 @@
 # make test    the tests, on JOBS processes; ALSO="recipes resume" adds those of other targets
 # make check   style, formatting and types
 # make browser open report.html in a headless Chromium, which it installs where that needs no questions
-# make recipes every shipped recipe on the bundled model, small
+# make recipes every shipped recipe on the bundled model, small, and the common mistakes of docs/errors.md
 # make kernels the Triton kernels in Triton's interpreter, which needs no GPU
 # make ranks   whole jobs by two processes, against the same by one
 # make ray     sweep over recipes on Ray

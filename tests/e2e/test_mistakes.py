@@ -267,13 +267,8 @@ def test_there_are_twenty() -> None:
     assert set(MAKING) <= set(MISTAKES)
 
 
-# A whole job with its gate: as those of the recipes.
-_SLOW = {"Publishing what nobody has judged": pytest.mark.recipes}
-
-
-@pytest.mark.parametrize(
-    "title", [pytest.param(title, marks=_SLOW.get(title, ())) for title in MISTAKES]
-)
+@pytest.mark.recipes
+@pytest.mark.parametrize("title", MISTAKES)
 def test_a_mistake_says_how_it_is_mended_and_is_mended_so(title: str, user: User) -> None:
     """The message is the one that the page shows, and after the remedy the command works."""
     first, *remedy = MISTAKES[title]
