@@ -591,3 +591,11 @@ def test_the_documentation_lists_every_key_with_its_default() -> None:
     text = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
     begin, end = "<!-- keys: begin -->\n", "\n<!-- keys: end -->"
     assert text[text.index(begin) + len(begin) : text.index(end)] == key_tables()
+
+
+def test_a_path_that_is_none_is_refused(tmp_path: Path) -> None:
+    """Longer than a file system has names for; it names itself in short."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"version: 1\ncalibration: {{data: {'a' * 5000}}}\nquantize: {{}}\n")
+    with pytest.raises(RecipeError, match=r"path 'a{60}'\.\.\.: File name too long"):
+        load_recipe(path)

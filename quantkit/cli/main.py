@@ -199,6 +199,8 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> QuantkitError | 
         return error
     if isinstance(error, TyperException):
         return InputError(_usage(error))
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return InputError(f"{str(error.filename)[:60]!r}... is longer than names of files are")
     if is_out_of_memory(error):
         return ResourceError(
             "out of memory: lower calibration.samples or calibration.sequence_length, "

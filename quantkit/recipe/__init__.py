@@ -132,13 +132,20 @@ def validate(
 
 
 def _with_found_paths(recipe: Recipe, folder: Path) -> Recipe:
-    """Resolve relative input paths: working folder, the recipe's own, the shipped recipes'."""
+    """Resolve relative input paths: working folder, the recipe's own, the shipped recipes'.
+
+    Raises:
+        RecipeError: one is none, for instance longer than a file system has names for.
+    """
 
     def find(value: str) -> str:
-        if Path(value).is_absolute() or Path(value).exists():
-            return value
-        candidates = (folder / value, shipped_folder().parent / value)
-        return next((str(path) for path in candidates if path.exists()), value)
+        candidates = (Path(value), folder / value, shipped_folder().parent / value)
+        try:
+            found = next((path for path in candidates if path.exists()), Path(value))
+        except OSError as error:
+            shown = f"{value[:60]!r}..." if len(value) > 60 else repr(value)
+            raise RecipeError(f"the recipe's path {shown}: {error.strerror}") from None
+        return value if found == candidates[0] else str(found)
 
     changes: dict[str, Any] = {}
     if recipe.model:

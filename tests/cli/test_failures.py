@@ -46,6 +46,11 @@ def raiser(error: BaseException) -> Callable[[], object]:
         (OSError(errno.ENOSPC, "No space left on device", "x"), 5, "error: no space left"),
         (OSError(errno.EIO, "Input/output error", "x"), 5, "error: the disk has failed at x"),
         (OSError(errno.EMFILE, "Too many open files", "x"), 5, "error: too many open files at x"),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300),
+            2,
+            f"error: '{'x' * 60}'... is longer than names of files are\n",
+        ),
         (errors.Interrupted("stopped"), 130, "error: interrupted"),
         (KeyboardInterrupt(), 130, "goes on: quantkit quantize --recipe 'a b.yaml'\n"),
     ],

@@ -107,7 +107,7 @@ def _bad_entry(draw: random.Random, header: bytes) -> bytes:
         else:
             one["shape"], one["data_offsets"] = [0, 2**62], [one["data_offsets"][0]] * 2
         return json.dumps(tree).encode()
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return header
 
 
