@@ -6,7 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from quantkit.errors import CheckpointError, ResourceError, is_out_of_memory, machine_errors
+from quantkit.errors import (
+    CheckpointError,
+    ResourceError,
+    is_out_of_memory,
+    machine_errors,
+    machine_trouble,
+)
 from quantkit.locking import LOCK, locked
 from quantkit.ranks import Ranks
 from quantkit.records import Event, Progress
@@ -50,11 +56,13 @@ def _staged(output: Path, overwrite: bool, tell: Progress) -> Iterator[Path]:
             clear(partial)
             yield partial
         except BaseException as error:
-            # Only a damaged checkpoint makes solved blocks worthless: its files have to change.
+            # Only a damaged checkpoint makes solved blocks worthless: its files have to change. One
+            # that cannot be read because the disk fails is not damaged.
+            damaged = isinstance(error, CheckpointError) and machine_trouble(error) is None
             kept = any(
                 path for name in _WORTH_KEEPING for path in (partial / "workspace").glob(name)
             )
-            resumable = kept and (existed or not isinstance(error, CheckpointError))
+            resumable = kept and (existed or not damaged)
             # Behind the commit it may be the next job's.
             if not resumable and hold.is_there():
                 discard(partial)

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 import quantkit.staging
-from quantkit.errors import ResourceError
+from quantkit.errors import CheckpointError, ResourceError
 from quantkit.running import staged
 from quantkit.staging import check_output, commit, partial_of
 from quantkit.workspace import (
@@ -37,6 +37,24 @@ def commit_and_die(output: Path, call: int) -> None:
     """In a process of its own."""
     act_before_changes({call: die})
     commit(partial_of(output), output, overwrite=True)
+
+
+@pytest.mark.parametrize("fails", [True, False], ids=["disk fails", "damaged"])
+def test_a_checkpoint_that_cannot_be_read_costs_no_block(tmp_path: Path, fails: bool) -> None:
+    """A damaged one does: its files have to change before the job can go on."""
+    output = tmp_path / "out"
+    workspace = partial_of(output) / "workspace"
+
+    def work() -> None:
+        with staged(output, overwrite=True):
+            workspace.mkdir()
+            (workspace / "block-00000-0").write_text("solved")
+            cause = OSError(errno.EIO if fails else errno.EINVAL, "cannot be read")
+            raise CheckpointError("cannot read model.safetensors") from cause
+
+    with pytest.raises(ResourceError if fails else CheckpointError):
+        work()
+    assert (workspace / "block-00000-0").exists() is fails
 
 
 def test_an_old_output_gets_its_name_back_where_names_cannot_be_exchanged(
