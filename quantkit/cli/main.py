@@ -143,7 +143,7 @@ def _answer(arguments: list[str], stdout: TextIO) -> int:
     try:
         with _libraries_apart(as_json):
             reply = _run(arguments)
-            text = render_reply(reply, as_json=as_json, stdout=stdout)
+            text = render_reply(reply, as_json=as_json, stdout=stdout) if reply else ""
         with _writing_the_reply():
             write(text, stdout)
     except (KeyboardInterrupt, Exception) as error:
@@ -157,7 +157,7 @@ def _answer(arguments: list[str], stdout: TextIO) -> int:
                 )
             print_error(str(known), known.exit_code, as_json=as_json, stdout=stdout)
         return known.exit_code
-    return reply.exit_code
+    return reply.exit_code if reply else 0
 
 
 @contextlib.contextmanager
@@ -176,13 +176,16 @@ def _writing_the_reply() -> Iterator[None]:
         raise OutputError(f"{what}: {error.strerror or error}") from error
 
 
-def _run(arguments: list[str]) -> Reply:
-    """Parse and run; what the parser answers by itself, as to `--help`, is a reply too."""
+def _run(arguments: list[str]) -> Reply | None:
+    """Parse and run; what the parser answers by itself, as to `--help`, is a reply too.
+
+    None comes from a command that has said all by itself, as a server that was told to end.
+    """
     command = get_command(app)
     # Not `command.main`: it would swallow KeyboardInterrupt and broken pipes of ours.
     try:
         with command.make_context(PROGRAM, list(arguments)) as context:
-            reply: Reply = command.invoke(context)
+            reply: Reply | None = command.invoke(context)
             return reply
     except Answered as answered:
         return answered.reply
