@@ -86,8 +86,8 @@ def _is_block(about: object, holds: Mapping[str, Any]) -> bool:
     return (
         isinstance(groups, dict)
         and all(map(_is_group, groups.values()))
-        and (not holds["key_value"] or _is_count(about.get("kv_tokens")))
-        and (not holds["fisher"] or _is_digest(about.get("fisher_sha256")))
+        and (not holds.get("key_value") or _is_count(about.get("kv_tokens")))
+        and (not holds.get("fisher") or _is_digest(about.get("fisher_sha256")))
     )
 
 
