@@ -132,6 +132,7 @@ def record_calls(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Input
         IndexError,
         KeyError,
         NotImplementedError,
+        OverflowError,
         RuntimeError,
         TypeError,
         ValueError,

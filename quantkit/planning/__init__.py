@@ -197,6 +197,8 @@ def _plan_assigned(
     """The plan of an assignment without problems."""
     kv_cache, _ = plan_kv_cache(recipe, skeleton, structure)
     blocks = _plan_blocks(structure, assignment)
+    if not blocks:
+        raise PlanError([f"{checkpoint.source.name} has no decoder blocks: see its config.json"])
     scale_dtype = choose_scale_dtype(checkpoint, assignment.linears.values())
     leads = bool(files.gguf) and not any(has_schemes(export) for export in recipe.export)
     linears = tuple(assignment.linears.values())
