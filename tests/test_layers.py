@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "quantkit"
 LAYERS = (
     {"masking"},
     {"errors"},
-    {"plain_yaml", "schemes", "ggml_types", "durable", "ranks", "tracing", "functions"},
+    {"plain_yaml", "varints", "schemes", "ggml_types", "durable", "ranks", "tracing", "functions"},
     {"locking"},
     {"records", "staging"},
     {"recipe", "numerics", "describe", "differing"},

@@ -12,11 +12,12 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from quantkit.varints import UnendingNumber, read_varint
+
 _MAX_PAGES = 1 << 18
 """Of one file. Writers make pages of a megabyte or of 20,000 rows."""
 _MAX_DEPTH = 8
 """Of structs in a header, of which the format has three."""
-_TOP_BIT = 63
 
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _STRUCT = 1, 2, 3, 7, 8, 12
 _INTEGERS = frozenset({4, 5, 6})
@@ -74,6 +75,8 @@ def walk_pages(data: mmap.mmap, start: int, size: int) -> Iterator[Page]:
             page, place = _read_header(data, place)
         except IndexError:
             raise DamagedPages("a page is cut short") from None
+        except UnendingNumber:
+            raise DamagedPages("a number in the header of a page does not end") from None
         if min(page.compressed, page.uncompressed, page.values) < 0:
             raise DamagedPages("the size of a page is negative")
         place += page.compressed
@@ -141,11 +144,11 @@ def _skip(data: mmap.mmap, place: int, kind: int, depth: int) -> int:
     if kind == _BYTE:
         return place + 1
     if kind in _INTEGERS:
-        return _read_varint(data, place)[1]
+        return read_varint(data, place)[1]
     if kind == _DOUBLE:
         return place + 8
     if kind == _BINARY:
-        length, place = _read_varint(data, place)
+        length, place = read_varint(data, place)
         return place + length
     if kind == _STRUCT:
         field = 0
@@ -159,18 +162,5 @@ def _skip(data: mmap.mmap, place: int, kind: int, depth: int) -> int:
 
 
 def _read_signed(data: mmap.mmap, place: int) -> tuple[int, int]:
-    value, place = _read_varint(data, place)
+    value, place = read_varint(data, place)
     return (value >> 1) ^ -(value & 1), place
-
-
-def _read_varint(data: mmap.mmap, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-        shift += 7
-        if shift > _TOP_BIT:
-            raise DamagedPages("a number in the header of a page does not end")

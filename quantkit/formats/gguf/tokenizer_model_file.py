@@ -26,6 +26,7 @@ from quantkit.formats.gguf.tokenizer_vocabulary import (
     added_tokens,
     place_tokens,
 )
+from quantkit.varints import read_varint
 
 UNIGRAM, BPE = 1, 2
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
@@ -166,14 +167,14 @@ def _read_fields(content: memoryview) -> Iterator[tuple[int, Any]]:
     """Yield field number and value: int, float, or the bytes of a text or an inner message."""
     place = 0
     while place < len(content):
-        tag, place = _read_varint(content, place)
+        tag, place = read_varint(content, place)
         field, wire = tag >> 3, tag & 7
         if wire == _VARINT:
-            value, place = _read_varint(content, place)
+            value, place = read_varint(content, place)
             yield field, value
             continue
         if wire == _BYTES:
-            length, place = _read_varint(content, place)
+            length, place = read_varint(content, place)
         elif wire in (_FIXED32, _FIXED64):
             length = 4 if wire == _FIXED32 else 8
         else:
@@ -183,15 +184,3 @@ def _read_fields(content: memoryview) -> Iterator[tuple[int, Any]]:
         inner = content[place : place + length]
         place += length
         yield field, struct.unpack("<f", inner)[0] if wire == _FIXED32 else inner
-
-
-def _read_varint(content: memoryview, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = content[place]
-        value |= (byte & 0x7F) << shift
-        place, shift = place + 1, shift + 7
-        if not byte & 0x80:
-            return value, place
-        if shift > 63:
-            raise ValueError("a number of more than 64 bits")

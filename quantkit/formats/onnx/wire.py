@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import ArtifactError
+from quantkit.varints import read_varint
 
 MAX_BYTES = 2**31 - 1
 """What protobuf reads as one message; larger models keep their weights beside."""
@@ -32,7 +33,6 @@ _TENSOR = "onnx.TensorProto"
 _CONTENTS = frozenset({4, 9, 10})
 """Fields of a tensor whose bytes protobuf copies: float_data, raw_data, double_data."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_TOP_BYTE = 63
 _TEXT_TYPE, _MESSAGE_TYPE, _BYTES_TYPE = 9, 11, 12
 """Types of fields, of google.protobuf.descriptor.FieldDescriptor."""
 _MESSAGE_BYTES, _STRING_BYTES, _NUMBER_BYTES = 192, 32, 8
@@ -155,14 +155,14 @@ def _walk(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int
     """
     place = start
     while place < end:
-        tag, place = _read_varint(data, place)
+        tag, place = read_varint(data, place)
         kind = tag & 7
         first = place
         if kind == _BYTES:
-            length, first = _read_varint(data, place)
+            length, first = read_varint(data, place)
             place = first + length
         elif kind == _VARINT:
-            _, place = _read_varint(data, place)
+            _, place = read_varint(data, place)
             first = place
         elif kind in (_FIXED64, _FIXED32):
             place += 8 if kind == _FIXED64 else 4
@@ -172,21 +172,3 @@ def _walk(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int
         if place > end:
             raise ValueError(place)
         yield tag >> 3, first, place
-
-
-def _read_varint(data: mmap.mmap, place: int) -> tuple[int, int]:
-    """Return a number and the place behind it.
-
-    Raises:
-        IndexError, ValueError: it is damaged.
-    """
-    value = shift = 0
-    while True:
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-        shift += 7
-        if shift > _TOP_BYTE:
-            raise ValueError(shift)
