@@ -13,7 +13,7 @@ from quantkit.errors import (
     machine_errors,
     machine_trouble,
 )
-from quantkit.locking import LOCK, locked
+from quantkit.locking import LOCK, Hold, locked
 from quantkit.ranks import Ranks
 from quantkit.records import Event, Progress
 from quantkit.staging import check_output, clear, discard, partial_of
@@ -47,9 +47,7 @@ def _staged(output: Path, overwrite: bool, tell: Progress) -> Iterator[Path]:
     partial = partial_of(output)
     existed = partial.exists()
     made = [place for place in _and_above(output.parent) if not place.exists()]
-    with locked(partial) as hold:
-        if hold.note is not None:
-            tell(Event("lock", 1, 1, hold.note))
+    with _locked(partial, tell) as hold:
         try:
             # Another job may have finished the same output in the meantime.
             check_output(output, overwrite=overwrite)
@@ -92,15 +90,22 @@ def alone_in(folder: Path, tell: Progress = silent) -> Iterator[None]:
         OutputError: another job works there, or the folder cannot be made.
     """
     made = [place for place in _and_above(folder) if not place.exists()]
-    with locked(folder) as hold:
-        if hold.note is not None:
-            tell(Event("lock", 1, 1, hold.note))
+    with _locked(folder, tell):
         try:
             yield
         finally:
             with suppress(OSError):
                 (folder / LOCK).unlink(missing_ok=True)
             _remove_empty(made)
+
+
+@contextmanager
+def _locked(folder: Path, tell: Progress) -> Iterator[Hold]:
+    """Hold the lock of a folder, and tell where it is not as it should be."""
+    with locked(folder) as hold:
+        if hold.note is not None:
+            tell(Event("lock", 1, 1, hold.note))
+        yield hold
 
 
 def _and_above(folder: Path) -> tuple[Path, ...]:

@@ -97,14 +97,12 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     if output.is_symlink() or output.exists():
         if not overwrite:
             raise _existing(output)
-        # Seen twice: a job may replace and remove it while its names are read.
-        if output.is_symlink() or not any(_is_ours(output, _OUTPUT_MARKS) for _ in range(2)):
+        if output.is_symlink() or not _is_ours(output, _OUTPUT_MARKS):
             raise OutputError(
                 f"output {output} is not a folder that quantkit wrote: --overwrite leaves it alone"
             )
     partial = partial_of(output)
-    # The same: what was replaced may be moved away meanwhile.
-    if partial.is_symlink() or (_is_in_the_way(partial) and _is_in_the_way(partial)):
+    if partial.is_symlink() or not _is_ours(partial, _PARTIAL_MARKS):
         raise OutputError(f"{partial} is in the way, and quantkit did not write it: move it")
     parent = output.absolute().parent
     while not parent.exists():
@@ -119,24 +117,22 @@ def _existing(output: Path) -> OutputError:
     return OutputError(f"output {output} exists: choose another --output, or pass --overwrite")
 
 
-def _is_in_the_way(partial: Path) -> bool:
-    """Whether something else than a job's folder is there, which may go at any moment."""
-    try:
-        names = set(os.listdir(partial))
-    except FileNotFoundError:
-        return False
-    except NotADirectoryError:
-        # The partial is a file, or lies below one, of which more is said elsewhere.
-        return os.path.lexists(partial)
-    return bool(names) and not any(mark <= names for mark in _PARTIAL_MARKS)
-
-
 def _is_ours(folder: Path, marks: Sequence[AbstractSet[str]]) -> bool:
-    """Whether replacing a folder loses nothing but what quantkit wrote, or nothing at all."""
-    if not folder.is_dir():
-        return False
-    names = {path.name for path in folder.iterdir()}
-    return not names or any(mark <= names for mark in marks)
+    """Whether replacing a folder loses nothing but what quantkit wrote, or nothing at all.
+
+    Looked at twice: a job may replace and remove it while its names are read.
+    """
+    for _ in range(2):
+        try:
+            names = set(os.listdir(folder))
+        except FileNotFoundError:
+            return True
+        except NotADirectoryError:
+            # A file; or it lies below one, of which more is said elsewhere.
+            return not os.path.lexists(folder)
+        if not names or any(mark <= names for mark in marks):
+            return True
+    return False
 
 
 def clear(partial: Path) -> None:
