@@ -142,18 +142,20 @@ def clean_message(text: str) -> str:
     """Return what a message may show: without secrets, endless lines or what moves a cursor."""
     # Twice as much is looked through for secrets: of one that is cut, nothing is left.
     lines = (hide_tokens(line[: 2 * LONGEST_LINE]) for line in text.split("\n"))
-    return "\n".join(_shorten(_escape(line)) for line in lines)
+    return "\n".join(_shorten(printable(line.replace("\t", " "), keep="")) for line in lines)
 
 
 def _shorten(line: str) -> str:
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
 
 
-def _escape(line: str) -> str:
-    if line.isprintable():
-        return line
-    line = line.replace("\t", " ")
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+def printable(text: str, keep: str = "\n") -> str:
+    """Escape control characters but `keep`: texts quote bytes that strangers wrote."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1] for letter in text
+    )
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

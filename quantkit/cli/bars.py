@@ -17,8 +17,8 @@ from rich.progress import Progress as Bars
 from rich.progress import ProgressColumn, Task, TaskID
 from rich.text import Text
 
-from quantkit.cli.layout import printable
 from quantkit.cli.streams import Droppable, Murmur
+from quantkit.errors import printable
 
 if TYPE_CHECKING:
     from quantkit.records import Event, Progress

@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
-from quantkit.cli.layout import Line, lay_out, printable
+from quantkit.cli.layout import Line, lay_out
 from quantkit.cli.streams import encode_json, own
+from quantkit.errors import printable
 
 if TYPE_CHECKING:
     from quantkit.records import Event, Progress

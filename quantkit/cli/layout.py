@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
+from quantkit.errors import printable
+
 _GAP = 2
 """Spaces between columns."""
 _LEAST_ROOM = 16
@@ -61,13 +63,6 @@ class Table:
 
 Line = str | Sentence | Table
 """A text is printed as it is: it may be there to be copied, and a terminal wraps it by itself."""
-
-
-def printable(text: str, keep: str = "\n") -> str:
-    """Escape control characters but `keep`: texts quote bytes that strangers wrote."""
-    return "".join(
-        letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1] for letter in text
-    )
 
 
 def make_table(

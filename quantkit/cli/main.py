@@ -42,7 +42,6 @@ from quantkit.cli import (
 )
 from quantkit.cli.console import Answered, Reply, print_error, render_reply, write
 from quantkit.cli.helping import HelpfulCommand, HelpfulGroup
-from quantkit.cli.layout import printable
 from quantkit.cli.process import settle_process
 from quantkit.cli.stopping import stop_at_once, stopping_by_signals, unstoppable
 from quantkit.cli.streams import Murmur, settle_stream
@@ -55,6 +54,7 @@ from quantkit.errors import (
     is_out_of_memory,
     machine_trouble,
     nearest,
+    printable,
 )
 from quantkit.masking import hide_tokens
 from quantkit.ranks import read_ranks

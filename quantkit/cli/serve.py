@@ -9,9 +9,9 @@ import typer
 
 import quantkit
 from quantkit.cli.console import Reply, render_reply, write
-from quantkit.cli.layout import Line, Sentence, make_table, printable
+from quantkit.cli.layout import Line, Sentence, make_table
 from quantkit.cli.options import JsonOption, QuietOption, given
-from quantkit.errors import InputError
+from quantkit.errors import InputError, printable
 from quantkit.report.rounding import format_bytes, format_count, format_significant
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import TextIO
 
-from quantkit.cli.layout import printable
+from quantkit.errors import printable
 from quantkit.masking import hide_tokens
 
 _SPELLED = {

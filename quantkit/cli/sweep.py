@@ -12,7 +12,6 @@ import typer
 
 import quantkit
 from quantkit.cli.console import Reply, is_lively, write
-from quantkit.cli.layout import printable
 from quantkit.cli.options import (
     DeviceOption,
     JsonOption,
@@ -24,6 +23,7 @@ from quantkit.cli.options import (
 from quantkit.cli.streams import own
 from quantkit.cli.sweep_reply import sweep_reply
 from quantkit.cli.tracking import sending
+from quantkit.errors import printable
 from quantkit.sweeping.jobs import JobOptions, make_jobs
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import sys
 import pytest
 
 from quantkit.cli.console import Reply, render_json, render_lines, render_reply
-from quantkit.cli.layout import make_table, printable
+from quantkit.cli.layout import make_table
+from quantkit.errors import printable
 from tests.cli.running import COMMAND, environment, run
 
 STEPS = """
