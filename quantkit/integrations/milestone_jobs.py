@@ -117,8 +117,7 @@ class MilestoneJobs:
                 return self._attempt(model, tokenizer, step, checkpoint, before)
         except QuantkitError as error:
             # Another training writes there: nothing there is touched.
-            figures = {"passed": 0.0, "failed": 1.0, "seconds": time.monotonic() - started}
-            return (*before, Milestone(step, None, figures, str(error), kept=False))
+            return (*before, _failed(step, str(error), time.monotonic() - started))
 
     def _attempt(
         self,
@@ -149,13 +148,12 @@ class MilestoneJobs:
     ) -> tuple[Milestone, ...]:
         """Clear away what a job that failed has left, and note why it did."""
         remove_unfinished(self.root, step)
-        figures = {"passed": 0.0, "failed": 1.0, "seconds": seconds}
         words = str(error)
         if not isinstance(error, QuantkitError):
             words = f"{type(error).__name__}: {error}"
             with masked_logs():
                 logger.warning("quantkit: at step %d:", step, exc_info=error)
-        found = (*before, Milestone(step, None, figures, words, kept=False))
+        found = (*before, _failed(step, words, seconds))
         # Where the disk is full, the log of the training alone has it.
         with suppress(Exception):
             record(self.root, found, self.best_by)
@@ -192,6 +190,12 @@ class MilestoneJobs:
             self.root.mkdir(parents=True, exist_ok=True)
             path.write_text(yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False))
         return str(path)
+
+
+def _failed(step: int, words: str, seconds: float) -> Milestone:
+    """The milestone of a job that came to nothing."""
+    figures = {"passed": 0.0, "failed": 1.0, "seconds": seconds}
+    return Milestone(step, None, figures, words, kept=False)
 
 
 def make_jobs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +52,6 @@ class Jobs:
 
     def quantize(self, output: str, *more: str, **how: Any) -> Done:
         """Run `quantkit quantize` to an output, to its end or as `how` says; see forking.py."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         log = self.folder / "log.txt"
         request = {
             "arguments": ["quantize", "--recipe", "recipe.yaml", "--output", output, *more],
@@ -61,10 +59,7 @@ class Jobs:
             "log": str(log),
             **how,
         }
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        assert answer, (self.folder / "forking.txt").read_text()
-        reply = json.loads(answer)
+        reply = ask(self.process, self.folder / "forking.txt", request)
         return Done(**reply, shown=log.read_text() if log.exists() else "")
 
 
@@ -75,20 +70,40 @@ def open_jobs(folder: Path) -> Iterator[Jobs]:
     (folder / "calibration.txt").write_text(pico_text(900, seed=1))
     (folder / "evaluation.txt").write_text(pico_text(1500, seed=2))
     (folder / "recipe.yaml").write_text(RECIPE)
-    with (folder / "forking.txt").open("w") as said:
+    with forking(folder / "forking.txt") as process:
+        yield Jobs(folder, process)
+
+
+@contextmanager
+def forking(said: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """Start the process that forks; what it says itself goes into a file."""
+    with said.open("w") as words:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.e2e.forking"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=words,
             text=True,
-            env=environment(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"),
+            env=environment(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", **variables),
         )
     try:
-        yield Jobs(folder, process)
+        yield process
     finally:
         process.communicate(timeout=60)
+
+
+def ask(
+    process: subprocess.Popen[str], said: Path, request: Mapping[str, object]
+) -> dict[str, Any]:
+    """Send a request to the process that forks, and return its answer; see forking.py."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(json.dumps(request), file=process.stdin, flush=True)
+    answer = process.stdout.readline()
+    assert answer, said.read_text()
+    reply: dict[str, Any] = json.loads(answer)
+    return reply
 
 
 def content(output: Path) -> dict[str, bytes]:

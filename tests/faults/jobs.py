@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cli.running import ROOT, environment
+from tests.e2e.killing import ask, forking
 from tests.faults.shim import Call, Fault, read_calls
 
 LONGEST = 600.0
 """Seconds after which a command hangs; on an idle machine each takes one or two."""
-
-KILLED = -9
 
 
 @dataclass(frozen=True)
@@ -51,15 +47,10 @@ class Runner:
         return Ran(reply["status"], shown, ())
 
     def _ask(self, arguments: Sequence[str], **how: object) -> tuple[dict[str, int], str]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         log = self.aside / "log.txt"
         request = {"arguments": [*arguments], "folder": str(self.root), "log": str(log), **how}
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
         said = self.aside / "said.txt"
-        assert answer, said.read_text()
-        return json.loads(answer), (said if how.get("here") else log).read_text()
+        return ask(self.process, said, request), (said if how.get("here") else log).read_text()
 
 
 @contextmanager
@@ -70,22 +61,8 @@ def open_runner(shim: Path, folder: Path, changes: Mapping[str, str] = {}) -> It
     aside.mkdir()
     variables = {
         "LD_PRELOAD": str(shim),
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
         "TMPDIR": str(root / "tmp"),
         "QUANTKIT_CACHE": str(root / "cache"),
     }
-    with (aside / "said.txt").open("w") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.e2e.forking"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            text=True,
-            env=environment(**variables, **changes),
-        )
-    try:
+    with forking(aside / "said.txt", **variables, **changes) as process:
         yield Runner(root, aside, process)
-    finally:
-        process.communicate(timeout=60)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.jobs import KILLED, Ran, Runner
+from tests.e2e.killing import KILLED
+from tests.faults.jobs import Ran, Runner
 from tests.faults.settling import settle, settle_output
 from tests.faults.shim import KINDS, Call, Fault, written_bytes
 
