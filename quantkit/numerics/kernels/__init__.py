@@ -18,6 +18,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from quantkit.errors import QuantkitError
 from quantkit.numerics.affine import CodeSet
 from quantkit.numerics.ggml.encode_k_search import AffineGrid
 
@@ -42,15 +43,23 @@ def missing_kernels(device: torch.device) -> tuple[str, ...]:
     the first time on a machine. So a job asks this once, before it does anything.
 
     Raises:
-        QuantkitError: a kernel cannot be compiled here, or finds something else than torch.
+        QuantkitError: triton is installed and cannot be imported; or a kernel cannot be compiled
+            here, or finds something else than torch.
     """
     if device.type == "cpu":
         return ()
     reason = _why_not(device)
     if reason is not None:
         return (f"the Triton kernels are not used: {reason}",)
-    from quantkit.numerics.kernels.trial import try_kernels
-
+    try:
+        from quantkit.numerics.kernels.trial import try_kernels
+    # What a build for another driver, Python or torch raises while it is imported.
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise QuantkitError(
+            f"triton is installed and cannot be imported ({type(error).__name__}: {first_line}); "
+            f"install quantkit[gpu] again, or set QUANTKIT_KERNELS=0 to do without kernels"
+        ) from error
     try_kernels(device)
     return ()
 

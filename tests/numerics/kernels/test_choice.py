@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,3 +59,32 @@ print(sorted(name for name in sys.modules if name.startswith("quantkit.numerics.
     )
     assert done.stderr == ""
     assert done.stdout.strip() == "[]"
+
+
+def test_a_triton_that_cannot_be_imported_is_one_line(tmp_path: Path) -> None:
+    """Raised as by a library of another driver; that there is a GPU is made up."""
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text(
+        "raise OSError('libcuda.so.1: cannot open shared object file')\n"
+    )
+    script = """
+import sys
+import torch
+from quantkit.errors import QuantkitError
+from quantkit.numerics import kernels
+kernels._why_not = lambda device: None
+sys.path.insert(0, sys.argv[1])
+try:
+    kernels.missing_kernels(torch.device("cuda"))
+except QuantkitError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == ""
+    assert done.stdout == (
+        "triton is installed and cannot be imported (OSError: libcuda.so.1: cannot open shared "
+        "object file); install quantkit[gpu] again, or set QUANTKIT_KERNELS=0 to do without "
+        "kernels\n"
+    )
