@@ -26,7 +26,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 JOBS ?= 2
 ALSO ?=
-# One thread a process: the tests' tensors are too small to share out.
+# One thread a process: the tests' tensors are too small to share out. Processes that steal work keep
+# a file's tests together, and so make what they share once.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # Hundreds of the tests' processes would compile the same files again, where containers forbid it.
 unexport PYTHONDONTWRITEBYTECODE
@@ -40,7 +41,7 @@ demo: setup
 	$(BIN)/quantkit quantize --recipe demo --overwrite
 
 test: setup
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) $(ALSO:%=--also=%) $(ARGUMENTS)
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ALSO:%=--also=%) $(ARGUMENTS)
 
 check: setup
 	$(BIN)/ruff check .
@@ -73,7 +74,7 @@ integrations: setup
 	scripts/check_integrations.sh
 
 resume: setup
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) -m resume tests/e2e
+	$(TEST_ENVIRONMENT) QUANTKIT_TRUST=full $(BIN)/python -m pytest -q -n $(JOBS) -m resume tests/e2e
 
 trust: setup supply
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) -m "fuzz or faults or soak" \

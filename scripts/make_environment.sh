@@ -27,6 +27,8 @@ stamp="$venv/.quantkit-setup"
 if [[ "$(cat "$stamp" 2>/dev/null || true)" == "$key" ]]; then exit 0; fi
 
 started=$SECONDS
+# Most modules of such packages are never imported, and those that are, Python compiles by itself.
+export PIP_COMPILE=0
 if [[ -e "$venv" ]]; then
   [[ -f "$venv/pyvenv.cfg" ]] || fail "$venv exists and is not a virtual environment: move it away"
   rm -rf "$venv"

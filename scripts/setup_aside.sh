@@ -39,7 +39,8 @@ key=$(cat "$lock" "$root/.venv/.quantkit-setup" | sha256sum)
 if [[ "$(cat "$stamp" 2>/dev/null || true)" != "$key" ]]; then
   echo "set-up: $folder" >&2
   rm -rf "$folder"
-  "$root/.venv/bin/python" -m pip --disable-pip-version-check install -qq --no-deps \
+  # Most modules are never imported, and those that are, Python compiles by itself.
+  PIP_COMPILE=0 "$root/.venv/bin/python" -m pip --disable-pip-version-check install -qq --no-deps \
     -c "$lock" --target "$folder" "${packages[@]}" >&2 || {
     echo "set-up: cannot install ${packages[*]}; see pip's message above" >&2
     exit 1
