@@ -506,13 +506,17 @@ def test_what_a_dead_worker_has_started_ends_with_it(tmp_path: Path) -> None:
 
 def test_an_interrupt_stops_both_workers(tmp_path: Path) -> None:
     """Ctrl-C while a worker is awaited leaves no process and no file."""
-    control_c = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    control_c.start()
 
+    def press_control_c() -> None:
+        deadline = time.monotonic() + 50
+        while len([*tmp_path.glob("*/*.pid")]) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press_control_c, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, fault="hang")
 
-    control_c.cancel()
     assert_nothing_is_left(tmp_path)
 
 

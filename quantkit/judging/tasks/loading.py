@@ -231,5 +231,7 @@ def blaming(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         hint = "; its data comes from the Hub" if isinstance(error, OSError) else ""
+        if isinstance(error, PermissionError):
+            hint = "; it keeps the data that it reads: set HF_HOME to a folder that can be written"
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise InputError(f"{what}: {reason}{hint}") from error

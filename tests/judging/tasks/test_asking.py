@@ -106,7 +106,7 @@ def test_the_bundled_task_is_one_that_the_demo_model_can_do(
 
 
 def test_scores_are_those_of_lm_eval_with_its_own_model(
-    pair: Pair, models: tuple[Path, Path], tmp_path: Path
+    pair: Pair, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With examples before each question, drawn by lm-eval's own seed."""
     import torch
@@ -115,6 +115,7 @@ def test_scores_are_those_of_lm_eval_with_its_own_model(
     from lm_eval.tasks import TaskManager
     from transformers import AutoModelForCausalLM
 
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     name = write_quiz(tmp_path)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -198,7 +199,7 @@ def own_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / f"{name}.yaml").write_text(json.dumps(tree))
     (folder / "group.yaml").write_text(json.dumps({"group": "quizzes", "task": ["quiz", "other"]}))
     monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(folder / "manager.py"))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
@@ -240,6 +241,20 @@ def test_a_task_of_lm_eval_that_cannot_be_judged_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         load_tasks([TaskSpec.model_validate(spec)])
+
+
+@pytest.mark.usefixtures("own_tasks")
+def test_a_home_that_cannot_be_written_is_told_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` keeps what it reads, even of files."""
+
+    def refuse(*arguments: object, **keywords: object) -> None:
+        raise PermissionError(13, "Permission denied", "/home/me/.cache")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    with pytest.raises(InputError, match=r"'/home/me/.cache'; it keeps .* set HF_HOME to a folder"):
+        load_tasks([TaskSpec(name="quiz")])
 
 
 @pytest.mark.parametrize(
