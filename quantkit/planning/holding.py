@@ -22,7 +22,7 @@ _FLOAT32, _FLOAT64 = 4, 8
 
 MEMORY: Mapping[str, float] = MappingProxyType(
     {
-        "margin": 1.07,
+        "margin": 1.1,
         # Bytes by which the process grows once it does more than plan.
         "data": 36e6,
         "walk": 40e6,

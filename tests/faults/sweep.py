@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +102,8 @@ class Outcome:
     path: str
     last: str
     """Line that it printed."""
+    known: bool
+    """It left what another one had left, from which the command went on to its end."""
 
 
 def run_whole(runner: Runner, scenario: Scenario) -> Whole:
@@ -159,10 +162,19 @@ def list_points(whole: Whole, trouble: Trouble) -> list[int]:
     return [call.number for call in whole.calls if call.kind in trouble.kinds]
 
 
+Known = MutableMapping[str, tuple[str, ...]]
+"""Digest of what a broken command left -> what was wrong when it was run again."""
+
+
 def break_at(
-    runner: Runner, scenario: Scenario, whole: Whole, trouble: Trouble, number: int
+    runner: Runner, scenario: Scenario, whole: Whole, trouble: Trouble, number: int, known: Known
 ) -> Outcome:
-    """Run the command broken at a call, look at what stands, run it again, and look again."""
+    """Run the command broken at a call, look at what stands, run it again, and look again.
+
+    Args:
+        known: what was found before. From the same files, with the same bytes but for how long
+            things took, a command does the same: it is not run again.
+    """
     reset(runner, scenario)
     fault = Fault(
         str(runner.root),
@@ -180,7 +192,11 @@ def break_at(
         problems.append(f"only {len(broken.calls)} calls")
     problems += _look_at_end(broken, trouble, whole)
     problems += _look_at_rest(runner, scenario, whole, broken, number)
-    problems += _run_again(runner, scenario, whole, broken)
+    left = _digest(runner, scenario)
+    seen = left in known
+    if not seen:
+        known[left] = tuple(_run_again(runner, scenario, whole))
+    problems += known[left]
     return Outcome(
         scenario.name,
         trouble.name,
@@ -190,7 +206,18 @@ def break_at(
         tuple(problems),
         "" if call is None else call.path.removeprefix(str(runner.root)),
         broken.shown.strip().rpartition("\n")[2],
+        seen,
     )
+
+
+def _digest(runner: Runner, scenario: Scenario) -> str:
+    """Of all that the next run finds; temporary files it does not."""
+    digest = hashlib.sha256()
+    beyond = {f"beyond/{name}": data for name, data in _beyond(scenario).items()}
+    for name, data in {**settle(runner.root), **beyond}.items():
+        if not name.startswith("tmp/"):
+            digest.update(f"{name}\0{len(data)}\0".encode() + data)
+    return digest.hexdigest()
 
 
 def _look_at_end(broken: Ran, trouble: Trouble, whole: Whole) -> list[str]:
@@ -228,7 +255,7 @@ def _look_at_rest(
     return problems
 
 
-def _run_again(runner: Runner, scenario: Scenario, whole: Whole, broken: Ran) -> list[str]:
+def _run_again(runner: Runner, scenario: Scenario, whole: Whole) -> list[str]:
     """Without a fault: it ends as the undisturbed run, and makes again what was not finished."""
     stood = _output(runner, scenario)
     pieces = len(_pieces(runner, scenario))

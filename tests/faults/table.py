@@ -25,9 +25,10 @@ def make_tables(results: dict[str, Any]) -> str:
     broken = [
         [
             f"`{name}`",
-            *(str(each["troubles"][trouble]["points"]) for trouble in names),
-            f"{each['broken']} of {each['points']}",
-            str(sum(trouble["problems"] for trouble in each["troubles"].values())),
+            *(_share(each["troubles"][trouble]) for trouble in names),
+            f"{_total(each, 'broken')} of {_total(each, 'points')}",
+            _total(each, "run_again"),
+            _total(each, "problems"),
         ]
         for name, each in results.items()
     ]
@@ -37,11 +38,21 @@ def make_tables(results: dict[str, Any]) -> str:
             "",
             *_table(["command", *kinds, "all"], calls),
             "",
-            "Calls that were broken, by trouble, and those after which a promise was not kept:",
+            "Calls that were broken, by trouble; how often that left what had not been left before "
+            "and from which the command was run again; and how often a promise was not kept:",
             "",
-            *_table(["command", *names, "broken", "promises not kept"], broken),
+            *_table(["command", *names, "all", "run again", "promises not kept"], broken),
         ]
     )
+
+
+def _share(trouble: dict[str, int]) -> str:
+    broken, points = trouble["broken"], trouble["points"]
+    return str(points) if broken == points else f"{broken} of {points}"
+
+
+def _total(command: dict[str, Any], key: str) -> str:
+    return str(sum(trouble[key] for trouble in command["troubles"].values()))
 
 
 def _sum(counts: dict[str, int]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -75,25 +75,34 @@ def make_artifact(runner: Runner, export: str) -> Path:
     return place
 
 
-def sweep(runner: Runner, scenario: Scenario, few: int, most: int = MOST) -> Whole:
+def sweep(
+    runner: Runner,
+    scenario: Scenario,
+    few: int,
+    most: int = MOST,
+    whole: Whole | None = None,
+    troubles: Sequence[Trouble] = TROUBLES,
+) -> Whole:
     """Break a command at its calls, and see that nothing has gone wrong.
 
     Args:
         few: calls that are broken by default; at least one by each trouble.
         most: the same in a full sweep, at most.
+        whole: the command undisturbed, where it has been run already.
     """
-    whole = run_whole(runner, scenario)
-    points = [(each, at) for each in TROUBLES for at in list_points(whole, each)]
+    whole = whole or run_whole(runner, scenario)
+    points = [(each, at) for each in troubles for at in list_points(whole, each)]
     chosen = draw(points, min(most, MOST) if FULL else few)
-    outcomes = []
+    outcomes, known = [], dict[str, tuple[str, ...]]()
     for number, (trouble, at) in enumerate(chosen, start=1):
-        outcome = break_at(runner, scenario, whole, trouble, at)
+        outcome = break_at(runner, scenario, whole, trouble, at, known)
         outcomes.append(outcome)
         if outcome.problems or number % 50 == 0 or number == len(chosen):
             print(f"{scenario.name} {number}/{len(chosen)}", outcome if outcome.problems else "")
+    counts = {each.name: len(list_points(whole, each)) for each in troubles}
     if FULL:
-        store(scenario.name, summarize(whole, len(points), outcomes))
-    print(f"{scenario.name}: {len(whole.calls)} calls {whole.count_kinds()}, {len(points)} points")
+        store(scenario.name, summarize(whole, counts, outcomes))
+    print(f"{scenario.name}: {len(whole.calls)} calls {whole.count_kinds()}, points {counts}")
     assert [outcome for outcome in outcomes if outcome.problems] == []
     return whole
 
@@ -103,17 +112,30 @@ def draw(points: list[tuple[Trouble, int]], count: int) -> list[tuple[Trouble, i
     if count >= len(points):
         return points
     draw = random.Random(11)
+    troubles = list(dict.fromkeys(trouble for trouble, _ in points))
     chosen = []
     for place in range(count):
-        own = [each for each in points if each[0] == TROUBLES[place % len(TROUBLES)]]
+        own = [each for each in points if each[0] == troubles[place % len(troubles)]]
         left = [each for each in own if each not in chosen]
         chosen += [draw.choice(left)] if left else []
     return chosen
 
 
-def test_the_demo_job(runner: Runner) -> None:
+DEMO = scenarios.quantize(PACKED, GGUF)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runner: Runner) -> Whole:
+    """The demo job."""
+    return run_whole(runner, DEMO)
+
+
+@pytest.mark.parametrize("trouble", TROUBLES, ids=[trouble.name for trouble in TROUBLES])
+def test_the_demo_job(runner: Runner, undisturbed: Whole, trouble: Trouble) -> None:
     """With two formats; the harness hears all that makes its files."""
-    assert sweep(runner, scenarios.quantize(PACKED, GGUF), 5).unheard == ()
+    most = -(-MOST // len(TROUBLES))
+    whole = sweep(runner, DEMO, 1, most, whole=undisturbed, troubles=[trouble])
+    assert whole.unheard == ()
 
 
 def test_a_conversion(runner: Runner) -> None:
