@@ -25,14 +25,16 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import NoReturn
 
-from quantkit.masking import hide_tokens
+from quantkit.masking import hide_beginning, hide_tokens
 
 LONGEST_LINE = 1500
 """Characters of a line of a message: a file may have a value of any length, which it quotes."""
@@ -140,9 +142,15 @@ class Interrupted(QuantkitError):
 
 def clean_message(text: str) -> str:
     """Return what a message may show: without secrets, endless lines or what moves a cursor."""
-    # Twice as much is looked through for secrets: of one that is cut, nothing is left.
-    lines = (hide_tokens(line[: 2 * LONGEST_LINE]) for line in text.split("\n"))
+    # All at once: some secrets have several lines.
+    lines = hide_tokens("\n".join(map(_begin, text.split("\n")))).split("\n")
     return "\n".join(_shorten(printable(line.replace("\t", " "), keep="")) for line in lines)
+
+
+def _begin(line: str) -> str:
+    """All of a line that has an end in sight: of others there may be a hundred megabytes."""
+    longest = 2 * LONGEST_LINE
+    return line if len(line) <= longest else f"{hide_beginning(line, longest)}..."
 
 
 def _shorten(line: str) -> str:
@@ -198,10 +206,7 @@ def machine_trouble(error: BaseException, path: object = None) -> ResourceError 
         path: what was worked on; by default what the system's error names.
     """
     if isinstance(error, InputError):
-        behind = error.__cause__ or error.__context__
-        while behind is not None and _find_number(behind) not in _OF_MACHINE:
-            behind = behind.__cause__ or behind.__context__
-        return None if behind is None else ResourceError(str(error))
+        return ResourceError(str(error)) if is_of_machine(error) else None
     if isinstance(error, QuantkitError):
         return None
     number = _find_number(error)
@@ -225,12 +230,59 @@ def machine_trouble(error: BaseException, path: object = None) -> ResourceError 
     )
 
 
+def is_of_machine(error: BaseException) -> bool:
+    """Whether the machine is to blame for an error, or for one that it comes from."""
+    behind: BaseException | None = error
+    while behind is not None and _find_number(behind) not in _OF_MACHINE:
+        behind = behind.__cause__ or behind.__context__
+    return behind is not None
+
+
 def _find_number(error: BaseException) -> int | None:
-    """The system's number of an error, or of the one whose words a library repeats."""
+    """The system's number of an error, or of the one whose words a library repeats.
+
+    Other errors quote what a stranger wrote, which may be anything. So may those of libraries, but
+    after a quotation mark.
+    """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
+    if not _repeats_the_system(error):
+        return None
     words = str(error)
-    return next((number for number in sorted(_OF_MACHINE) if os.strerror(number) in words), None)
+    return next((number for number in sorted(_OF_MACHINE) if _tells(words, number)), None)
+
+
+def _repeats_the_system(error: BaseException) -> bool:
+    """Whether a library in C++ or Rust may have made it of a system's error."""
+    safetensors = sys.modules.get("safetensors")
+    return (
+        isinstance(error, OSError | RuntimeError)
+        # tokenizers has no class of its own.
+        or type(error) is Exception
+        or (safetensors is not None and isinstance(error, safetensors.SafetensorError))
+    )
+
+
+def _tells(words: str, number: int) -> bool:
+    reason = re.escape(os.strerror(number))
+    # As Python, Rust and torch say it; torch after the name of a file, which may have any letters.
+    told = rf"(?:\[Errno {number}\] {reason}|{reason} \((?:os error )?{number}\))"
+    return bool(re.match(rf"(?:[^'\"`]*?|unable to .*: ){told}", words, re.DOTALL))
+
+
+def raise_alone(error: Exception) -> NoReturn:
+    """Raise an error without what is being handled, even by a `with` further out, as its context.
+
+    The exceptions of the Hub's client carry the request, and so the token; `from None` only hides
+    them from tracebacks.
+
+    Raises:
+        Exception: `error`.
+    """
+    try:
+        raise error
+    finally:
+        error.__context__ = None
 
 
 @contextmanager

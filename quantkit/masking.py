@@ -8,6 +8,7 @@ passwords in others (PIP_INDEX_URL, HTTPS_PROXY) and the headers that OpenTeleme
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -28,28 +29,52 @@ _TOKEN = re.compile(
 or an account does, as that of hf-internal-testing."""
 _BEARER = re.compile(r"(?i)\b(?:bearer|basic)\s+[\w.~+/=-]{16,}", re.ASCII)
 _SIGNED = re.compile(
-    r"(\b[A-Za-z][A-Za-z0-9+.-]{0,30}://)[^\s/@'\"]+@"
-    r"|(?<=\?)[^\s'\"<>]*[Ss]ignature=[^\s'\"<>]*"
+    r"(?<![A-Za-z0-9+.-])[A-Za-z0-9+.-]*://[^\s/'\"]+@"
+    r"|(?<=\?)[^\s'\"<>?]*[Ss]ignature=[^\s'\"<>]*"
 )
-"""A name and a password before a host; the query of an address that is itself a key."""
+"""A name and a password before a host; the query of an address that is itself a key.
 
-_USER = re.compile(r"(?<=://)[^\s/@]*@")
+A password may hold an @. Strangers choose the texts, of a megabyte and more, and while one is
+searched no other thread runs: no letter is passed from more than one beginning."""
+_UNFINISHED = re.compile(r"(?:://[^\s/'\"]*|\?[^\s'\"<>?]*)\Z")
+"""Either of them, cut before what it is known by."""
 
-_SECRET_WORDS = frozenset(
-    {"TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "KEY", "CREDENTIALS"}
+_USER = re.compile(r"(?<=://)[^\s/]*@")
+
+_SECRET_NAME = re.compile(
+    r"TOKEN(?!I[SZ])|SECRET|PASSW|PASSPHRASE|_P(?:ASS|WD)$|CREDENTIAL|KEYS?(?![A-Z])", re.ASCII
 )
-_CREDENTIALS = re.compile(r"://([^\s/@]+)@")
+"""Within the names of variables that hold a secret: PGPASSWORD, OPENAI_APIKEY; but not
+TOKENIZERS_PARALLELISM or KEYBOARD."""
+_PLACE_NAME = re.compile(r"(?:FILE|PATH|DIR)S?$")
+"""At the end of the names of those that say where one is."""
+_CREDENTIALS = re.compile(r"://([^\s/]+)@")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
 _HEADERS = "_HEADERS"
 """End of the names of variables that hold headers of requests: `key=value,key=value`."""
 _SHORTEST = 8
 """Characters of a value of the environment that is looked for: a shorter one is in many words."""
 _SHORTEST_ALONE = 16
 """And of what stands before a host without a colon: tokens do."""
+_LONGEST_BEGINNING = 64
+"""Characters of what a token looks like that do not make it one yet."""
 
 
 def hide_tokens(text: str, known: str | None = None) -> str:
     """Return `text` without anything that is or looks like a secret, and without `known`."""
     return _hide(text, [*([known] if known else []), *find_secrets(os.environ)])
+
+
+def hide_beginning(text: str, letters: int) -> str:
+    """Return about the first `letters` of a long text, without secrets or a piece of one.
+
+    Of a secret that the cut goes through, the first piece does not look like one.
+    """
+    secrets = find_secrets(os.environ)
+    margin = max([_LONGEST_BEGINNING, *map(len, secrets)])
+    # Twice: what follows on a long secret is to be shown too.
+    start = _UNFINISHED.sub("", text[: letters + 2 * margin])
+    return _hide(start, secrets)[:-margin]
 
 
 def hide_all(value: Any, known: str | None = None) -> Any:
@@ -64,7 +89,9 @@ def plain_address(address: str) -> str:
 
 def clean_line(text: str) -> str:
     """One line without control characters or secrets: another program's words for a terminal."""
-    return hide_tokens(" ".join("".join(c if c.isprintable() else " " for c in text).split()))
+    # Twice: blanks are a part of some secrets, and control characters stand before others.
+    clean = "".join(c if c.isprintable() else " " for c in hide_tokens(text))
+    return hide_tokens(" ".join(clean.split()))
 
 
 @contextmanager
@@ -95,10 +122,14 @@ def _mask(record: logging.LogRecord) -> bool:
 def is_secret(variable: str, value: str) -> bool:
     """Whether a variable of the environment is named after a secret, or holds one."""
     return (
-        bool(_SECRET_WORDS & set(variable.upper().split("_")))
+        _is_named(variable)
         or variable.upper().endswith(_HEADERS)
         or bool(_CREDENTIALS.search(value))
     )
+
+
+def _is_named(variable: str) -> bool:
+    return bool(_SECRET_NAME.search(variable.upper()))
 
 
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
@@ -112,32 +143,52 @@ def find_secrets(environment: Mapping[str, str]) -> Collection[str]:
     A value that is a path, a number or a few letters is none: TOKEN_FILE, SSH_KEY_BITS.
     """
     found = {
-        secret
+        shown
         for secret in _list_secrets(environment)
-        if len(secret) >= _SHORTEST and secret[0] not in "/~." and not secret.isdecimal()
+        if len(secret) >= _SHORTEST and not secret.isdecimal()
+        # As it is, and as Python and JSON quote it.
+        for shown in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1])
     }
     return sorted(found, key=len, reverse=True)
 
 
 def _list_secrets(environment: Mapping[str, str]) -> Iterator[str]:
     for name, value in environment.items():
-        if not is_secret(name, value):
-            continue
         if name.upper().endswith(_HEADERS):
             yield from (pair.partition("=")[2].strip() for pair in value.split(","))
             continue
-        passwords = [
-            password
-            for user in _CREDENTIALS.findall(value)
-            for _, colon, password in (user.rpartition(":"),)
-            # Alone it may be a name, as in postgres://postgres@host.
-            if colon or len(password) >= _SHORTEST_ALONE
-        ]
         # Whoever fails with one may show it as it is or as it stands in an address.
-        yield from passwords
-        if "://" not in value:
-            yield value.strip()
-        yield from map(unquote, passwords)
+        for password in _list_passwords(value):
+            yield password
+            yield unquote(password)
+        if _is_named(name):
+            # A key has several lines, which others show one by one.
+            lines = [value, *value.splitlines()] if "\n" in value.strip() else [value]
+            yield from (
+                line
+                for line in map(str.strip, lines)
+                if not _ADDRESS.fullmatch(line) and not _is_place(name, line)
+            )
+
+
+def _list_passwords(value: str) -> Iterator[str]:
+    """What stands before the hosts of a value's addresses."""
+    for user in _CREDENTIALS.findall(value):
+        # An @ may be one of the password's letters, or the next address has begun.
+        for each in (user, user.partition("@")[0]):
+            _, colon, password = each.partition(":")
+            if colon:
+                yield password
+            # Alone it may be a name, as in postgres://postgres@host.
+            elif len(each) >= _SHORTEST_ALONE:
+                yield each
+
+
+def _is_place(name: str, value: str) -> bool:
+    """Whether a value says where a secret is; random letters begin with a slash as well."""
+    return value.startswith(("/", "~", ".")) and (
+        bool(_PLACE_NAME.search(name.upper())) or os.path.exists(os.path.expanduser(value))
+    )
 
 
 def _hide(text: str, secrets: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from quantkit import errors
 from quantkit.errors import (
@@ -142,6 +143,41 @@ def test_what_libraries_make_of_a_failing_machine_is_known_again() -> None:
         raise CheckpointError("config.json is missing")
     with pytest.raises(PermissionError), machine_errors():
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        ValueError("unknown key 'No space left on device'"),
+        ValueError("[Errno 28] No space left on device"),
+        CheckpointError("x: No space left on device (os error 28)"),
+        OSError("unknown key 'No space left on device'"),
+        RuntimeError("unknown key '[Errno 28] No space left on device'"),
+        SafetensorError("unknown variant `No space left on device (os error 28)`, expected `F32`"),
+    ],
+    ids=repr,
+)
+def test_what_a_stranger_wrote_is_no_failure_of_the_machine(behind: Exception) -> None:
+    """It is in the words of libraries that quote a file: exit code 2 then."""
+    with pytest.raises(CheckpointError), machine_errors():
+        raise CheckpointError(f"config.json does not validate: {behind}") from behind
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        RuntimeError("unable to write to file </it's/x>: No space left on device (28)"),
+        RuntimeError("Data processing error: No space left on device (os error 28)"),
+        OSError("cannot load: [Errno 28] No space left on device: 'x'"),
+        Exception("No space left on device (os error 28)"),
+    ],
+    ids=repr,
+)
+def test_the_system_s_words_are_known_in_those_of_libraries(behind: Exception) -> None:
+    """With its number, and before anything that is quoted."""
+    with pytest.raises(ResourceError), machine_errors():
+        raise CheckpointError("cannot be read") from behind
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOTDIR])

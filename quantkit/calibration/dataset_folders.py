@@ -19,8 +19,8 @@ from quantkit.checkpoint.paths import join_inside
 from quantkit.errors import CalibrationError, CheckpointError
 from quantkit.plain_yaml import MAX_YAML_BYTES, parse_yaml
 
-_HEADER = re.compile(r"\s*---[\r\n]+(.*?)[\r\n]+---(?:\r\n|\r|\n|$)", re.DOTALL)
-"""YAML above a text, as huggingface_hub finds it (repocard.py)."""
+_HEADER = re.compile(r"^\s*---(?:\r\n|\r|\n)([\S\s]*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|$)")
+"""YAML above a text, letter for letter as huggingface_hub finds it (repocard.py)."""
 _MOST_SPLITS = 1000
 _REMEDY = "name one of its files as the data"
 
@@ -44,11 +44,19 @@ def check_dataset_folder(folder: Path) -> None:
 def _find_saved(folder: Path) -> Iterator[str]:
     """Yield the files and folders that a folder of `save_to_disk` names, relative to it."""
     splits: object = []
-    if (folder / "dataset_dict.json").is_file():
-        splits = read_json(join_inside(folder, "dataset_dict.json")).get("splits")
+    described = folder / "dataset_dict.json"
+    if described.is_file():
+        splits = read_json(join_inside(folder, described.name)).get("splits")
+    # `datasets` goes through whatever is there: the keys of a mapping, the letters of a text.
+    if not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
+        raise CheckpointError(f"{described} has no list of names as its splits")
+    if len(splits) > _MOST_SPLITS:
+        raise CheckpointError(
+            f"{described} names {len(splits)} splits, and at most {_MOST_SPLITS} are looked at"
+        )
     places = [""]
-    for split in splits[:_MOST_SPLITS] if isinstance(splits, list) else []:
-        yield str(split)
+    for split in splits:
+        yield split
         places.append(f"{split}/")
     for place in places:
         state = join_inside(folder, f"{place}state.json")
@@ -65,15 +73,22 @@ def _find_headers(folder: Path) -> Iterator[tuple[Path, str]]:
             continue
         try:
             with path.open("rb") as file:
-                text = file.read(MAX_YAML_BYTES).decode("utf-8", "replace")
+                # One byte more tells that there are more, which `datasets` would read as well.
+                content = file.read(MAX_YAML_BYTES + 1)
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-        if name == "README.md":
-            header = _HEADER.match(text)
-            if header is None and len(text) >= MAX_YAML_BYTES and text.lstrip().startswith("---"):
-                raise CheckpointError(f"the header of {path} is longer than {MAX_YAML_BYTES} bytes")
-            text = "" if header is None else header[1]
-        yield path, text
+        text, is_cut = content.decode("utf-8", "replace"), len(content) > MAX_YAML_BYTES
+        if name != "README.md":
+            if is_cut:
+                raise CheckpointError(f"{path} is longer than {MAX_YAML_BYTES} bytes")
+            yield path, text
+            continue
+        header = _HEADER.match(text)
+        # An end at the cut may be none in the whole text.
+        ends = header is not None and header.end() < len(text)
+        if is_cut and not ends and "---".startswith(text.lstrip()[:3]):
+            raise CheckpointError(f"the header of {path} is longer than {MAX_YAML_BYTES} bytes")
+        yield path, "" if header is None else header[1]
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:

@@ -7,11 +7,11 @@ names, or a page that is nothing but repetition. So the pages are measured first
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quantkit.calibration.parquet_sizes import find_dictionaries
+from quantkit.calibration.parquet_sizes import allowed_bytes, find_dictionaries
 from quantkit.calibration.sources import (
     MOST_ROW_BYTES,
     Columns,
@@ -23,6 +23,9 @@ from quantkit.calibration.sources import (
 )
 from quantkit.checkpoint.mistaken import recognise_file
 from quantkit.errors import CalibrationError, MissingPackageError
+
+if TYPE_CHECKING:
+    from pyarrow import Schema, Table
 
 _CELL_BYTES = 64
 """What a value takes in Python besides its contents."""
@@ -36,6 +39,60 @@ def open_parquet(data: str, split: str, columns: Columns) -> Rows:
             size lets one expect.
         MissingPackageError: pyarrow is not installed.
     """
+    wanted: list[str] = []
+
+    def choose(names: Sequence[str]) -> Sequence[str]:
+        check_columns(names, columns, data)
+        check_domain(names, columns, data)
+        wanted.extend(name for name in columns.names if name in names)
+        return wanted
+
+    table, _ = _read_table(data, choose)
+
+    def read(index: int) -> Row:
+        where = f"{data}: row {index}"
+        return make_row(_read_cells(table, wanted, index, [MOST_ROW_BYTES], where), columns, where)
+
+    return Rows(data, len(table), read)
+
+
+def read_whole(data: str) -> Table:
+    """Return all rows and columns of a parquet file, with no text left in a dictionary.
+
+    Raises:
+        CalibrationError, MissingPackageError: as `open_parquet`.
+    """
+    table, plain = _read_table(data, lambda names: names)
+    if table.schema.equals(plain):
+        return table
+    import pyarrow
+
+    allowed = left = allowed_bytes(Path(data).stat().st_size)
+    rows = []
+    for index in range(len(table)):
+        budget = [MOST_ROW_BYTES]
+        rows.append(_read_cells(table, plain.names, index, budget, f"{data}: row {index}"))
+        left -= MOST_ROW_BYTES - budget[0]
+        if left < 0:
+            raise CalibrationError(
+                f"{data} unpacks to more than {allowed >> 20} MB, since its rows share texts: "
+                f"write it again in smaller files"
+            )
+    return pyarrow.Table.from_pylist(rows, schema=plain)
+
+
+def _read_table(
+    data: str, choose: Callable[[Sequence[str]], Sequence[str]]
+) -> tuple[Table, Schema]:
+    """Return columns of a file, some texts in dictionaries, and their schema without those.
+
+    Args:
+        data: the file.
+        choose: takes the names of all columns, and returns those that are read.
+
+    Raises:
+        CalibrationError, MissingPackageError: as `open_parquet`.
+    """
     try:
         import pyarrow
         from pyarrow import parquet
@@ -46,14 +103,12 @@ def open_parquet(data: str, split: str, columns: Columns) -> Rows:
 
     try:
         found = parquet.ParquetFile(data)
-        names = found.schema_arrow.names
-        check_columns(names, columns, data)
-        check_domain(names, columns, data)
-        wanted = [name for name in columns.names if name in names]
-        twice = next((name for name in wanted if names.count(name) > 1), None)
+        plain = found.schema_arrow
+        wanted = list(choose(plain.names))
+        twice = next((name for name in wanted if plain.names.count(name) > 1), None)
         if twice is not None:
             raise CalibrationError(f"{data}: the column {twice!r} is there twice")
-        dictionaries = find_dictionaries(Path(data), found.metadata, wanted)
+        dictionaries = find_dictionaries(Path(data), found.metadata, plain, wanted)
         found = parquet.ParquetFile(data, read_dictionary=dictionaries)
         # One by one: the library does not join dictionaries that lie within lists.
         groups = [found.read_row_group(at, wanted) for at in range(found.num_row_groups)]
@@ -61,17 +116,20 @@ def open_parquet(data: str, split: str, columns: Columns) -> Rows:
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = recognise_file(Path(data)) or _reason(error)
         raise CalibrationError(f"cannot read {data}: {reason}") from error
+    return table, plain
 
-    def read(index: int) -> Row:
-        where, left = f"{data}: row {index}", [MOST_ROW_BYTES]
-        try:
-            cells = {name: _unpack(table[name][index], left, where) for name in wanted}
-        # A text that is not UTF-8, or a date that Python does not have.
-        except (pyarrow.ArrowException, ValueError, OverflowError) as error:
-            raise CalibrationError(f"{where} cannot be read: {_reason(error)}") from error
-        return make_row(cells, columns, where)
 
-    return Rows(data, len(table), read)
+def _read_cells(
+    table: Table, wanted: Sequence[str], index: int, left: list[int], where: str
+) -> dict[str, Any]:
+    """Return a row as Python has it; `left` as in `_unpack`."""
+    import pyarrow
+
+    try:
+        return {name: _unpack(table[name][index], left, where) for name in wanted}
+    # A text that is not UTF-8, or a date that Python does not have.
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+        raise CalibrationError(f"{where} cannot be read: {_reason(error)}") from error
 
 
 def _unpack(value: Any, left: list[int], where: str) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from quantkit.varints import UnendingNumber, read_varint
 
@@ -44,6 +45,12 @@ class Page:
     encoding: int
     """Of the values of a data page; -1 for others."""
     is_dictionary: bool
+    levels: int | None = None
+    """Bytes of the levels in front of the values; None: the values' page tells, or has none."""
+    level_encodings: tuple[int, int] = (-1, -1)
+    """Of both kinds of levels, where `levels` is None."""
+    is_packed: bool = True
+    """Whether the values are compressed, if its column is."""
 
     @property
     def refers(self) -> bool:
@@ -77,8 +84,11 @@ def walk_pages(data: mmap.mmap, start: int, size: int) -> Iterator[Page]:
             raise DamagedPages("a page is cut short") from None
         except UnendingNumber:
             raise DamagedPages("a number in the header of a page does not end") from None
-        if min(page.compressed, page.uncompressed, page.values) < 0:
+        sizes = page.compressed, page.uncompressed, page.values, page.levels or 0
+        if min(sizes) < 0:
             raise DamagedPages("the size of a page is negative")
+        if sizes[3] > min(sizes[:2]):
+            raise DamagedPages("the levels of a page are longer than the page")
         place += page.compressed
         if place > end:
             raise DamagedPages("a page reaches beyond its column")
@@ -89,19 +99,27 @@ def walk_pages(data: mmap.mmap, start: int, size: int) -> Iterator[Page]:
 def _read_header(data: mmap.mmap, place: int) -> tuple[Page, int]:
     """Return a page and the place behind its header."""
     numbers = {_UNCOMPRESSED_SIZE: 0, _COMPRESSED_SIZE: 0}
-    values, encoding, field, is_dictionary = 0, -1, 0, False
+    field, is_dictionary = 0, False
+    details: dict[str, Any] = {"values": 0, "encoding": -1}
     while True:
         field, kind, place = _read_field(data, place, field)
         if not kind:
             sizes = numbers[_COMPRESSED_SIZE], numbers[_UNCOMPRESSED_SIZE]
-            return Page(place, *sizes, values, encoding, is_dictionary), place
+            return Page(place, *sizes, is_dictionary=is_dictionary, **details), place
         if field in numbers and kind in _INTEGERS:
             numbers[field], place = _read_signed(data, place)
         elif field in _ENCODING and kind == _STRUCT:
             found = _read_numbers(data, place)
             if 1 not in found or _ENCODING[field] not in found:
                 raise DamagedPages("the header of a page does not say how its values are stored")
-            values, encoding = found[1], found[_ENCODING[field]]
+            details = {"values": found[1], "encoding": found[_ENCODING[field]]}
+            if field == _DATA:
+                details["level_encodings"] = (found.get(3, -1), found.get(4, -1))
+            else:
+                details |= {
+                    "levels": found.get(5, 0) + found.get(6, 0),
+                    "is_packed": found.get(7) != _FALSE,
+                }
             place = _skip(data, place, kind, 0)
         else:
             is_dictionary = is_dictionary or field == _DICTIONARY
@@ -109,7 +127,7 @@ def _read_header(data: mmap.mmap, place: int) -> tuple[Page, int]:
 
 
 def _read_numbers(data: mmap.mmap, place: int) -> dict[int, int]:
-    """Return the integers of the struct at `place` by their fields."""
+    """Return the integers of the struct at `place` by their fields; of a truth, its type."""
     found: dict[int, int] = {}
     field = 0
     while True:
@@ -119,6 +137,8 @@ def _read_numbers(data: mmap.mmap, place: int) -> dict[int, int]:
         if kind in _INTEGERS:
             found[field], place = _read_signed(data, place)
         else:
+            if kind in (_TRUE, _FALSE):
+                found[field] = kind
             place = _skip(data, place, kind, 1)
 
 

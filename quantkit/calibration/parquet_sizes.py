@@ -9,17 +9,18 @@ dictionary is full, as it is of most chats. Of these the longest text is measure
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantkit.calibration.parquet_deltas import LENGTHS, TEXTS, check_lengths
 from quantkit.calibration.parquet_pages import DamagedPages, Page, walk_pages
 from quantkit.errors import CalibrationError
 
 if TYPE_CHECKING:
-    from pyarrow import ColumnChunkMetaData
-    from pyarrow.parquet import FileMetaData
+    from pyarrow import ColumnChunkMetaData, DataType, Schema
+    from pyarrow.parquet import ColumnSchema, FileMetaData
 
 _LEAST_BYTES = 128 << 20
 _MOST_TIMES = 128
@@ -29,8 +30,9 @@ _VALUE_BYTES = 16
 """Of a value besides its contents: its index in a dictionary, its levels, the offset of its row."""
 _MOST_COLUMNS = 10_000
 _DELTA_TEXTS = "DELTA_BYTE_ARRAY"
-"""An encoding in which each text may go on from all of the one before."""
-_TEXT = "BYTE_ARRAY"
+"""An encoding in which each text may go on from all of the one before: in the footer. The
+library believes what the header of a page says of it."""
+_TEXT, _FIXED = "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class _Chunk:
 
     path: str
     """Of its column: `messages.list.element.content`."""
+    rows: int
+    values: int
+    """With those that are null."""
+    width: int
+    """Bytes of each value, where all have as many."""
     base: int
     """Bytes, with texts in their dictionary."""
     referring: int
@@ -54,12 +61,20 @@ class _Chunk:
         return "." in self.path
 
 
-def find_dictionaries(path: Path, metadata: FileMetaData, wanted: Sequence[str]) -> list[str]:
+def allowed_bytes(size: int) -> int:
+    """Return what a file of `size` bytes may unpack to."""
+    return max(_LEAST_BYTES, _MOST_TIMES * size)
+
+
+def find_dictionaries(
+    path: Path, metadata: FileMetaData, schema: Schema, wanted: Sequence[str]
+) -> list[str]:
     """Return the paths of columns whose texts have to stay in dictionaries.
 
     Args:
         path: of the file.
         metadata: of it.
+        schema: of what the library makes of it.
         wanted: names of the columns that will be read.
 
     Raises:
@@ -70,15 +85,22 @@ def find_dictionaries(path: Path, metadata: FileMetaData, wanted: Sequence[str])
     if metadata.num_columns > _MOST_COLUMNS:
         raise CalibrationError(f"{path} has {metadata.num_columns} columns")
     size = path.stat().st_size
-    allowed = max(_LEAST_BYTES, _MOST_TIMES * size)
+    allowed = allowed_bytes(size)
     with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as file:
-        chunks = [_measure(file, chunk) for chunk in _list_chunks(metadata, wanted)]
+        chunks = [
+            _measure(file, chunk, column, rows)
+            for chunk, column, rows in _list_chunks(metadata, wanted)
+        ]
         base = sum(chunk.base for chunk in chunks)
-    if base > allowed:
-        raise CalibrationError(
-            f"{path} has {size} bytes and unpacks to more than {allowed >> 20} MB: these are no "
-            f"texts; write it again if they are, in smaller files"
-        )
+        base += _measure_lists(chunks, schema)
+        if base > allowed:
+            raise CalibrationError(
+                f"{path} has {size} bytes and unpacks to more than {allowed >> 20} MB: these are "
+                f"no texts; write it again if they are, in smaller files"
+            )
+        # Each page is unpacked for it, which takes what was just allowed.
+        for chunk, column, _ in _list_chunks(metadata, wanted):
+            _check_lengths(file, chunk, column)
     if base + sum(chunk.referring * chunk.longest for chunk in chunks) <= allowed:
         return []
     inner = [chunk for chunk in chunks if chunk.in_list]
@@ -92,39 +114,117 @@ def find_dictionaries(path: Path, metadata: FileMetaData, wanted: Sequence[str])
     return sorted({chunk.path for chunk in chunks if chunk.referring} - mixed)
 
 
-def _list_chunks(metadata: FileMetaData, wanted: Sequence[str]) -> list[ColumnChunkMetaData]:
+def _list_chunks(
+    metadata: FileMetaData, wanted: Sequence[str]
+) -> Iterator[tuple[ColumnChunkMetaData, ColumnSchema, int]]:
+    """Yield each chunk of the columns, its column, and the rows of its group."""
+    columns = [metadata.schema.column(index) for index in range(metadata.num_columns)]
     chosen = [
-        index
-        for index in range(metadata.num_columns)
-        if metadata.schema.column(index).path.partition(".")[0] in wanted
+        (index, column)
+        for index, column in enumerate(columns)
+        if any(_is_within(column.path, name) for name in wanted)
     ]
-    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    return [group.column(index) for group in groups for index in chosen]
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for index, column in chosen:
+            yield group.column(index), column, group.num_rows
 
 
-def _measure(file: mmap.mmap, chunk: ColumnChunkMetaData) -> _Chunk:
+def _check_lengths(file: mmap.mmap, chunk: ColumnChunkMetaData, column: ColumnSchema) -> None:
+    """Refuse pages that count their texts in two ways.
+
+    Raises:
+        DamagedPages: there is one.
+    """
+    for page in _walk(file, chunk):
+        if page.encoding in (LENGTHS, TEXTS):
+            check_lengths(
+                file,
+                page,
+                chunk.compression,
+                nullable=column.max_definition_level > 0,
+                repeated=column.max_repetition_level > 0,
+            )
+
+
+def _measure_lists(chunks: Sequence[_Chunk], schema: Schema) -> int:
+    """Return the bytes of lists of one fixed length: one that is null takes as much as any."""
+    found = 0
+    for field in schema:
+        items, is_outermost = _fixed_items(field.type)
+        for chunk in chunks if items > 1 else ():
+            if _is_within(chunk.path, field.name):
+                lists = chunk.rows if is_outermost else max(chunk.rows, chunk.values)
+                found += lists * items * (_VALUE_BYTES + chunk.width)
+    return found
+
+
+def _is_within(path: str, name: str) -> bool:
+    """Whether a path may lie within the column `name`, which may have dots of its own."""
+    return path == name or path.startswith(f"{name}.")
+
+
+def _fixed_items(kind: DataType) -> tuple[int, bool]:
+    """Return how many values one value of a type has by its lists of fixed length, at most.
+
+    And whether no list of any length is around those.
+    """
+    from pyarrow import BaseExtensionType, types
+
+    if isinstance(kind, BaseExtensionType):
+        return _fixed_items(kind.storage_type)
+    if types.is_fixed_size_list(kind):
+        return max(1, kind.list_size) * _fixed_items(kind.value_type)[0], True
+    if not types.is_nested(kind):
+        return 1, True
+    inner = [_fixed_items(kind.field(index).type) for index in range(kind.num_fields)]
+    items = max((count for count, _ in inner), default=1)
+    return items, types.is_struct(kind) and all(outermost for _, outermost in inner)
+
+
+def _walk(file: mmap.mmap, chunk: ColumnChunkMetaData) -> Sequence[Page]:
+    """Return the pages of a column chunk.
+
+    Raises:
+        DamagedPages: a page's header is damaged.
+    """
+    if not chunk.num_values:
+        # The library reads no page of it, and nothing has to lie where it says.
+        return []
+    start = chunk.data_page_offset
+    # As the library does: some writers give 0 for a dictionary that is not there.
+    if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
+        start = chunk.dictionary_page_offset
+    return list(walk_pages(file, start, chunk.total_compressed_size))
+
+
+def _measure(
+    file: mmap.mmap, chunk: ColumnChunkMetaData, column: ColumnSchema, rows: int
+) -> _Chunk:
     """Add up the pages of a column chunk.
+
+    Args:
+        file: that has it.
+        chunk: what the footer says of it.
+        column: it is of.
+        rows: of its group.
 
     Raises:
         DamagedPages: a page's header is damaged.
     """
     path = chunk.path_in_schema
-    if not chunk.num_values:
-        # The library reads no page of it, and nothing has to lie where it says.
-        return _Chunk(path, 0, 0, 0, is_mixed=False)
-    start = chunk.data_page_offset
-    # As the library does: some writers give 0 for a dictionary that is not there.
-    if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
-        start = chunk.dictionary_page_offset
-    pages = list(walk_pages(file, start, chunk.total_compressed_size))
+    # Texts have their own lengths, and numbers fit into what each value is taken for.
+    width = column.length if column.physical_type == _FIXED else 0
+    pages = _walk(file, chunk)
     values = sum(page.values for page in pages)
     unpacked = sum(page.uncompressed for page in pages)
-    if _DELTA_TEXTS in chunk.encodings:
+    is_delta = any(page.encoding == TEXTS for page in pages)
+    if is_delta or _DELTA_TEXTS in chunk.encodings:
         unpacked *= max(1, values)
-    base = unpacked + values * _VALUE_BYTES
+    base = unpacked + values * (_VALUE_BYTES + width)
     referring = sum(page.values for page in pages if page.refers)
     if chunk.physical_type != _TEXT or not referring:
-        return _Chunk(path, base, 0, 0, is_mixed=False)
+        return _Chunk(path, rows, values, width, base, 0, 0, is_mixed=False)
     is_mixed = any(page.values and not page.refers for page in pages)
     dictionary = next((page for page in pages if page.is_dictionary), None)
     if dictionary is None:
@@ -132,7 +232,7 @@ def _measure(file: mmap.mmap, chunk: ColumnChunkMetaData) -> _Chunk:
     longest = dictionary.uncompressed
     if is_mixed and referring * longest > _LEAST_BYTES and longest <= _LEAST_BYTES:
         longest = _find_longest(file, chunk.compression, dictionary)
-    return _Chunk(path, base, referring, longest, is_mixed)
+    return _Chunk(path, rows, values, width, base, referring, longest, is_mixed)
 
 
 def _find_longest(file: mmap.mmap, compression: str, page: Page) -> int:

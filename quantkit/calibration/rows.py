@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from quantkit.calibration.dataset_folders import check_dataset_folder
 from quantkit.calibration.parquet import open_parquet
@@ -23,10 +23,21 @@ from quantkit.calibration.sources import (
     make_row,
     refuse_pointer,
 )
-from quantkit.errors import CalibrationError, MissingPackageError
+from quantkit.errors import (
+    CalibrationError,
+    MissingPackageError,
+    ResourceError,
+    is_of_machine,
+    raise_alone,
+)
 
 _MOST_NAMES = 1000
 """Columns that are remembered, for a message that names those that there are."""
+_FAULTS = (
+    *(ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError),
+    ValueError,
+)
+"""What the package `datasets` trips with over a description or a row that is nonsense."""
 
 
 def open_rows(data: str, kind: Kind, split: str, columns: Columns) -> Rows:
@@ -131,9 +142,9 @@ def _open_dataset(data: str, split: str, columns: Columns) -> Rows:
     try:
         dataset = _load_dataset(datasets, data, split)
     except datasets.exceptions.DatasetsError as error:
-        raise CalibrationError(_explain_dataset(data, name, error.__cause__ or error)) from error
-    except (OSError, ValueError) as error:
-        raise CalibrationError(_explain_dataset(data, name, error)) from error
+        _give_up(data, name, error.__cause__ or error)
+    except _FAULTS as error:
+        _give_up(data, name, error)
     finally:
         if shown:
             datasets.enable_progress_bars()
@@ -142,27 +153,65 @@ def _open_dataset(data: str, split: str, columns: Columns) -> Rows:
     check_domain(names, columns, name)
     wanted = [column for column in columns.names if column in names]
     dataset = dataset.select_columns(wanted)
-    return Rows(
-        name,
-        len(dataset),
-        lambda index: make_row(dataset[index], columns, f"{name}: row {index}"),
-    )
+    for column in wanted:
+        opened = _find_opened(dataset.features[column])
+        if opened:
+            raise CalibrationError(
+                f"{name}: the column {column!r} is described as {opened}, for which `datasets` "
+                f"opens the files and addresses that its rows name: describe it as string"
+            )
+
+    def read(index: int) -> Row:
+        where = f"{name}: row {index}"
+        try:
+            cells = dataset[index]
+        except _FAULTS as error:
+            raise CalibrationError(f"{where} cannot be read: {_reason(error)}") from error
+        return make_row(cells, columns, where)
+
+    return Rows(name, len(dataset), read)
+
+
+def _find_opened(feature: Any) -> str:
+    """Return the type within a feature whose values are opened to be read; empty: none is.
+
+    They are pictures, sounds, and whatever else `datasets` decodes, but for the text of JSON.
+    """
+    if isinstance(feature, dict | list):
+        inner = feature.values() if isinstance(feature, dict) else feature
+        return next(filter(None, map(_find_opened, inner)), "")
+    kind = type(feature).__name__
+    if hasattr(feature, "decode_example") and kind != "Json":
+        return kind
+    return _find_opened(feature.feature) if hasattr(feature, "feature") else ""
 
 
 def _load_dataset(datasets: Any, data: str, split: str) -> Any:
     """One split of a Hub id, of a folder of data files, or of a folder of `save_to_disk`."""
     folder = Path(data)
+    # Rows as Python has them, whatever format was saved with them.
+    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+        return datasets.load_from_disk(data).with_format(None)
     if (folder / "dataset_dict.json").is_file():
         splits = datasets.load_from_disk(data)
         if split not in splits:
             raise ValueError(f"it has the splits {', '.join(splits)}")
-        return splits[split]
-    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
-        return datasets.load_from_disk(data)
+        return splits[split].with_format(None)
     if folder.is_dir():
         return datasets.load_dataset(str(folder.resolve()), split=split)
     name, _, config = data.partition(":")
     return datasets.load_dataset(name, config or None, split=split)
+
+
+def _give_up(data: str, name: str, error: BaseException) -> NoReturn:
+    """Say why a dataset cannot be loaded, without the Hub client's exception, which has the token.
+
+    Raises:
+        CalibrationError: always, but
+        ResourceError: where the machine is to blame.
+    """
+    words = _explain_dataset(data, name, error)
+    raise_alone(ResourceError(words) if is_of_machine(error) else CalibrationError(words))
 
 
 def _explain_dataset(data: str, name: str, error: BaseException) -> str:
@@ -180,8 +229,12 @@ def _explain_dataset(data: str, name: str, error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    lines, kind = str(error).strip().splitlines(), type(error).__name__
+    if not lines:
+        return kind
+    # The others say no more than a key, or what some value is not.
+    words = OSError, ValueError, ImportError
+    return lines[0].strip() if isinstance(error, words) else f"{kind}: {lines[0].strip()}"
 
 
 OPENERS: Mapping[Kind, Callable[[str, str, Columns], Rows]] = {

@@ -121,7 +121,7 @@ def open_statistics(folder: str | os.PathLike[str]) -> StoredStatistics:
     """
     place = Path(folder)
     content, manifest = read_manifest(place)
-    path = place / "windows.safetensors"
+    path = _find(place, "windows.safetensors")
     _check_hash(path, manifest["windows_sha256"])
     told = manifest["calibration"]
     ids, weights = _load_windows(path)
@@ -360,10 +360,7 @@ def _read(
     device: torch.device,
 ) -> dict[str, Tensor]:
     """Read the named tensors that a file has, or all, into memory of their own."""
-    try:
-        path = join_inside(stored.folder, file)
-    except CheckpointError as error:
-        raise CalibrationError(str(error)) from None
+    path = _find(stored.folder, file)
     if file not in stored.verified:
         _check_hash(path, digest)
         stored.verified.add(file)
@@ -374,6 +371,13 @@ def _read(
             return {name: reader.get_tensor(name).to(device) for name in wanted}
     except (OSError, SafetensorError) as error:
         raise CalibrationError(f"cannot read {path}: {error}") from error
+
+
+def _find(folder: Path, file: str) -> Path:
+    try:
+        return join_inside(folder, file)
+    except CheckpointError as error:
+        raise CalibrationError(str(error)) from None
 
 
 def _check_hash(path: Path, digest: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.headers import parse_json
+from quantkit.checkpoint.paths import join_inside
 from quantkit.errors import CalibrationError, CheckpointError
 from quantkit.staging import STATISTICS
 
@@ -32,12 +33,15 @@ def read_manifest(folder: Path) -> tuple[bytes, Mapping[str, Any]]:
     """Return the bytes of a folder's manifest, and what it says.
 
     Raises:
-        CalibrationError: there is none, or it is not what this version writes.
+        CalibrationError: there is none, it is no file of the folder, or it is not what this version
+            writes.
     """
-    path = folder / STATISTICS
     try:
+        path = join_inside(folder, STATISTICS)
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
+    except CheckpointError as error:
+        raise CalibrationError(str(error)) from None
     except OSError as error:
         raise CalibrationError(
             f"{folder} holds no statistics ({STATISTICS}: {error.strerror}): make them with "
@@ -72,7 +76,8 @@ def _check_parts(manifest: Mapping[str, Any]) -> dict[str, bool]:
         and all(isinstance(note, str) for note in notes),
         "holds": isinstance(holds.get("key_value"), bool)
         and isinstance(holds.get("fisher"), bool)
-        and isinstance(holds.get("no_key_value"), str | None),
+        # It says why there are none.
+        and isinstance(holds.get("no_key_value"), type(None) if holds["key_value"] else str),
         "windows_sha256": _is_digest(manifest["windows_sha256"]),
         "blocks": all(_is_block(about, holds) for about in manifest["blocks"].values()),
     }

@@ -6,12 +6,14 @@ Letters of shapes: L tokens.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantkit.calibration.tokenizer_growth import MAX_GROWTH, find_growth
 from quantkit.checkpoint.mistaken import recognise_file
 from quantkit.checkpoint.paths import join_inside
 from quantkit.checkpoint.source import list_side_files
@@ -60,7 +62,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             "tokenizer files of the original model there"
         )
     _check_names(folder)
-    _check_numbers(folder)
+    for name in _list_trees(folder):
+        _check_numbers(folder, name)
+        _check_growth(folder, name)
     from transformers import AutoTokenizer
 
     try:
@@ -107,18 +111,42 @@ def _check_names(folder: Path) -> None:
             f"{folder}/tokenizer_config.json names a file to be opened ({named[0]}), which is "
             f"refused: remove the key"
         )
-    versions = config.get("fast_tokenizer_files")
-    for name in versions if isinstance(versions, list) else ():
-        join_inside(folder, str(name))
+    for name in _list_trees(folder):
+        join_inside(folder, name)
 
 
-def _check_numbers(folder: Path) -> None:
+def _list_trees(folder: Path) -> tuple[str, ...]:
+    """Return tokenizer.json and those that transformers may read in its place."""
+    versions = read_json_object(folder / "tokenizer_config.json").get("fast_tokenizer_files")
+    return ("tokenizer.json", *map(str, versions if isinstance(versions, list) else ()))
+
+
+def _check_growth(folder: Path, name: str) -> None:
+    """Refuse rules that lengthen a text out of proportion, before the library applies them.
+
+    Raises:
+        CheckpointError: there are some, or a file is damaged.
+    """
+    growth = find_growth(read_json_object(folder / name))
+    if math.isinf(growth):
+        raise CheckpointError(
+            f"the rules in {folder / name} are not written as tokenizers writes them: download its "
+            f"files again"
+        )
+    if growth > MAX_GROWTH:
+        raise CheckpointError(
+            f"the rules in {folder / name} may make {growth:.3g} characters of one, and no "
+            f"tokenizer makes more than {MAX_GROWTH}: download its files again"
+        )
+
+
+def _check_numbers(folder: Path, name: str) -> None:
     """Refuse ids beyond all vocabularies, and a length that is no number.
 
     Raises:
         CheckpointError: there is one, or a file is damaged.
     """
-    tree = read_json_object(folder / "tokenizer.json")
+    tree = read_json_object(folder / name)
     config = read_json_object(folder / "tokenizer_config.json")
     model = tree.get("model")
     added = tree["added_tokens"] if isinstance(tree.get("added_tokens"), list) else []

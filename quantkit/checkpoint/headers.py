@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,10 +92,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON file's object.
 
     Raises:
-        CheckpointError: it is missing, too large, or not a JSON object.
+        CheckpointError: it is missing, no file, too large, or not a JSON object.
     """
     try:
-        if path.stat().st_size > MAX_HEADER_BYTES:
+        found = path.stat()
+        # A pipe in the place of a file would block for ever.
+        if not stat.S_ISREG(found.st_mode):
+            raise CheckpointError(f"cannot read {path}: it is not a file")
+        if found.st_size > MAX_HEADER_BYTES:
             raise CheckpointError(f"{path} is larger than {MAX_HEADER_BYTES} bytes")
         return parse_json(path.read_bytes(), str(path))
     except FileNotFoundError:

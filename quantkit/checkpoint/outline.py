@@ -23,7 +23,7 @@ from quantkit.checkpoint.source import (
     list_shards,
     resolve_source,
 )
-from quantkit.errors import CheckpointError, PlanError, writing
+from quantkit.errors import CheckpointError, PlanError, raise_alone, writing
 from quantkit.records import Source
 
 _FIRST_BYTES = 100_000
@@ -129,9 +129,12 @@ def _read_heads(described: Source) -> dict[str, _Head]:
         except RemoteEntryNotFoundError:
             if len(names) == 1:
                 return {}
-            raise CheckpointError(
-                f"model {described.name!r}: its index names weight files that the Hub does not have"
-            ) from None
+            raise_alone(
+                CheckpointError(
+                    f"model {described.name!r}: its index names weight files that the Hub does "
+                    f"not have"
+                )
+            )
 
 
 def _read_head(address: str) -> _Head:

@@ -57,6 +57,16 @@ def join_inside(folder: Path, name: str) -> Path:
     return path
 
 
+def find_inside(folder: Path, name: str) -> Path | None:
+    """Return the path of a file that a folder may have; None where none is there.
+
+    Raises:
+        CheckpointError: as `join_inside`.
+    """
+    path = join_inside(folder, name)
+    return path if path.is_file() else None
+
+
 def find_fault(name: str) -> str | None:
     """Say why a name that a file or an answer gave us is refused, wherever it would lie."""
     parts = PurePosixPath(name).parts

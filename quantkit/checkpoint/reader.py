@@ -15,9 +15,12 @@ from torch import Tensor
 from quantkit.checkpoint.headers import read_header, read_index, read_json
 from quantkit.checkpoint.paths import join_inside
 from quantkit.checkpoint.pickles import read_pickle_header, read_pickled_tensor
-from quantkit.checkpoint.source import INDEXES, list_side_files
+from quantkit.checkpoint.source import INDEXES, MODEL_CARD, list_side_files
 from quantkit.errors import CheckpointError
 from quantkit.records import Source, TensorInfo
+
+ADAPTER = "adapter_config.json"
+"""File beside the weights that makes transformers change them, where peft is installed."""
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {
@@ -59,9 +62,16 @@ def open_checkpoint(source: Source) -> Checkpoint:
     No weight is read. A quantized checkpoint opens too; the skeleton refuses it.
 
     Raises:
-        CheckpointError: a file is missing, damaged, refused, or at odds with another.
+        CheckpointError: a file is missing, damaged, refused, or at odds with another; or there is
+            an adapter, so that the weights are not all of the model.
     """
     folder = source.folder
+    if (folder / ADAPTER).exists():
+        raise CheckpointError(
+            f"{folder} holds an adapter ({ADAPTER}), which some programs apply to the weights and "
+            f"others do not: merge it (peft's merge_and_unload, then save_pretrained), or take "
+            f"{ADAPTER} out of the folder if the model is meant without it"
+        )
     path = join_inside(folder, "config.json")
     if not path.is_file():
         raise CheckpointError(
@@ -70,6 +80,8 @@ def open_checkpoint(source: Source) -> Checkpoint:
         )
     config = read_json(path)
     side_files = tuple(join_inside(folder, name) for name in list_side_files(folder))
+    # Its terms are taken over into an artifact's card, hours later.
+    join_inside(folder, MODEL_CARD)
     tensors = dict(sorted(_find_tensors(folder).items()))
     return Checkpoint(source, MappingProxyType(config), MappingProxyType(tensors), side_files)
 

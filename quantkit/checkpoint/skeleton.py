@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +26,16 @@ _REFUSED_KEYS = frozenset(
         "_experts_implementation",
     }
 )
+
+# Of what has such a name transformers makes as many modules as the number says.
+_COUNTS = re.compile(r"(^|_)(n_layer|layers|depth|blocks|stages)$")
+# Of what has such a name it makes one for each entry of the list, or each letter.
+_KINDS = re.compile(r"layer|block|pattern")
+_BELIEVED = 256
+"""Layers that any part of a config may announce beside few tensors: an excerpt keeps the lists and
+the towers of its model. So many are built within seconds."""
+_BELIEVED_ALONE = 1000
+"""The same without a checkpoint: more than any model has."""
 
 # What transformers' constructors were seen to raise on a config that makes no sense.
 _CONFIG_FAULTS = (
@@ -140,7 +150,8 @@ def parse_config(checkpoint: Checkpoint, *, alone: bool = False) -> Any:
         alone: there are no tensors, and what the config announces is believed.
 
     Raises:
-        CheckpointError: transformers does not know or refuses it, or the checkpoint is quantized.
+        CheckpointError: transformers does not know or refuses it, it announces more layers than
+            there can be, or the checkpoint is quantized.
     """
     config, path = checkpoint.config, _config_path(checkpoint)
     if _is_quantized(config):
@@ -160,16 +171,43 @@ def parse_config(checkpoint: Checkpoint, *, alone: bool = False) -> Any:
         raise CheckpointError(
             f"{path}: model_type {model_type!r}: {why}{nearest(model_type, CONFIG_MAPPING.keys())}"
         )
-    layers = config.get("num_hidden_layers")
-    if not alone and isinstance(layers, int) and layers > len(checkpoint.tensors):
-        raise CheckpointError(
-            f"{path} announces {layers} layers, but the checkpoint has only "
-            f"{len(checkpoint.tensors)} tensors"
-        )
+    _check_counts(checkpoint, alone=alone)
     try:
         return CONFIG_MAPPING[model_type].from_dict(_without_code(config))
     except _CONFIG_FAULTS as error:
         raise CheckpointError(f"{path} does not validate: {_first_line(error)}") from error
+
+
+def _check_counts(checkpoint: Checkpoint, *, alone: bool) -> None:
+    """Look at what a config announces, before transformers makes lists and modules of it.
+
+    Raises:
+        CheckpointError: there are more layers than tensors, in any of its parts.
+    """
+    config, path, tensors = checkpoint.config, _config_path(checkpoint), len(checkpoint.tensors)
+    layers = config.get("num_hidden_layers")
+    whole = layers if isinstance(layers, int) and not alone else 0
+    most = _BELIEVED_ALONE if alone else max(tensors, _BELIEVED)
+    beyond = ((key, count) for key, count in _find_counts(config) if count > most)
+    key, count = ("num_hidden_layers", whole) if whole > tensors else next(beyond, ("", 0))
+    if count:
+        why = "no model has so many" if alone else f"but the checkpoint has only {tensors} tensors"
+        raise CheckpointError(f"{path} announces {count} layers ({key!r:.80}), {why}")
+
+
+def _find_counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield each number of layers in a config and its parts, with its name."""
+    pending: list[Any] = [config]
+    while pending:
+        part = pending.pop()
+        pairs = part.items() if isinstance(part, Mapping) else (("", each) for each in part)
+        for key, value in pairs:
+            if isinstance(value, int) and _COUNTS.search(key):
+                yield key, value
+            elif isinstance(value, list | str) and _KINDS.search(key):
+                yield key, len(value)
+            if isinstance(value, Mapping | list):
+                pending.append(value)
 
 
 def _is_quantized(config: Mapping[str, Any]) -> bool:

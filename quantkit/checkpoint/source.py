@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from quantkit.checkpoint.paths import join_inside
-from quantkit.errors import CheckpointError, MissingPackageError, ResourceError, nearest
+from quantkit.errors import (
+    CheckpointError,
+    MissingPackageError,
+    QuantkitError,
+    ResourceError,
+    is_of_machine,
+    nearest,
+    raise_alone,
+)
 from quantkit.masking import masked_logs
 from quantkit.records import Source
 
@@ -227,21 +235,16 @@ def _fetch(model: str, repo: str, revision: str | None, names: Sequence[str]) ->
 def explaining(model: str, repo: str, revision: str | None) -> Iterator[None]:
     """Turn what the Hub's client raises while it downloads into what the user should read.
 
+    The client's exceptions carry the request, and with it the token: none gets out of here, not
+    even as the context of another.
+
     Raises:
         CheckpointError: there is no such model, it is not accessible, or the Hub is not.
-        ResourceError: the disk is full.
+        ResourceError: the disk is full or fails, or too many files are open.
         MissingPackageError: the client is not installed.
     """
     try:
-        from huggingface_hub.errors import (  # type: ignore[attr-defined]
-            GatedRepoError,
-            HfHubHTTPError,
-            HFValidationError,
-            HTTPError,
-            LocalEntryNotFoundError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
     except ImportError:
         raise MissingPackageError(
             "huggingface_hub", "a model on the Hub", "pip install huggingface_hub"
@@ -249,48 +252,60 @@ def explaining(model: str, repo: str, revision: str | None) -> Iterator[None]:
     try:
         with masked_logs():
             yield
-    except GatedRepoError:
-        raise CheckpointError(
+        return
+    except (HTTPError, OSError, ValueError) as error:
+        caught = error
+    found = _explain(caught, model, repo, revision)
+    raise_alone(ResourceError(str(found)) if is_of_machine(caught) else found)
+
+
+def _explain(error: Exception, model: str, repo: str, revision: str | None) -> QuantkitError:
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, GatedRepoError):
+        return CheckpointError(
             f"model {model!r} is gated: ask for access at https://huggingface.co/{repo}, then log "
             f"in with `hf auth login` or set HF_TOKEN"
-        ) from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return CheckpointError(
             f"model {model!r} is neither a folder nor a model on the Hub that you may see: check "
             f"the name; if it is private, log in with `hf auth login` or set HF_TOKEN"
-        ) from None
-    except RevisionNotFoundError:
-        raise CheckpointError(
-            f"model {model!r}: {repo} has no revision {revision!r} on the Hub"
-        ) from None
-    except HFValidationError:
-        raise CheckpointError(
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return CheckpointError(f"model {model!r}: {repo} has no revision {revision!r} on the Hub")
+    if isinstance(error, HFValidationError):
+        return CheckpointError(
             f"model {model!r} is neither a folder nor a valid Hub id (owner/name)"
-        ) from None
-    except LocalEntryNotFoundError as error:
-        near = _find_near(Path(model))
+        )
+    if isinstance(error, LocalEntryNotFoundError):
         if isinstance(error.__cause__, HfHubHTTPError):
-            raise _refusal(model, error.__cause__.response.status_code) from None
-        raise CheckpointError(
+            return _refusal(model, error.__cause__.response.status_code)
+        near = _find_near(Path(model))
+        return CheckpointError(
             f"model {model!r} is neither a folder nor in the local Hub cache, and the Hub cannot "
             f"be reached: check the name, the connection and HF_HUB_OFFLINE{near}"
-        ) from None
-    except HfHubHTTPError as error:
-        raise _refusal(model, error.response.status_code) from None
-    except (HTTPError, OSError) as error:
+        )
+    if isinstance(error, HfHubHTTPError):
+        return _refusal(model, error.response.status_code)
+    if isinstance(error, HTTPError | OSError):
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(
+            return ResourceError(
                 f"no space left while downloading {model!r}: free some or set HF_HUB_CACHE"
-            ) from error
+            )
         why = getattr(error, "strerror", None) or type(error).__name__
-        # The client's exceptions carry the request, and with it the token.
-        raise CheckpointError(f"model {model!r} could not be downloaded: {why}") from None
-    except ValueError as error:
-        # So it refuses names that lead out of its cache, and so the system refuses a NUL.
-        why = (str(error).splitlines() or [""])[0]
-        raise CheckpointError(
-            f"model {model!r}: the Hub lists a file that is refused: {why}"
-        ) from None
+        return CheckpointError(f"model {model!r} could not be downloaded: {why}")
+    # So it refuses names that lead out of its cache, and so the system refuses a NUL.
+    why = (str(error).splitlines() or [""])[0]
+    return CheckpointError(f"model {model!r}: the Hub lists a file that is refused: {why}")
 
 
 def _refusal(model: str, status: int) -> CheckpointError:

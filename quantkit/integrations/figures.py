@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.headers import read_json
+from quantkit.checkpoint.paths import find_inside
 from quantkit.errors import InputError
 from quantkit.records import Report, Result
 from quantkit.report.document import report_document
@@ -41,16 +42,17 @@ def read_told(result: Result | Report | str | os.PathLike[str]) -> Told:
 
     Raises:
         InputError: the folder holds no report.
-        CheckpointError: report.json is damaged.
+        CheckpointError: report.json is damaged, or a link out of the folder.
     """
     if isinstance(result, Result):
         return Told(report_document(result.report), result.output / "report", result.output)
     if isinstance(result, Report):
         return Told(report_document(result), None, Path())
     folder = Path(result)
-    for reports, root in ((folder / "report", folder), (folder, Path())):
-        if (reports / PAGE).is_file():
-            return Told(read_json(reports / PAGE), reports, root)
+    for name, root in ((f"report/{PAGE}", folder), (PAGE, Path())):
+        path = find_inside(folder, name)
+        if path is not None:
+            return Told(read_json(path), path.parent, root)
     raise InputError(
         f"{folder} holds no report/{PAGE} and no {PAGE}: name an output of `quantkit quantize`, or "
         f"the reports of `quantkit gate` or `quantkit compare`"

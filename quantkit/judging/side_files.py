@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration.templates import apply_template
 from quantkit.calibration.tokenizer import VOCABULARY_FILES, load_tokenizer, read_json_object
-from quantkit.checkpoint.paths import join_inside
+from quantkit.checkpoint.headers import MAX_HEADER_BYTES
+from quantkit.checkpoint.paths import find_inside, join_inside
 from quantkit.errors import CalibrationError, CheckpointError
 from quantkit.judging.tokens import collect_texts
 
@@ -103,7 +104,7 @@ def compare_templates(tokenizer: PreTrainedTokenizerBase, template: object) -> t
 def find_ends(folder: Path) -> frozenset[int]:
     """Return the ids at which a checkpoint's generation ends; none where no file names one."""
     for name in ("generation_config.json", "config.json"):
-        config = read_json_object(folder / name)
+        config = read_json_object(join_inside(folder, name))
         text = config.get("text_config")
         for each in (config, text if isinstance(text, dict) else {}):
             ends = _as_ids(each.get("eos_token_id"))
@@ -171,7 +172,7 @@ def _render(
 
 def _find_own_ends(folder: Path) -> frozenset[int]:
     """What ends generation in an artifact: onnxruntime-genai has a file of its own."""
-    model = read_json_object(folder / GENAI_CONFIG).get("model")
+    model = read_json_object(join_inside(folder, GENAI_CONFIG)).get("model")
     ends = _as_ids(model.get("eos_token_id")) if isinstance(model, dict) else frozenset()
     return ends or find_ends(folder)
 
@@ -200,14 +201,20 @@ def _compare_pooling(baseline: Path, folder: Path) -> Iterator[str]:
 
 
 def _describe_modules(folder: Path) -> list[tuple[str, tuple[str, ...]]] | None:
-    """Return the kind of each module, and how it pools; None where no file lists them."""
+    """Return the kind of each module, and how it pools; None where no file lists them.
+
+    A list that lies outside of the folder is none of it.
+    """
     try:
-        modules = json.loads((folder / MODULES).read_bytes())
+        path = find_inside(folder, MODULES)
+        if path is None or path.stat().st_size > MAX_HEADER_BYTES:
+            return None
+        modules = json.loads(path.read_bytes())
         return [
             (str(module["type"]).rpartition(".")[2], _find_modes(folder, str(module["path"])))
             for module in modules
         ]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (CheckpointError, OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

@@ -331,7 +331,7 @@ def machine_threads() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     wish = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(cores, int(wish) if wish.isdigit() and int(wish) else cores))
+    return max(1, min(cores, int(wish) if wish.isdecimal() and int(wish) else cores))
 
 
 def worker_threads() -> int:

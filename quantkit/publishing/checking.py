@@ -328,9 +328,14 @@ def _list_strangers(artifact: CheckedArtifact, others: Sequence[CheckedArtifact]
     """Say which files of an artifact's folder stay behind.
 
     Raises:
-        PublishError: there are weights, code or links that nobody has judged.
+        PublishError: there are weights, code or links that nobody has judged, or the card is a link
+            or no file.
     """
-    known = {file.source for file in artifact.files} | {artifact.folder / CARD}
+    card = artifact.folder / CARD
+    # What it says of the terms is published.
+    if card.is_symlink() or (card.exists() and not card.is_file()):
+        raise PublishError(f"{card} is a link or no file: copy the file itself there, or remove it")
+    known = {file.source for file in artifact.files} | {card}
     known |= {file.source for other in others for file in other.files}
     known |= {other.folder / CARD for other in others}
     notes = []

@@ -119,13 +119,14 @@ def ask(hub: Hub, what: str, repo: str, call: Callable[[], Answer]) -> Answer:
         try:
             return call()
         except (HTTPError, OSError, ValueError, RuntimeError) as error:
-            seconds = _wait_for(error) if waits < _MOST_WAITS else None
-            found = None if seconds is not None else _explain(error, hub, what, repo)
-        if found is not None:
-            # Outside of the handler: else the client's exception would travel along as context.
-            raise found
+            caught = error
+        # Outside of the handler: else the client's exception would travel along as context, of a
+        # defect of ours too.
+        seconds = _wait_for(caught) if waits < _MOST_WAITS else None
+        if seconds is None:
+            raise _explain(caught, hub, what, repo)
         logging.getLogger("huggingface_hub").warning("Rate limited. Waiting %gs.", seconds)
-        time.sleep(seconds or 0.0)
+        time.sleep(seconds)
     raise AssertionError("the last turn returns or raises")
 
 
@@ -136,8 +137,10 @@ def _wait_for(error: Exception) -> float | None:
     if not isinstance(error, HfHubHTTPError) or error.response.status_code != 429:
         return None
     after = error.response.headers.get("retry-after", "")
-    reset = re.search(r"\bt=(\d+)", error.response.headers.get("ratelimit", ""))
-    seconds = float(after) if after.isdigit() else float(reset.group(1)) if reset else 8.0
+    reset = re.search(r"\bt=(\d+)", error.response.headers.get("ratelimit", ""), re.ASCII)
+    # Without the first, what only looks like digits would be some, as a superscript.
+    plain = after.isascii() and after.isdecimal()
+    seconds = float(after) if plain else float(reset.group(1)) if reset else 8.0
     return seconds + 1 if seconds <= _LONGEST_WAIT else None
 
 
@@ -176,7 +179,7 @@ def _listen(tell: Callable[[str], None]) -> logging.Handler:
 
     def say(record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        wait = re.search(r"(?:Waiting|Retrying in) (\d+(?:\.\d+)?)s", message)
+        wait = re.search(r"(?:Waiting|Retrying in) (\d+(?:\.\d+)?)s", message, re.ASCII)
         if wait:
             reason = "the Hub is busy" if message.startswith("Rate") else "no answer from the Hub"
             tell(f"{reason}: trying again in {float(wait.group(1)):g} s")

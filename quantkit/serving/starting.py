@@ -14,8 +14,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from quantkit.errors import InputError, WorkerError
 from quantkit.masking import hide_tokens
@@ -41,6 +40,8 @@ _LAST_LINES = 12
 _LINE_WIDTH = 300
 _POLL_SECONDS = 0.3
 _REQUEST_SECONDS = 300.0
+"""How long a whole answer may take, however it is divided."""
+_HEALTH_SECONDS = 5.0
 _MOST_BYTES = 1 << 22
 _NO_ANSWER = (OSError, ValueError, RecursionError, http.client.HTTPException)
 """What a request raises where the other side is silent, or speaks something else than HTTP."""
@@ -85,7 +86,7 @@ class RunningServer:
         try:
             found = _request(self.serve, f"{self.serve.url}/chat/completions", body)
         except _NO_ANSWER as error:
-            raise self.failure(f"does not answer a chat completion: {_reason(error)}") from None
+            raise self.failure(f"does not answer a chat completion: {error}") from None
         return _read_answer(found, self)
 
     def wait(self) -> None:
@@ -225,9 +226,13 @@ def _await_health(server: RunningServer, deadline: float, timeout: float) -> Non
     serve = server.serve
     address = f"http://{reachable(serve.host)}:{serve.port}{serve.health}"
     while server.process.poll() is None:
-        with contextlib.suppress(*_NO_ANSWER):
-            if _open(serve, urllib.request.Request(address), 5.0) is not None:
-                return
+        left = max(_POLL_SECONDS, min(_HEALTH_SECONDS, deadline - time.monotonic()))
+        with (
+            contextlib.suppress(*_NO_ANSWER),
+            _open(serve, "GET", address, left),
+        ):
+            # The status says all.
+            return
         if time.monotonic() > deadline:
             raise server.failure(f"did not answer at {address} within {timeout:g} seconds")
         time.sleep(_POLL_SECONDS)
@@ -271,29 +276,65 @@ def _ending(process: subprocess.Popen[str]) -> str:
 
 
 def _request(serve: ServeCommand, address: str, body: Mapping[str, Any]) -> Any:
-    request = urllib.request.Request(
-        address, json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    return json.loads(_open(serve, request, _REQUEST_SECONDS))
+    """Post `body`, and read the JSON that comes back.
+
+    Raises:
+        OSError, ValueError, RecursionError, http.client.HTTPException: as in `_NO_ANSWER`.
+    """
+    with _open(serve, "POST", address, _REQUEST_SECONDS, json.dumps(body).encode()) as answer:
+        found = answer.read(_MOST_BYTES)
+    return json.loads(found)
 
 
-def _open(serve: ServeCommand, request: urllib.request.Request, seconds: float) -> bytes:
-    """Send a request, past any proxy, with the key that the server was given."""
+@contextmanager
+def _open(
+    serve: ServeCommand, method: str, address: str, seconds: float, body: bytes | None = None
+) -> Iterator[http.client.HTTPResponse]:
+    """Send a request, past any proxy, with the key that the server was given.
+
+    Args:
+        seconds: after these the connection ends, whatever was read until then.
+
+    Raises:
+        ValueError: the status is not one of success.
+        OSError, http.client.HTTPException: there is no answer, or none that is whole in time.
+    """
+    place = urlsplit(address)
+    assert place.hostname is not None
+    headers = {"Connection": "close"}
     key = os.environ.get(serve.api_key_variable or "")
     if key:
-        request.add_unredirected_header("Authorization", f"Bearer {key}")
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=seconds) as answer:
-        found: bytes = answer.read(_MOST_BYTES)
-        return found
+        headers["Authorization"] = f"Bearer {key}"
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+    deadline = time.monotonic() + seconds
+    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=seconds)
+    with contextlib.closing(connection):
+        connection.connect()
+        # Its own limit is for each read: an answer of single bytes would never reach it.
+        alarm = threading.Timer(seconds, _hang_up, (connection.sock,))
+        alarm.daemon = True
+        alarm.start()
+        try:
+            connection.request(method, place.path, body, headers)
+            with connection.getresponse() as answer:
+                if not 200 <= answer.status < 300:
+                    words = answer.read(_LINE_WIDTH).decode("utf-8", "replace")
+                    raise ValueError(f"status {answer.status}: {' '.join(words.split())}")
+                yield answer
+        except (OSError, http.client.HTTPException):
+            if time.monotonic() < deadline:
+                raise
+        finally:
+            alarm.cancel()
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"there is no whole answer after {seconds:g} seconds")
 
 
-def _reason(error: Exception) -> str:
-    """What an answer with an error says."""
-    if isinstance(error, urllib.error.HTTPError):
-        words = error.read(_LINE_WIDTH).decode("utf-8", "replace")
-        return f"status {error.code}: {' '.join(words.split())}"
-    return str(error)
+def _hang_up(connection: socket.socket) -> None:
+    """End a connection under a thread that reads from it."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _read_answer(found: Any, server: RunningServer) -> ChatAnswer:

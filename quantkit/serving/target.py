@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.capacity import LayerShape, ModelShape, read_shape
+from quantkit.capacity.shapes import MOST_LAYERS
 from quantkit.checkpoint.headers import read_json
 from quantkit.checkpoint.source import find_folder, resolve_config
-from quantkit.errors import ArtifactError, CheckpointError
+from quantkit.errors import ArtifactError, CheckpointError, raise_alone
 from quantkit.formats.gguf.inspection import open_gguf_artifact
 from quantkit.formats.inspect import COMPRESSED_TENSORS, PLAIN, inspect_artifact
 from quantkit.formats.inspected import Inspection
@@ -144,7 +145,7 @@ def _shape_of_gguf(
     """Read the sizes out of a file's metadata.
 
     Raises:
-        ArtifactError: one is missing.
+        ArtifactError: one is missing, or there are more layers than any model has.
     """
     missing = [
         key
@@ -153,6 +154,11 @@ def _shape_of_gguf(
     ]
     if missing:
         raise ArtifactError(f"{file} has no {architecture}.{missing[0]}: it is no language model")
+    if sizes["block_count"] > MOST_LAYERS:
+        raise ArtifactError(
+            f"{file} announces {sizes['block_count']} layers ({architecture}.block_count): no "
+            f"model has so many; download or make it again"
+        )
     heads = sizes["attention.head_count"]
     head_dim = sizes["embedding_length"] // heads
     kv_heads = sizes.get("attention.head_count_kv", heads)
@@ -275,10 +281,13 @@ def _count_hub_bytes(model: str, repo: str, revision: str | None) -> int:
     try:
         found = HfApi().model_info(repo, revision=revision, files_metadata=True)
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise CheckpointError(
-            f"model {model!r}: the Hub does not say how large its files are "
-            f"({type(error).__name__}); download it with `hf download {repo}` and name the folder"
-        ) from None
+        raise_alone(
+            CheckpointError(
+                f"model {model!r}: the Hub does not say how large its files are "
+                f"({type(error).__name__}); download it with `hf download {repo}` and name the "
+                f"folder"
+            )
+        )
     sizes = {
         sibling.rfilename: sibling.size or 0
         for sibling in found.siblings or ()

@@ -130,7 +130,7 @@ def load_ray(address: str) -> Any:
     except ImportError as error:
         raise MissingPackageError("ray", "--ray", INSTALL) from error
     host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "/" not in host:
+    if host and port.isdecimal() and "/" not in host:
         try:
             # Ray itself would try for minutes.
             socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()

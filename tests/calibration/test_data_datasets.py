@@ -16,6 +16,7 @@ import pytest
 from pyarrow import parquet
 
 from quantkit.errors import CalibrationError, MissingPackageError
+from quantkit.plain_yaml import MAX_YAML_BYTES
 from tests.helpers import pico_text
 
 TEXTS = [pico_text(words, seed) for seed, words in enumerate((3, 40, 9, 2, 60, 5, 17, 30))]
@@ -120,6 +121,103 @@ def test_a_missing_file_in_an_existing_folder_is_not_taken_for_a_dataset(
 
     with pytest.raises(CalibrationError, match="did you mean 'general'"):
         load("calib_data/genral")
+
+
+_ELSEWHERE = (
+    "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {}/rows.jsonl\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "tail"),
+    [
+        ("README.md", f"---\n# {'é' * 140_000}\n", "---\n"),
+        ("README.md", f"{' ' * 300_000}\n---\n", "---\n"),
+        ("README.md", f"---\n# {'x' * (MAX_YAML_BYTES - 9)}\n---", "---\n"),
+        ("README.md", "---\n", "---  \n"),
+        (".huggingface.yaml", f"# {'x' * MAX_YAML_BYTES}\n", ""),
+    ],
+    ids=["letters-of-two-bytes", "blanks", "an-end-at-the-cut", "blanks-behind-it", "no-header"],
+)
+def test_a_description_is_read_as_far_as_datasets_reads_it(
+    tmp_path: Path, load: Any, name: str, head: str, tail: str
+) -> None:
+    """What lies elsewhere is refused wherever the description names it."""
+    (tmp_path / "elsewhere").mkdir()
+    write_jsonl(tmp_path / "elsewhere" / "rows.jsonl", [{"text": "of another folder"}])
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", [{"text": "a"}])
+    description = head + _ELSEWHERE.format(tmp_path / "elsewhere") + tail
+    (folder / name).write_text(description, encoding="utf-8")
+
+    with pytest.raises(CalibrationError, match=r"is longer than \d+ bytes|it is absolute"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (["train"] * 1000 + ["../other"], "names 1001 splits, and at most 1000"),
+        ({"../other": 1}, "no list of names as its splits"),
+        (["../other"], "climbs out of the folder"),
+    ],
+)
+def test_every_split_of_a_saved_dataset_is_looked_at(
+    tmp_path: Path, load: Any, splits: object, message: str
+) -> None:
+    """None of them lies elsewhere."""
+    datasets.Dataset.from_dict({"text": ["b"]}).save_to_disk(str(tmp_path / "other"))
+    dataset = datasets.Dataset.from_dict({"text": ["a"]})
+    datasets.DatasetDict({"train": dataset}).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved" / "dataset_dict.json").write_text(json.dumps({"splits": splits}))
+
+    with pytest.raises(CalibrationError, match=message):
+        load(tmp_path / "saved", split="../other")
+
+
+@pytest.mark.parametrize("kind", ["dtype: image", "list:\n    - name: content\n      dtype: audio"])
+def test_a_column_of_pictures_or_sounds_is_refused_before_a_row_is_read(
+    tmp_path: Path, load: Any, kind: str
+) -> None:
+    """`datasets` would open what the row names, on this disk or in the network."""
+    write_jsonl(tmp_path / "train.jsonl", [{"text": None}])
+    features = f"dataset_info:\n  features:\n  - name: text\n    {kind}\n"
+    (tmp_path / "README.md").write_text(f"---\n{features}---\n")
+
+    with pytest.raises(CalibrationError, match=r"'text' is described as (Image|Audio), for which"):
+        load(tmp_path)
+
+
+def test_a_saved_format_changes_no_row(tmp_path: Path, load: Any) -> None:
+    """Texts are texts, also of a dataset that was saved for numpy."""
+    dataset = datasets.Dataset.from_dict({"text": TEXTS})
+    dataset.save_to_disk(str(tmp_path / "plain"))
+    dataset.with_format("arrow").save_to_disk(str(tmp_path / "formatted"))
+
+    assert load(tmp_path / "plain").sha256 == load(tmp_path / "formatted").sha256
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"README.md": "---\nconfigs: [5]\n---\n"},
+        {"README.md": "---\ndataset_info: {features: 5}\n---\n"},
+        {"state.json": "{}", "dataset_info.json": "{}"},
+        {"dataset_infos.json": "[]"},
+    ],
+    ids=["configs", "features", "state", "infos"],
+)
+def test_a_description_that_is_nonsense_is_one_clear_line(
+    tmp_path: Path, load: Any, files: dict[str, str]
+) -> None:
+    """It names what failed, and the file that can be named instead."""
+    write_jsonl(tmp_path / "train.jsonl", [{"text": "a"}])
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+
+    with pytest.raises(CalibrationError, match=r"(Type|Key|Attribute)Error: .*: train\.jsonl$"):
+        load(tmp_path)
 
 
 def test_without_the_package_datasets_the_install_line_is_given(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -328,3 +328,55 @@ def test_a_text_of_parquet_that_is_not_utf8_names_its_row(tmp_path: Path) -> Non
 
     with pytest.raises(CalibrationError, match="row 0 cannot be read"):
         found.read(0)
+
+
+def _refer_to_one(count: int) -> pa.Array:
+    texts = pa.array([b"x" * (1 << 20)], pa.binary(1 << 20))
+    return pa.DictionaryArray.from_arrays(np.zeros(count, np.int32), texts)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pa.array([None] * 200, pa.binary(1 << 20)),
+        lambda: _refer_to_one(200),
+        lambda: pa.array([None] * 50, pa.list_(pa.int8(), 1 << 20)),
+        lambda: pa.array([[None] * 50], pa.list_(pa.list_(pa.int8(), 1 << 20))),
+    ],
+    ids=["null", "dictionary", "list", "list-in-list"],
+)
+def test_values_of_one_length_take_it_each(tmp_path: Path, make: Callable[[], pa.Array]) -> None:
+    """Also those that are null, or named by every row: they are unpacked to their whole length."""
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pa.table({"text": make()}), path, dictionary_pagesize_limit=1 << 30)
+    assert path.stat().st_size < 100_000
+
+    with pytest.raises(CalibrationError, match="unpacks to more than 128 MB"):
+        open_rows(str(path), "parquet", "train", Columns("text", False))
+
+
+def test_how_texts_are_stored_is_what_their_pages_say(tmp_path: Path) -> None:
+    """A footer may leave out that each text goes on from the one before."""
+    path = tmp_path / "rows.parquet"
+    how = {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}
+    parquet.write_table(pa.table({"text": ["x" * 700_000] * 200}), path, compression="none", **how)
+    content = bytearray(path.read_bytes())
+    # Of the list of encodings, RLE and DELTA_BYTE_ARRAY: the second becomes PLAIN.
+    content[content.rindex(b"\x25\x06\x0e") + 2] = 0
+    path.write_bytes(bytes(content))
+    column = parquet.read_metadata(path).row_group(0).column(0)
+    assert set(column.encodings) == {"RLE", "PLAIN"}
+
+    with pytest.raises(CalibrationError, match="unpacks to more than 128 MB"):
+        open_rows(str(path), "parquet", "train", Columns("text", False))
+
+
+def test_labels_in_lists_of_one_length_are_read(tmp_path: Path) -> None:
+    """What rows justify is read as ever."""
+    labels = pa.array([[0, 1] * 10] * 20_000, pa.list_(pa.int64(), 20))
+    table = pa.table({"text": [f"text {row}" for row in range(20_000)], "labels": labels})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    columns = Columns("text", False, others=("labels",))
+    found = open_rows(str(tmp_path / "rows.parquet"), "parquet", "train", columns)
+
+    assert found.read(19_999).others == ([0, 1] * 10,)

@@ -195,6 +195,18 @@ def test_folder_without_config_is_refused(folder: Path) -> None:
         open_folder(folder)
 
 
+@pytest.mark.parametrize("config", [True, False])
+def test_folder_with_an_adapter_is_refused(folder: Path, config: bool) -> None:
+    """Who has peft would get another model; a folder may also hold nothing else."""
+    (folder / "adapter_config.json").write_text("{}")
+    if not config:
+        (folder / "config.json").unlink()
+
+    with pytest.raises(CheckpointError, match=r"an adapter .*merge_and_unload") as caught:
+        open_folder(folder)
+    assert "\n" not in str(caught.value)
+
+
 def test_folder_without_weights_is_refused(folder: Path) -> None:
     """The line names the files that were looked for."""
     (folder / "model.safetensors").unlink()

@@ -234,6 +234,19 @@ def test_the_baseline_computes_what_transformers_computes(
     np.testing.assert_allclose(read(answer, tmp_path / "x.f32"), want, rtol=1e-4, atol=1e-5)
 
 
+def test_an_adapter_beside_the_weights_is_refused(
+    torch_worker: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """Where peft is installed, transformers would apply it unasked."""
+    folder = write_encoder_checkpoint(tmp_path / "model")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+
+    answer = load(torch_worker, folder, pooling=MEAN)
+
+    assert answer["ok"] is False
+    assert "holds an adapter (adapter_config.json): merge it first" in answer["error"]
+
+
 def test_missing_tensors_are_refused_but_for_the_pooler_that_no_embedding_needs(
     torch_worker: subprocess.Popen[str], tmp_path: Path
 ) -> None:

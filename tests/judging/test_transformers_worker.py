@@ -222,6 +222,19 @@ def test_missing_tensors_are_refused_and_not_invented(
     assert "model.layers.1.mlp.up_proj.weight" in answer["error"]
 
 
+def test_an_adapter_beside_the_weights_is_refused(
+    worker: subprocess.Popen[str], baseline: Path, tmp_path: Path
+) -> None:
+    """Where peft is installed, transformers would judge another model than what is served."""
+    folder = shutil.copytree(baseline, tmp_path / "adapted")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+
+    answer = load(worker, folder)
+
+    assert answer["ok"] is False
+    assert "holds an adapter (adapter_config.json): merge it first" in answer["error"]
+
+
 def test_an_answer_that_is_an_error_is_one_line_and_the_worker_goes_on(
     worker: subprocess.Popen[str], baseline: Path, tmp_path: Path
 ) -> None:

@@ -19,13 +19,16 @@ IMPORTS = {
     # Pickles: one reader, by `weights_only`; and the questions to a process that was forked.
     "pickle": {"checkpoint/pickles.py", "calibration/templates.py"},
     **dict.fromkeys(("marshal", "shelve", "dill", "cloudpickle", "joblib"), NOWHERE),
-    # Archives: the metadata of a wheel that pip has brought; nothing is extracted.
-    "zipfile": {"environments/wheel_metadata.py"},
+    # What a pickle would do is looked at where it is opened.
+    "pickletools": {"checkpoint/pickles.py"},
+    # Archives: the metadata of a wheel that pip has brought, and the tables of pickled weights;
+    # nothing is extracted.
+    "zipfile": {"checkpoint/pickles.py", "environments/wheel_metadata.py"},
     "tarfile": NOWHERE,
     # The network: the Hub's client, a tracking server that was asked for, and our own servers.
     "requests": {"integrations/mlflow_runs.py"},
     **dict.fromkeys(("httpx", "aiohttp", "urllib3", "ftplib", "smtplib", "ssl"), NOWHERE),
-    "urllib.request": {"serving/starting.py"},
+    "urllib.request": NOWHERE,
     "http.client": {"serving/starting.py"},
     "http.server": {"serving/servers/chat_http.py"},
     "socket": {"serving/starting.py", "sweeping/on_ray.py"},

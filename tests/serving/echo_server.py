@@ -6,16 +6,20 @@ usage: python echo_server.py PORT MODEL BEHAVIOUR
   silent   never listens
   nonsense answers chat completions with something else
   garbled  answers them with what is not HTTP
+  drips    sends its answers byte by byte, and is never done
+  trickles the same, and of chat completions the headers already
   child    answers, and has a child that SIGTERM does not end; its number is printed
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import threading
 import time
+from typing import BinaryIO
 
 SERVERS = os.path.join(
     os.path.dirname(__file__), os.pardir, os.pardir, "quantkit", "serving", "servers"
@@ -75,7 +79,22 @@ def main() -> None:
         ChatHandler._answer = lambda self, *_: self._send(200, {"choices": []})
     if behaviour == "garbled":
         ChatHandler._answer = lambda self, *_: self.wfile.write(b"this is a shop\r\n\r\n")
+    if behaviour in ("drips", "trickles"):
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n"
+        ChatHandler.do_GET = lambda self: drip(self.wfile, head + b"\r\n")
+        end = b"\r\n" if behaviour == "drips" else b"Name: "
+        ChatHandler._answer = lambda self, *_: drip(self.wfile, head + end)
     threading.Event().wait()
+
+
+def drip(file: BinaryIO, beginning: bytes) -> None:
+    """Send a beginning, and then a byte now and then until nobody listens."""
+    file.write(beginning)
+    with contextlib.suppress(OSError):
+        while True:
+            file.write(b"x")
+            file.flush()
+            time.sleep(0.1)
 
 
 if __name__ == "__main__":

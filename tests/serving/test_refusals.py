@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,22 @@ def test_nothing_there_is_said(tmp_path: Path, name: str) -> None:
     """A name that could be a Hub id is asked for there, which is offline here."""
     with pytest.raises(CheckpointError, match=r"no such folder|nor in the local Hub cache"):
         quantkit.serve_command(name, "vllm", gpu="H100")
+
+
+def test_a_number_of_layers_that_no_model_has_is_not_believed(tmp_path: Path) -> None:
+    """A list with one entry for each would be made of a few bytes."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    sizes = {"block_count": 100_000, "embedding_length": 8, "attention.head_count": 1}
+    entries = [text("general.architecture") + struct.pack("<I", 8) + text("llama")]
+    entries += [text(f"llama.{key}") + struct.pack("<IQ", 10, size) for key, size in sizes.items()]
+    file = tmp_path / "many.gguf"
+    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(entries)) + b"".join(entries))
+
+    with pytest.raises(ArtifactError, match="announces 100000 layers"):
+        quantkit.serve_command(file, "llama.cpp")
 
 
 def test_the_command_answers_in_text_and_json(output: Path) -> None:

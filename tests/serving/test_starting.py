@@ -91,6 +91,19 @@ def test_an_answer_that_is_none_is_refused(output: Path, behaviour: str, words: 
         server.ask()
 
 
+@pytest.mark.parametrize("behaviour", ["drips", "trickles"])
+def test_an_answer_that_never_ends_is_given_up(
+    output: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str
+) -> None:
+    """Each byte comes in time; of its health the status is enough."""
+    monkeypatch.setattr("quantkit.serving.starting._REQUEST_SECONDS", 1.0)
+    with running_server(echo(output, behaviour), timeout=20) as server:
+        start = time.monotonic()
+        with pytest.raises(WorkerError, match="there is no whole answer after 1 seconds"):
+            server.ask()
+        assert time.monotonic() - start < 10
+
+
 def test_a_port_in_use_is_said_before_anything_is_loaded(output: Path) -> None:
     """With the option that names another one."""
     with socket.socket() as taken:

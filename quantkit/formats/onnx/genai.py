@@ -16,9 +16,50 @@ from quantkit.formats.onnx.wiring import show
 
 _CODE = re.compile(r"library|plugin", re.IGNORECASE)
 """Keys that name compiled code, which onnxruntime-genai loads into its process."""
-_FILE = re.compile(r"(filename|_file|_path)s?$", re.IGNORECASE)
+_FILE = re.compile(r"(file|filename|path|dir|director(y|ie)|folder|prefix)(e?s)?$", re.IGNORECASE)
 _LIBRARY = re.compile(r"\.(so(\.\d+)*|dll|dylib)$", re.IGNORECASE)
 """Ends of the names of such code; backends of providers are named by a path."""
+_OPTIONS = ("session_options", "run_options")
+"""Keys whose content, that of providers included, is handed to ONNX Runtime as it stands."""
+SETTINGS = frozenset(
+    {
+        *("provider_options", "custom_ops_library", "log_id", "log_severity_level"),
+        *("log_verbosity_level", "intra_op_num_threads", "inter_op_num_threads"),
+        *("enable_cpu_mem_arena", "enable_mem_pattern", "graph_optimization_level"),
+        *("use_env_allocators", "session.use_env_allocators"),
+        *("session.use_device_allocator_for_initializers", "session.set_denormal_as_zero"),
+        *("session.disable_prepacking", "session.enable_quant_qdq", "session.disable_quant_qdq"),
+        *("session.enable_quant_qdq_cleanup", "session.qdqisint8allowed"),
+        *("session.disable_cpu_ep_fallback", "session.qdq_matmulnbits_accuracy_level"),
+        *("session.disable_aot_function_inlining", "session.intra_op.allow_spinning"),
+        *("session.inter_op.allow_spinning", "session.force_spinning_stop"),
+        *("session.intra_op_thread_affinities", "session.dynamic_block_base"),
+        *("session.x64quantprecision", "optimization.enable_gelu_approximation"),
+        *("optimization.disable_specified_optimizers", "mlas.enable_gemm_fastmath_arm64_bfloat16"),
+        *("ep.cuda.fpa_intb_gemm", "ep.dml.disable_memory_arena"),
+        *("disable_synchronize_execution_providers", "memory.enable_memory_arena_shrinkage"),
+        *("gpu_graph_id", "hardware_device_type", "hardware_device_id", "hardware_vendor_id"),
+        *("device_id", "device_type", "deviceId", "gpu_mem_limit", "arena_extend_strategy"),
+        *("do_copy_in_default_stream", "prefer_nhwc", "use_tf32", "cudnn_conv_algo_search"),
+        *("cudnn_conv_use_max_workspace", "cudnn_conv1d_pad_to_nc1d", "fuse_conv_bias"),
+        *("enable_cuda_graph", "enable_skip_layer_norm_strict_mode", "use_ep_level_unified_stream"),
+        *("sdpa_kernel", "tunable_op_enable", "tunable_op_tuning_enable"),
+        *("tunable_op_max_tuning_duration_ms", "multi_rotary_cache_concat_offset"),
+        *("nv_profile_min_shapes", "nv_profile_max_shapes", "nv_profile_opt_shapes"),
+        *("nv_max_workspace_size", "nv_multi_profile_enable", "nv_profile_index"),
+        *("enable_graph_capture", "disable_metacommands", "performance_preference"),
+        *("device_filter", "enableGraphCapture", "validationMode", "multiRotaryCacheConcatOffset"),
+        *("kvCacheQuantizationBits", "preferredLayout", "powerPreference", "dawnBackendType"),
+        *("enableInt64", "forceCpuNodeNames", "enable_causallm", "precision", "num_of_threads"),
+        *("num_streams", "model_priority", "disable_dynamic_shapes", "enable_opencl_throttling"),
+        *("enable_qdq_optimizer", "backend_type", "htp_performance_mode", "htp_arch"),
+        *("htp_graph_finalization_optimization_mode", "soc_model", "vtcm_mb"),
+        *("rpc_control_latency", "qnn_context_priority", "enable_htp_fp16_precision"),
+        *("enable_htp_shared_memory_allocator", "offload_graph_io_quantization"),
+    }
+)
+"""What may be set there. Others write files (profiles, graphs, caches), read them from anywhere, or
+are addresses in memory, and each release adds some."""
 _CACHES = ("_key_names", "_value_names")
 """Endings of the roles of the key/value cache."""
 _MAX_LAYERS = 10_000
@@ -39,7 +80,8 @@ def read_genai_config(folder: Path) -> Mapping[str, Any] | None:
     """Return genai_config.json, or None where there is none.
 
     Raises:
-        ArtifactError: it is damaged, names files outside of the folder, or code to be loaded.
+        ArtifactError: it is damaged, names files outside of the folder, or code to be loaded, or
+            sets an option of ONNX Runtime that is not one of `SETTINGS`.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -52,11 +94,16 @@ def read_genai_config(folder: Path) -> Mapping[str, Any] | None:
     return config
 
 
-def _check_names(value: Any, folder: Path, path: Path, depth: int, outer: str = "") -> None:
+def _check_names(
+    value: Any, folder: Path, path: Path, depth: int, outer: str = "", *, options: bool = False
+) -> None:
     """Walk all keys; what stands in a list has the key of the list.
 
+    Args:
+        options: whether it is within one of `_OPTIONS`.
+
     Raises:
-        ArtifactError: one names code.
+        ArtifactError: one names code, or is an option that no file may choose.
         CheckpointError: one names a file outside of the folder.
     """
     if depth > _MAX_DEPTH:
@@ -71,7 +118,13 @@ def _check_names(value: Any, folder: Path, path: Path, depth: int, outer: str = 
         if file:
             join_inside(folder, file)
         if isinstance(inner, Mapping | list):
-            _check_names(inner, folder, path, depth + 1, key)
+            within = options or key in _OPTIONS
+            _check_names(inner, folder, path, depth + 1, key, options=within)
+        elif options and key not in SETTINGS:
+            raise ArtifactError(
+                f"{path} sets {show(key)}, an option of ONNX Runtime that no file may choose: "
+                f"remove it there"
+            )
 
 
 def check_genai(file: OnnxFile, config: Mapping[str, Any], beside: Mapping[str, Any]) -> list[str]:

@@ -63,7 +63,7 @@ def load(request: Reply) -> tuple[Any, Reply]:
 
     Raises:
         ValueError: tensors are missing or have the wrong shape; transformers would fill them with
-            random numbers and go on.
+            random numbers and go on. Or there is an adapter.
     """
     import torch
     import transformers
@@ -71,6 +71,9 @@ def load(request: Reply) -> tuple[Any, Reply]:
     path, task, pooling = request["path"], request["task"], request["pooling"]
     if not os.path.isdir(path):
         raise ValueError(f"{path} is not a folder")
+    # transformers would apply it unasked where peft is installed, and servers would not.
+    if os.path.exists(os.path.join(path, "adapter_config.json")):
+        raise ValueError(f"{path} holds an adapter (adapter_config.json): merge it first")
     torch.set_num_threads(request["threads"])
     transformers.utils.logging.disable_progress_bar()
     device = request["device"]

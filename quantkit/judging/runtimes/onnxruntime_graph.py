@@ -22,9 +22,49 @@ MODEL = "model.onnx"
 
 CODE = re.compile(r"library|plugin", re.IGNORECASE)
 """Keys of `CONFIG` that name compiled code, which onnxruntime-genai loads into its process."""
-FILE = re.compile(r"(filename|_file|_path)s?$", re.IGNORECASE)
+FILE = re.compile(r"(file|filename|path|dir|director(y|ie)|folder|prefix)(e?s)?$", re.IGNORECASE)
 LIBRARY = re.compile(r"\.(so(\.\d+)*|dll|dylib)$", re.IGNORECASE)
 """Keys that name files, and the ends of names of code among these: backends of providers."""
+OPTIONS = ("session_options", "run_options")
+"""Keys whose content, that of providers included, is handed to ONNX Runtime as it stands."""
+SETTINGS = frozenset(
+    {
+        *("provider_options", "custom_ops_library", "log_id", "log_severity_level"),
+        *("log_verbosity_level", "intra_op_num_threads", "inter_op_num_threads"),
+        *("enable_cpu_mem_arena", "enable_mem_pattern", "graph_optimization_level"),
+        *("use_env_allocators", "session.use_env_allocators"),
+        *("session.use_device_allocator_for_initializers", "session.set_denormal_as_zero"),
+        *("session.disable_prepacking", "session.enable_quant_qdq", "session.disable_quant_qdq"),
+        *("session.enable_quant_qdq_cleanup", "session.qdqisint8allowed"),
+        *("session.disable_cpu_ep_fallback", "session.qdq_matmulnbits_accuracy_level"),
+        *("session.disable_aot_function_inlining", "session.intra_op.allow_spinning"),
+        *("session.inter_op.allow_spinning", "session.force_spinning_stop"),
+        *("session.intra_op_thread_affinities", "session.dynamic_block_base"),
+        *("session.x64quantprecision", "optimization.enable_gelu_approximation"),
+        *("optimization.disable_specified_optimizers", "mlas.enable_gemm_fastmath_arm64_bfloat16"),
+        *("ep.cuda.fpa_intb_gemm", "ep.dml.disable_memory_arena"),
+        *("disable_synchronize_execution_providers", "memory.enable_memory_arena_shrinkage"),
+        *("gpu_graph_id", "hardware_device_type", "hardware_device_id", "hardware_vendor_id"),
+        *("device_id", "device_type", "deviceId", "gpu_mem_limit", "arena_extend_strategy"),
+        *("do_copy_in_default_stream", "prefer_nhwc", "use_tf32", "cudnn_conv_algo_search"),
+        *("cudnn_conv_use_max_workspace", "cudnn_conv1d_pad_to_nc1d", "fuse_conv_bias"),
+        *("enable_cuda_graph", "enable_skip_layer_norm_strict_mode", "use_ep_level_unified_stream"),
+        *("sdpa_kernel", "tunable_op_enable", "tunable_op_tuning_enable"),
+        *("tunable_op_max_tuning_duration_ms", "multi_rotary_cache_concat_offset"),
+        *("nv_profile_min_shapes", "nv_profile_max_shapes", "nv_profile_opt_shapes"),
+        *("nv_max_workspace_size", "nv_multi_profile_enable", "nv_profile_index"),
+        *("enable_graph_capture", "disable_metacommands", "performance_preference"),
+        *("device_filter", "enableGraphCapture", "validationMode", "multiRotaryCacheConcatOffset"),
+        *("kvCacheQuantizationBits", "preferredLayout", "powerPreference", "dawnBackendType"),
+        *("enableInt64", "forceCpuNodeNames", "enable_causallm", "precision", "num_of_threads"),
+        *("num_streams", "model_priority", "disable_dynamic_shapes", "enable_opencl_throttling"),
+        *("enable_qdq_optimizer", "backend_type", "htp_performance_mode", "htp_arch"),
+        *("htp_graph_finalization_optimization_mode", "soc_model", "vtcm_mb"),
+        *("rpc_control_latency", "qnn_context_priority", "enable_htp_fp16_precision"),
+        *("enable_htp_shared_memory_allocator", "offload_graph_io_quantization"),
+    }
+)
+"""What may be set there: neither files that are written nor addresses in memory."""
 
 PAST = re.compile(r"past_key_values\.\d+\.(key|value)")
 IDS = ("input_ids", "attention_mask", "position_ids")
@@ -93,15 +133,13 @@ def read_config(file: Path) -> Mapping[str, Any]:
     """Return genai_config.json if it stands beside `file` and is about it; else nothing.
 
     Raises:
-        ValueError: it is damaged, or names compiled code to be loaded.
+        ValueError: it is damaged, names compiled code to be loaded, or sets an option of ONNX
+            Runtime that is not one of `SETTINGS`.
     """
     tree = _read_json(file.with_name(CONFIG))
-    found = next(_find_code(tree), None)
+    found = next(_find_refused(tree), None)
     if found is not None:
-        raise ValueError(
-            f"{CONFIG} names compiled code to be loaded ({found!r:.80}): programs of artifacts are "
-            "not run"
-        )
+        raise ValueError(f"{CONFIG} {found}")
     named = _decoder(tree).get("filename")
     return tree if named == file.name else {}
 
@@ -269,16 +307,28 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        tree = json.loads(path.read_bytes())
+        tree = json.loads(path.read_bytes(), object_pairs_hook=_refuse_duplicates)
     except (ValueError, RecursionError):
         tree = None
     if not isinstance(tree, dict):
-        raise ValueError(f"{path.name} is not a JSON object")
+        raise ValueError(f"{path.name} is not a JSON object, or gives a key twice")
     return tree
 
 
-def _find_code(tree: Any, outer: str = "") -> Iterator[str]:
-    """Yield the keys of a tree of JSON that name compiled code; those in a list have its key.
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object; onnxruntime-genai regards both of two keys that are the same.
+
+    Raises:
+        ValueError: there are such.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError
+    return found
+
+
+def _find_refused(tree: Any, outer: str = "", options: bool = False) -> Iterator[str]:
+    """Yield what a tree of JSON names that is not used; what stands in a list has the list's key.
 
     It is the rule of quantkit's formats/onnx/genai.py.
     """
@@ -286,6 +336,9 @@ def _find_code(tree: Any, outer: str = "") -> Iterator[str]:
     for key, inner in pairs:
         library = FILE.search(key) and isinstance(inner, str) and LIBRARY.search(inner)
         if library or (CODE.search(key) and inner):
-            yield key
+            what = f"names compiled code to be loaded ({key!r:.80})"
+            yield f"{what}: programs of artifacts are not run"
         elif isinstance(inner, dict | list):
-            yield from _find_code(inner, key)
+            yield from _find_refused(inner, key, options or key in OPTIONS)
+        elif options and key not in SETTINGS:
+            yield f"sets {key!r:.80}, an option of ONNX Runtime that no file may choose"

@@ -91,13 +91,17 @@ def load(path: str, device: str, threads: int) -> tuple[Any, Reply]:
 
     Raises:
         ValueError: tensors are missing or have the wrong shape; transformers would fill them with
-            random numbers and go on. Or a key/value cache is not rounded as the config says.
+            random numbers and go on. Or there is an adapter, or a key/value cache is not rounded as
+            the config says.
     """
     import torch
     import transformers
 
     if not os.path.isdir(path):
         raise ValueError(f"{path} is not a folder")
+    # transformers would apply it unasked where peft is installed, and servers would not.
+    if os.path.exists(os.path.join(path, "adapter_config.json")):
+        raise ValueError(f"{path} holds an adapter (adapter_config.json): merge it first")
     torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()
     if device == "auto":

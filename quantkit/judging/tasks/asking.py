@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.judging.tasks.answering import Answers, answer_requests, key_of
-from quantkit.judging.tasks.loading import FEWSHOT_SEED, LoadedTask, blaming, quietly
+from quantkit.judging.tasks.files import is_file_name
+from quantkit.judging.tasks.loading import (
+    FEWSHOT_SEED,
+    LoadedTask,
+    blaming,
+    build_requests,
+    count_seconds,
+    quietly,
+)
+from quantkit.judging.tasks.rehearsal import rehearse
 from quantkit.judging.tasks.requests import make_reader
 from quantkit.judging.tasks.scores import score_task
 from quantkit.judging.worker import Pair
@@ -86,8 +95,9 @@ def run_tasks(
         def tell(done: int, total: int, message: str = message) -> None:
             progress(Event("gate", done, total, message))
 
-        answers = answer_requests(pair, reader, _build_requests(task), folder, tell)
-        values = [_count(task, each) for each in answers]
+        requests = build_requests(task.name, task.parts, task.spec.limit)
+        answers = answer_requests(pair, reader, requests, folder, tell)
+        values = [_count_bounded(task, each) for each in answers]
         documents = sorted(values[0])
         result = score_task(
             task.name,
@@ -102,15 +112,15 @@ def run_tasks(
     return tuple(results)
 
 
-def _build_requests(task: LoadedTask) -> list[tuple[str, Sequence[Any]]]:
-    """Let lm-eval write what the models are asked."""
-    requests: list[tuple[str, Sequence[Any]]] = []
-    with quietly(), blaming(f"lm-eval fails at task {task.name}"):
-        for part in task.parts.values():
-            part.set_fewshot_seed(FEWSHOT_SEED)
-            part.build_all_requests(limit=task.spec.limit)
-            requests += [(each.request_type, each.args) for each in part.instances]
-    return requests
+def _count_bounded(task: LoadedTask, answers: Answers) -> dict[tuple[str, int], Any]:
+    """Look at the answers, at first where a filter of a task's own file can be stopped."""
+    if is_file_name(task.spec.name):
+        rehearse(
+            f"gate.tasks: {task.spec.name}",
+            lambda _: _count(task, answers),
+            count_seconds(task.parts, task.spec),
+        )
+    return _count(task, answers)
 
 
 def _count(task: LoadedTask, answers: Answers) -> dict[tuple[str, int], Any]:

@@ -2,7 +2,7 @@
 
 lm-eval itself would import functions that such a file names (`!function`), load metrics and
 prompts from other places, and render templates without a sandbox. An artifact's own recipe may
-name a file, so none of that is done.
+name a file, so none of that is done. How long a template runs is seen to in `rehearsal`.
 """
 
 from __future__ import annotations
@@ -215,6 +215,12 @@ def _find_fault(node: nodes.Node) -> str:
         return "" if is_plain else f"filter {node.name}"
     if isinstance(node, nodes.Import | nodes.FromImport | nodes.Include | nodes.Extends):
         return "another template"
+    if isinstance(node, nodes.Macro | nodes.CallBlock | nodes.Block):
+        return "a part that calls itself"
+    if isinstance(node, nodes.Pow):
+        return "a power"
+    if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Name):
+        return "" if node.node.name == "range" else f"a call of {node.node.name}"
     if not isinstance(node, nodes.Getitem):
         return ""
     index = node.arg

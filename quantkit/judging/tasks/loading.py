@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from quantkit.calibration.parquet import read_whole
 from quantkit.errors import InputError, MissingPackageError, nearest
 from quantkit.judging.tasks.files import (
     find_data_files,
@@ -21,6 +22,7 @@ from quantkit.judging.tasks.files import (
     is_file_name,
     read_task_file,
 )
+from quantkit.judging.tasks.rehearsal import Allow, rehearse
 from quantkit.judging.tasks.scores import Kind
 from quantkit.recipe.judging import TaskSpec
 
@@ -40,6 +42,16 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 """Name of an aggregation of lm-eval -> how its values are paired."""
 
 _NAMES_SHOWN = 6
+
+_READ_SECONDS, _READ_BYTES, _FETCH_SECONDS = 10.0, 1_000_000, 600.0
+"""Of processor time in which local data is read, a second more for so many bytes of it; and in
+which data of the Hub is."""
+_DOCUMENT_SECONDS = 0.05
+"""Of processor time to write one document or example; lm-eval needs a few thousandths."""
+_MOST_SHOTS = 100
+"""Examples before a question that are allowed their time."""
+_DATA_TIMES = 16
+"""What documents may take in memory: so many times the bytes of their files."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +103,23 @@ def load_tasks(specs: Sequence[TaskSpec | str]) -> tuple[LoadedTask, ...]:
 
 def _load_task(manager: Any, spec: TaskSpec, file: Path | None) -> LoadedTask:
     """Let lm-eval make the task, read its documents and choose what is counted."""
-    config = None if file is None else _prepare_config(file)
+    config, data_bytes = (None, 0) if file is None else _prepare_config(file)
     name = spec.name if config is None else str(config["task"])
-    with quietly(), blaming(f"gate.tasks: lm-eval cannot load {spec.name!r}"):
-        parts = manager.load([config or name])["tasks"]
-    for task in parts.values():
-        _check_task(spec, task)
-        if spec.num_fewshot is not None or task.get_config("num_fewshot") is None:
-            task.set_config("num_fewshot", spec.num_fewshot or 0)
+    if file is not None:
+
+        def ask_all(allow: Allow) -> None:
+            parts = _load_parts(manager, spec, config or name)
+            allow(count_seconds(parts, spec))
+            build_requests(spec.name, parts, spec.limit)
+
+        local = _READ_SECONDS + data_bytes / _READ_BYTES
+        rehearse(
+            f"gate.tasks: {spec.name}",
+            ask_all,
+            local if data_bytes else _FETCH_SECONDS,
+            _DATA_TIMES * data_bytes,
+        )
+    parts = _load_parts(manager, spec, config or name)
     metric, chosen, kind = _choose_metric(spec, parts)
     first = next(iter(parts.values()))
     return LoadedTask(
@@ -112,8 +133,48 @@ def _load_task(manager: Any, spec: TaskSpec, file: Path | None) -> LoadedTask:
     )
 
 
-def _prepare_config(file: Path) -> dict[str, Any]:
-    """Return the config of a task in a file, with its local data as lm-eval can take it."""
+def _load_parts(manager: Any, spec: TaskSpec, task: dict[str, Any] | str) -> Mapping[str, Any]:
+    """Return name -> lm-eval's task object, checked and set to what `spec` says."""
+    with quietly(), blaming(f"gate.tasks: lm-eval cannot load {spec.name!r}"):
+        parts: Mapping[str, Any] = manager.load([task])["tasks"]
+    for part in parts.values():
+        _check_task(spec, part)
+        if spec.num_fewshot is not None or part.get_config("num_fewshot") is None:
+            part.set_config("num_fewshot", spec.num_fewshot or 0)
+    return parts
+
+
+def build_requests(
+    name: str, parts: Mapping[str, Any], limit: int | None
+) -> list[tuple[str, Sequence[Any]]]:
+    """Let lm-eval write what the models are asked: (kind, arguments).
+
+    Raises:
+        InputError: it fails at it.
+    """
+    requests: list[tuple[str, Sequence[Any]]] = []
+    with quietly(), blaming(f"lm-eval fails at task {name}"):
+        for part in parts.values():
+            part.set_fewshot_seed(FEWSHOT_SEED)
+            part.build_all_requests(limit=limit)
+            requests += [(each.request_type, each.args) for each in part.instances]
+    return requests
+
+
+def count_seconds(parts: Mapping[str, Any], spec: TaskSpec) -> float:
+    """Return the processor time that the documents of a task may take, examples among them."""
+    documents = sum(len(part.eval_docs) for part in parts.values())
+    asked = min(documents, spec.limit or documents)
+    named = [part.get_config("num_fewshot") for part in parts.values()]
+    shots = max((min(each, _MOST_SHOTS) for each in named if isinstance(each, int)), default=0)
+    return _READ_SECONDS + asked * (1 + max(0, shots)) * _DOCUMENT_SECONDS
+
+
+def _prepare_config(file: Path) -> tuple[dict[str, Any], int]:
+    """Return the config of a task in a file, with its local data as lm-eval can take it.
+
+    And the bytes of that data; 0: it is on the Hub.
+    """
     from lm_eval.api.registry import metric_registry
 
     config = read_task_file(file)
@@ -130,7 +191,8 @@ def _prepare_config(file: Path) -> dict[str, Any]:
     if data is not None:
         del config["dataset_kwargs"]
         config["custom_dataset"] = partial(_read_splits, config["dataset_path"], data)
-    return config
+    files = [each for split in (data or {}).values() for each in split]
+    return config, sum(each.stat().st_size for each in files)
 
 
 def _read_splits(kind: str, data: Mapping[str, Sequence[Path]], config_source: str) -> Any:
@@ -143,9 +205,9 @@ def _read_splits(kind: str, data: Mapping[str, Sequence[Path]], config_source: s
     """
     import pyarrow
     from datasets import Dataset
-    from pyarrow import csv, json, parquet
+    from pyarrow import csv, json
 
-    read = {"json": json.read_json, "csv": csv.read_csv, "parquet": parquet.read_table}[kind]
+    read = {"json": json.read_json, "csv": csv.read_csv, "parquet": read_whole}[kind]
     return {
         split: Dataset(pyarrow.concat_tables([read(str(file)) for file in files]))
         for split, files in data.items()

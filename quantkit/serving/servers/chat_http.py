@@ -199,7 +199,7 @@ class ChatHandler(BaseHTTPRequestHandler):
 
     def _read_body(self) -> Any:
         length = self.headers.get("Content-Length", "")
-        if not length.isdigit():
+        if not (length.isascii() and length.isdecimal()):
             # What follows cannot be told from the next request.
             self.close_connection = True
             raise Refusal(411, "the request has no Content-Length")

@@ -8,7 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from quantkit.calibration.tokenizer import load_tokenizer
 from quantkit.errors import InputError
@@ -39,6 +42,10 @@ QUIZ = {
         for name, how in (("acc", "mean"), ("acc_norm", "mean"), ("mcc", "matthews_corrcoef"))
     ],
 }
+
+_PLAIN = pa.schema(
+    [("question", pa.string()), ("choices", pa.list_(pa.string())), ("answer", pa.int64())]
+)
 
 
 def write_quiz(folder: Path, **changes: object) -> str:
@@ -276,6 +283,61 @@ def test_what_cannot_be_judged_is_refused_before_a_model_is_loaded(
 
     with pytest.raises(InputError, match=message):
         load_tasks([TaskSpec.model_validate({"name": name} | spec)])
+
+
+ENDLESS = "{% for a in range(99999999) %}{% for b in range(99999999) %}{% endfor %}{% endfor %}"
+HUGE = "{% for a in range(9) %}{{ 'x' * 90000000 }}{% endfor %}"
+
+
+@pytest.mark.parametrize("changes", [{"doc_to_text": ENDLESS}, {"doc_to_target": HUGE}])
+def test_a_template_that_takes_too_much_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    """Of time and of memory; what asks for them is another process."""
+    monkeypatch.setattr("quantkit.judging.tasks.loading._READ_SECONDS", 1.0)
+    monkeypatch.setattr("quantkit.judging.tasks.rehearsal.MOST_BYTES", 200 << 20)
+
+    with pytest.raises(InputError, match=r"quiz.yaml: takes far more time or memory .* stopped"):
+        load_tasks([write_quiz(tmp_path, **changes)])
+
+
+def test_an_expression_that_takes_too_much_is_stopped(
+    pair: Pair, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a filter's, and looked for in what the models answer."""
+    regex = {"function": "regex", "regex_pattern": "(.*)*(.*)*(.*)*(.*)*(.*)*(.*)*(.*)*never"}
+    name = write_quiz(
+        tmp_path,
+        output_type="generate_until",
+        doc_to_choice=None,
+        doc_to_target="{{ answer }}",
+        generation_kwargs={"until": ["never"], "max_gen_toks": 24},
+        metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        filter_list=[{"name": "slow", "filter": [regex, {"function": "take_first"}]}],
+    )
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("quantkit.judging.tasks.loading._READ_SECONDS", 1.0)
+
+    with pytest.raises(InputError, match=r"quiz.yaml: takes far more time or memory"):
+        run(pair, models, tmp_path / "scratch", TaskSpec(name=name, limit=1))
+
+
+@pytest.mark.parametrize("length", [30, 1 << 20])
+def test_texts_that_rows_of_parquet_share_are_bounded(tmp_path: Path, length: int) -> None:
+    """Some kilobytes would be hundreds of megabytes; what is honest is read whole."""
+    texts = pa.DictionaryArray.from_arrays(np.zeros(200, np.int32), pa.array(["x" * length]))
+    table = pa.table({"question": texts, "choices": [["ba", "ce"]] * 200, "answer": [1] * 200})
+    parquet.write_table(table.cast(_PLAIN), tmp_path / "quiz.parquet", data_page_size=1 << 30)
+    files = {"data_files": {"test": "quiz.parquet"}}
+    changes = {"dataset_path": "parquet", "dataset_kwargs": files, "fewshot_split": None}
+    name = write_quiz(tmp_path, **changes)
+
+    if length > 30:
+        with pytest.raises(InputError, match="unpacks to more than 128 MB, since its rows share"):
+            load_tasks([name])
+        return
+    (task,) = load_tasks([name])
+    assert len(task.parts["quiz"].eval_docs) == 200
 
 
 def test_a_missing_lm_eval_is_told_with_the_line_that_installs_it() -> None:

@@ -71,6 +71,10 @@ def test_a_file_is_read_on_top_of_what_it_includes(tmp_path: Path) -> None:
         ("description: '{{ x.gi_frame }}'", "attribute gi_frame"),
         ("description: '{{ \"{0.a}\".format(x) }}'", "attribute format"),
         ("description: '{% include \"other\" %}'", "another template"),
+        ("description: '{{ 9 ** 9 ** 9 }}'", "a power"),
+        ("description: '{{ lipsum(n=9) }}'", "a call of lipsum"),
+        ("description: '{% macro a() %}{% endmacro %}'", "a part that calls itself"),
+        ("description: '{% for a in x recursive %}{{ loop(x) }}{% endfor %}'", "a call of loop"),
         ("description: '{{ x'", "unexpected end of template"),
         ("description: [1, 2", "is no YAML"),
     ],
@@ -78,6 +82,15 @@ def test_a_file_is_read_on_top_of_what_it_includes(tmp_path: Path) -> None:
 def test_what_runs_code_or_is_broken_is_refused(tmp_path: Path, more: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_task_file(write(tmp_path, PLAIN + more + "\n"))
+
+
+def test_loops_over_what_a_document_has_are_read(tmp_path: Path) -> None:
+    """As lm-eval's own tasks write their choices."""
+    choices = "{% for i in range(choices|length) %}{{ choices[i|int] }}{% endfor %}"
+
+    config = read_task_file(write(tmp_path, f"{PLAIN}description: '{choices}'\n"))
+
+    assert config["description"] == choices
 
 
 @pytest.mark.parametrize(
