@@ -35,7 +35,7 @@ from quantkit.gating import (
 )
 from quantkit.job_windows import load_evaluation
 from quantkit.judging.custom_checks import CHECKS_ASK_DECODERS, GateCheck, read_checks
-from quantkit.judging.evaluate import find_baseline_runtime
+from quantkit.judging.places import find_baseline_runtime
 from quantkit.recipe import GateSpec
 from quantkit.records import EncoderInfo, Judgement, Progress, TextRows, TokenWindows
 from quantkit.schemes import ONNX

@@ -15,7 +15,7 @@ from quantkit.formats.onnx.encoder import write_float_encoder
 from quantkit.judging.checks import fail_worker, note_no_speed
 from quantkit.judging.encoder_verdict import judge_encoder
 from quantkit.judging.encoders import evaluate_encoder
-from quantkit.judging.evaluate import ONNX_RUNTIME
+from quantkit.judging.places import ONNX_RUNTIME
 from quantkit.judging.speed import measure_encoder_speed
 from quantkit.recipe import GateSpec
 from quantkit.records import EncoderInfo, Judgement, Progress, TextRows

@@ -12,7 +12,8 @@ from statistics import median
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import ResourceError
 from quantkit.formats.onnx.decoder import write_float_decoder
-from quantkit.judging.evaluate import ONNX_RUNTIME, WORKERS
+from quantkit.judging.evaluate import WORKERS
+from quantkit.judging.places import ONNX_RUNTIME
 from quantkit.judging.timing import LONGEST_SECONDS, SHORTER, Work, plan_work, read_durations
 from quantkit.judging.worker import Pair, machine_threads, running_pair, worker_command
 from quantkit.records import Event, Progress, Speed

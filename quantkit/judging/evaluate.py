@@ -19,6 +19,7 @@ from quantkit.judging.details import collect_details
 from quantkit.judging.handles import Connection, Text, make_handle
 from quantkit.judging.loading import Setup, check_ids, load_models
 from quantkit.judging.partings import find_partings
+from quantkit.judging.places import find_baseline_runtime
 from quantkit.judging.probing.probes import LongWindows, ProbeFindings, long_windows, run_probes
 from quantkit.judging.sampling import plan_looks
 from quantkit.judging.scoring import (
@@ -55,12 +56,6 @@ WORKERS: Mapping[str, Path] = MappingProxyType(
     }
 )
 """Runtime -> the script of its worker."""
-
-LLAMA_CPP = "llama.cpp"
-ONNX_RUNTIME = "onnxruntime"
-
-OTHER_BASELINES = frozenset({LLAMA_CPP, ONNX_RUNTIME})
-"""Runtimes that load no checkpoints: their baselines run in transformers."""
 
 
 @dataclass(frozen=True)
@@ -309,11 +304,6 @@ def _collect(
         load_seconds=setup.load_seconds,
         memory_bytes=findings.memory_bytes,
     )
-
-
-def find_baseline_runtime(runtime: str) -> str:
-    """Return what the baseline of a candidate in `runtime` runs in: the same, or transformers."""
-    return "transformers" if runtime in OTHER_BASELINES else runtime
 
 
 def _worker_commands(

@@ -128,7 +128,7 @@ def find_judging_footprint(result: EvalResult) -> Footprint | None:
     if weights is None:
         # The versions of two runtimes have both dtypes.
         dtype = result.versions.get("dtype", "float32").partition(" against ")[0]
-        weights = f"weights in {dtype}, however they are stored: a server's memory is another"
+        weights = f"weights expanded to {dtype}: a server will take another amount of memory"
     return Footprint(
         runtime=_name_runtime(result.runtime, {"versions": dict(result.versions)}, generator=False),
         load_seconds=result.load_seconds,
@@ -136,7 +136,7 @@ def find_judging_footprint(result: EvalResult) -> Footprint | None:
         prefill=None,
         decoding=None,
         threads=worker_threads(),
-        what=f"{weights}, while it was judged beside the baseline",
+        what=f"measured during the gate, with {weights}",
     )
 
 

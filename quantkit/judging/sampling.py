@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 from quantkit.calibration.windows import draw
 from quantkit.recipe import MIN_WINDOWS
-from quantkit.records import Check, TokenWindows
-
-_HOPELESS = 50
-"""So many times the windows are not worth naming: the value lies on its limit."""
+from quantkit.records import TokenWindows
 
 
 def shuffle_windows(windows: TokenWindows, seed: int) -> TokenWindows:
@@ -64,28 +60,11 @@ def find_look_confidence(confidence: float, looks: int) -> float:
     return round(1 - math.floor(share / unit + 1e-6) * unit, 12)
 
 
-def estimate_windows(checks: Sequence[Check], windows: int) -> int | None:
-    """Return how many windows would decide all inconclusive checks, or None where hardly any do.
-
-    An interval narrows with the square root of the windows; the value is taken to stay.
-    """
-    needed = windows + 1
-    for check in checks:
-        if check.verdict != "INCONCLUSIVE":
-            continue
-        margin = abs(check.limit - check.value)
-        reach = check.high - check.value if check.limit > check.value else check.value - check.low
-        if margin * math.sqrt(_HOPELESS) < reach:
-            return None
-        needed = max(needed, math.ceil(windows * (reach / margin) ** 2))
-    return needed
-
-
 def explain_windows(needed: int | None, windows: int, *, available: int, limit: int) -> str:
     """Return one sentence on what would decide.
 
     Args:
-        needed: as `estimate_windows` returns it.
+        needed: as `needing.estimate_windows` returns it.
         windows: that were measured.
         available: windows that were there to measure.
         limit: windows that the recipe allows.
@@ -99,5 +78,5 @@ def explain_windows(needed: int | None, windows: int, *, available: int, limit: 
         where = f"gate.max_samples allows {limit}: raise it"
     return (
         f"{windows} evaluation windows do not decide: at least {more} more are needed, by their "
-        f"spread, and {where}"
+        f"spread ({needed} in all), and {where}"
     )

@@ -10,11 +10,8 @@ import numpy as np
 from quantkit.judging.checks import combine_checks, compare_limit, explain_check, explain_task
 from quantkit.judging.custom_checks import explain_custom
 from quantkit.judging.details import LARGEST_EXPONENT, describe_details
-from quantkit.judging.sampling import (
-    estimate_windows,
-    explain_windows,
-    find_look_confidence,
-)
+from quantkit.judging.needing import estimate_windows
+from quantkit.judging.sampling import explain_windows, find_look_confidence
 from quantkit.judging.statistics import mean_intervals
 from quantkit.recipe import MIN_WINDOWS, GateSpec
 from quantkit.records import Check, EvalResult, Judgement, Metric
@@ -101,9 +98,9 @@ def _note_look(result: EvalResult, spec: GateSpec, confidence: float) -> tuple[s
         return ()
     *others, last = map(str, result.looks)
     return (
-        f"judged at the look at {len(result.kl)} windows, of looks planned at {', '.join(others)} "
-        f"and {last}: each has intervals of {100 * confidence:g}%, so that all together keep a "
-        f"confidence of {100 * spec.confidence:g}%",
+        f"judged after {len(result.kl)} windows; the gate may decide after {', '.join(others)} or "
+        f"{last}, so each decision uses {100 * confidence:g}% intervals, which keeps the "
+        f"confidence of all of them together at {100 * spec.confidence:g}%",
     )
 
 

@@ -9,8 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from quantkit.judging.needing import estimate_windows
 from quantkit.judging.percentile import LOWEST_COSINE, texts_for_percentile
-from quantkit.records import IN_MEMORY, Check, LayerRecord, Report, TaskResult, Verdict
+from quantkit.recipe import MIN_WINDOWS
+from quantkit.records import (
+    IN_MEMORY,
+    ArtifactReport,
+    Check,
+    LayerRecord,
+    Report,
+    TaskResult,
+    Verdict,
+)
 from quantkit.report.choice import comparison_sentence
 from quantkit.report.custom import custom_rows
 from quantkit.report.layers import layer_error, worst_layers
@@ -29,9 +39,6 @@ _FUSED = MappingProxyType(
     }
 )
 """Layers that vLLM fuses and that must therefore keep one scheme."""
-
-HOPELESS_WINDOWS = 50
-"""So many times the windows are not worth advising: the value lies on its limit."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +155,9 @@ def suggestions(report: Report) -> tuple[Suggestion, ...]:
         else:
             found += _better_rounding(report.layers)
             found += _find_the_guilty(report)
-    undecided = [check for check in checks if check.verdict == "INCONCLUSIVE"]
-    if undecided and report.verdict == "INCONCLUSIVE":
-        found += _more_windows(report, undecided)
+    is_open = any(check.verdict == "INCONCLUSIVE" for check in checks)
+    if is_open and report.verdict == "INCONCLUSIVE":
+        found.append(_more_windows(report))
     return tuple(found)
 
 
@@ -300,33 +307,43 @@ def _fused_names(name: str) -> list[str]:
     return [f"{parent}.{member}" if parent else member for member in _FUSED.get(last, (last,))]
 
 
-def _more_windows(report: Report, undecided: Sequence[Check]) -> list[Suggestion]:
-    """How many windows would bring each interval to its limit, as its width goes with 1/sqrt(N)."""
-    windows = max(artifact.judgement.windows for artifact in report.artifacts)
-    what = "texts" if any(map(is_encoder, report.artifacts)) else "windows"
-    confidence = max(artifact.judgement.confidence for artifact in report.artifacts)
-    needed = max(_windows_factor(check, windows, confidence) for check in undecided)
-    if not math.isfinite(needed) or needed > HOPELESS_WINDOWS or windows < 1:
-        return [
-            Suggestion(
-                f"The value lies so near its limit that more {what} will hardly decide. Take a "
-                "better method or more bits, or set the limit that you can live with.",
-                "",
-            )
-        ]
-    samples = math.ceil(windows * max(needed, 1.5) * 1.2 / 16) * 16
-    return [
-        Suggestion(
-            f"Measure more: the interval narrows with the square root of the {what}, of which "
-            f"there were {windows}. Estimated need; the evaluation data must hold as many.",
-            f"gate:\n  samples: {samples}",
+def _more_windows(report: Report) -> Suggestion:
+    """As many windows as the reasons ask for, measured at once."""
+    of_encoder = any(map(is_encoder, report.artifacts))
+    what = "texts" if of_encoder else "windows"
+    found = [_needed_windows(each) for each in report.artifacts]
+    needed = max((number for number in found if number is not None), default=0)
+    if None in found or not needed:
+        return Suggestion(
+            f"The value lies so near its limit that more {what} will hardly decide. Take a "
+            "better method or more bits, or set the limit that you can live with.",
+            "",
         )
+    windows = max(artifact.judgement.windows for artifact in report.artifacts)
+    # A number for both keys: it is valid whatever the recipe has, and one look at all of them has
+    # narrower intervals than the last one of several.
+    keys = ("samples",) if of_encoder else ("samples", "max_samples")
+    return Suggestion(
+        f"Measure more: there were {windows} {what}, and by their spread at least {needed} are "
+        "needed. The evaluation data must hold as many.",
+        "\n".join(["gate:", *(f"  {key}: {needed}" for key in keys)]),
+    )
+
+
+def _needed_windows(artifact: ArtifactReport) -> int | None:
+    """How many windows would decide its open checks; 0 without any, None where hardly any do."""
+    judgement = artifact.judgement
+    open_checks = [check for check in judgement.checks if check.verdict == "INCONCLUSIVE"]
+    if not open_checks:
+        return 0
+    unbounded = [
+        check
+        for check in open_checks
+        if check.name == "min_cosine_p1" and check.low == LOWEST_COSINE
     ]
-
-
-def _windows_factor(check: Check, windows: int, confidence: float) -> float:
-    if check.name == "min_cosine_p1" and check.low == LOWEST_COSINE and windows:
-        return texts_for_percentile(confidence) / windows
-    margin = abs(check.value - check.limit)
-    reach = check.high - check.value if check.value < check.limit else check.value - check.low
-    return (reach / margin) ** 2 if margin > 0 else math.inf
+    others = [check for check in open_checks if check not in unbounded]
+    needed = estimate_windows(others, judgement.windows)
+    if needed is None:
+        return None
+    texts = texts_for_percentile(judgement.confidence) if unbounded else 0
+    return max(needed, texts, MIN_WINDOWS)

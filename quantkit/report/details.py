@@ -12,7 +12,7 @@ from quantkit.report.rounding import (
     format_significant,
     format_together,
 )
-from quantkit.report.rows import metric_figure
+from quantkit.report.rows import divergence_figure, metric_figure
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def metric_rows(report: Report) -> tuple[MetricRow, ...]:
                 artifact=artifact.name,
                 kl_p99=ABSENT if kl is None else format_significant(kl.p99),
                 kl_max=ABSENT if kl is None else format_significant(kl.maximum),
-                reverse_kl=metric_figure(details.reverse_kl),
+                reverse_kl=divergence_figure(details.reverse_kl),
                 top5_agreement=metric_figure(details.top5_agreement, percent=True),
                 flips=metric_figure(details.flips, percent=True),
                 lost_won=" / ".join(format_together((details.lost, won), percent=True)),
@@ -89,7 +89,7 @@ def domain_rows(report: Report) -> tuple[DomainRow, ...]:
     found.sort(key=lambda pair: order.index(pair[1].name))
     rows = []
     for name, domain in found:
-        kl, interval = metric_figure(domain.kl)
+        kl, interval = divergence_figure(domain.kl)
         (increase,) = format_together((domain.perplexity_increase,), percent=True, sign=True)
         rows.append(
             DomainRow(
@@ -110,7 +110,7 @@ def domain_rows(report: Report) -> tuple[DomainRow, ...]:
 def range_rows(report: Report) -> tuple[RangeRow, ...]:
     """Return one row for each artifact and range of positions."""
     return tuple(
-        RangeRow(artifact.name, range_label(each), *metric_figure(each.kl), _agreement(each))
+        RangeRow(artifact.name, range_label(each), *divergence_figure(each.kl), _agreement(each))
         for artifact in report.artifacts
         if artifact.judgement.details is not None
         for each in artifact.judgement.details.positions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -11,6 +12,11 @@ import yaml
 from quantkit.report.rounding import ABSENT, format_bytes, format_seconds
 
 _SHOWN_ELSEWHERE = frozenset({"allocation", "layers", "verdict", "recipe", "notes"})
+_PROBES: Mapping[str, frozenset[tuple[str, ...]]] = MappingProxyType(
+    {"timings": frozenset({("predicted", "probe"), ("matmul_probe",)})}
+)
+"""Section -> the parts of it that measure the machine, of which a comment has no use."""
+
 _DURATIONS = "seconds"
 """Key of durations, or of a group of them."""
 
@@ -23,10 +29,16 @@ class EvidenceSection:
     rows: tuple[tuple[str, str], ...]
 
 
-def evidence_sections(evidence: Mapping[str, Any]) -> tuple[EvidenceSection, ...]:
+def evidence_sections(
+    evidence: Mapping[str, Any], *, short: bool = False
+) -> tuple[EvidenceSection, ...]:
     """Return the evidence as tables: one a top-level mapping, after one of the plain values.
 
     The recipe, the verdict and the layers have their own places in a report and are left out.
+
+    Args:
+        evidence: what was done with what.
+        short: leave out how fast the machine was found to be, and rows without a value.
     """
     plain: list[tuple[str, str]] = []
     nested: list[EvidenceSection] = []
@@ -34,10 +46,12 @@ def evidence_sections(evidence: Mapping[str, Any]) -> tuple[EvidenceSection, ...
         if key in _SHOWN_ELSEWHERE:
             continue
         if isinstance(value, Mapping) or _is_tree(value):
-            rows = tuple(_rows(value, (), unit_of=key))
-            if rows:
-                nested.append(EvidenceSection(_words(key), rows))
-        else:
+            left_out = _PROBES.get(key, frozenset()) if short else frozenset()
+            rows = _rows(value, (), unit_of=key, left_out=left_out)
+            kept = tuple(row for row in rows if not short or row[1] != ABSENT)
+            if kept:
+                nested.append(EvidenceSection(_words(key), kept))
+        elif not short or _text(value, key) != ABSENT:
             plain.append((_words(key), _text(value, key)))
     if plain:
         nested.insert(0, EvidenceSection("General", tuple(plain)))
@@ -63,13 +77,17 @@ def recipe_changes(evidence: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(map(str, changes)) if isinstance(changes, list | tuple) else ()
 
 
-def _rows(value: Any, path: tuple[str, ...], *, unit_of: str) -> Iterator[tuple[str, str]]:
+def _rows(
+    value: Any, path: tuple[str, ...], *, unit_of: str, left_out: frozenset[tuple[str, ...]]
+) -> Iterator[tuple[str, str]]:
     items: Any = value.items() if isinstance(value, Mapping) else enumerate(value, start=1)
     for key, item in items:
         here = (*path, str(key))
+        if here in left_out:
+            continue
         unit = unit_of if unit_of == _DURATIONS else str(key)
         if isinstance(item, Mapping) or _is_tree(item):
-            yield from _rows(item, here, unit_of=unit)
+            yield from _rows(item, here, unit_of=unit, left_out=left_out)
         else:
             yield " · ".join(here), _text(item, unit)
 

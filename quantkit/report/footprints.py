@@ -12,9 +12,9 @@ from quantkit.report.rounding import (
     ABSENT,
     format_bytes,
     format_count,
+    format_divergences,
     format_seconds,
     format_significant,
-    format_together,
 )
 
 BASELINE = "baseline"
@@ -160,7 +160,7 @@ def _difference_row(difference: Difference) -> DifferenceRow:
     closer, numbers = find_closer(difference), (metric.value, metric.low, metric.high)
     if closer == difference.first:
         numbers = (-metric.value, -metric.high, -metric.low)
-    value, low, high = format_together(numbers)
+    value, low, high = format_divergences(*numbers)
     return DifferenceRow(
         closer=closer,
         further=difference.second if closer == difference.first else difference.first,

@@ -45,9 +45,9 @@ from quantkit.report.rounding import format_bytes
 from quantkit.report.rows import (
     CheckRow,
     check_rows,
+    describe_samples,
     headline_figures,
     headline_rows,
-    name_samples,
     speed_rows,
 )
 from quantkit.report.text import clean
@@ -62,7 +62,7 @@ class _Judged:
     artifact: ArtifactReport
     confidence: str
     samples: str
-    """What the artifact was judged on, for instance `128 texts`."""
+    """What the artifact was judged on, and where, for instance `128 texts in vllm`."""
     rows: tuple[tuple[CheckRow, CheckBar | None], ...]
     customs: tuple[CustomRow, ...]
     probes: tuple[ProbeRow, ...]
@@ -159,7 +159,7 @@ def _judged(artifact: ArtifactReport) -> _Judged:
     return _Judged(
         artifact=artifact,
         confidence=f"{100 * artifact.judgement.confidence:.4g}%",
-        samples=f"{artifact.judgement.windows} {name_samples(artifact)}",
+        samples=describe_samples(artifact),
         rows=rows,
         customs=custom_rows(artifact),
         probes=probe_rows(artifact),

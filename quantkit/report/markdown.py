@@ -27,9 +27,9 @@ from quantkit.report.markdown_measured import (
 )
 from quantkit.report.rows import (
     check_rows,
+    describe_samples,
     headline_cells,
     headline_rows,
-    name_samples,
     speed_rows,
 )
 from quantkit.report.tables import fold, table
@@ -163,8 +163,8 @@ def _checks(artifact: ArtifactReport, several: bool) -> str:
     confidence = f"{100 * artifact.judgement.confidence:.4g}%"
     title = f"### Checks of {code_span(artifact.name)}" if several else "### Checks"
     measured = (
-        f"Measured in {escape_markdown(artifact.runtime)} on {artifact.judgement.windows} "
-        f"{name_samples(artifact)}, {confidence} intervals."
+        f"Both models read the same {escape_markdown(describe_samples(artifact))}; "
+        f"intervals are at {confidence} confidence."
     )
     cells = [
         [
@@ -281,7 +281,7 @@ def _evidence(report: Report) -> list[str]:
         if changes:
             body += "\n\nChanged on the command line:\n\n" + code_block("\n".join(changes))
         parts.append(fold("Recipe", body))
-    sections = evidence_sections(report.evidence)
+    sections = evidence_sections(report.evidence, short=True)
     if sections:
         tables = [
             f"**{escape_markdown(section.title)}**\n\n"

@@ -11,8 +11,10 @@ from typing import Any
 
 import yaml
 
+from quantkit.checkpoint.paths import join_inside
+from quantkit.checkpoint.source import MODEL_CARD
 from quantkit.durable import write_words
-from quantkit.errors import machine_trouble
+from quantkit.errors import CheckpointError, machine_trouble
 from quantkit.ggml_types import GGUF
 from quantkit.plain_yaml import MAX_YAML_BYTES, parse_yaml
 from quantkit.recipe import AUTO
@@ -23,10 +25,10 @@ from quantkit.report.markdown_measured import task_table
 from quantkit.report.probes import probe_rows, probe_sentence
 from quantkit.report.rows import (
     check_rows,
+    describe_samples,
     headline_cells,
     headline_rows,
     is_encoder,
-    name_samples,
     speed_rows,
 )
 from quantkit.report.tables import table
@@ -70,7 +72,11 @@ def write_model_card(
     Raises:
         ResourceError, OutputError: the file cannot be written.
     """
-    carried = read_carried_front_matter(source_folder / "README.md")
+    try:
+        carried = read_carried_front_matter(join_inside(source_folder, MODEL_CARD))
+    except CheckpointError:
+        # It was another when the checkpoint was opened, which refuses it.
+        carried = {}
     path = folder / "README.md"
     write_words(path, render_model_card(report, artifact, carried=carried))
     return path
@@ -122,6 +128,9 @@ def read_carried_front_matter(readme: Path) -> dict[str, Any]:
     Raises:
         ResourceError: a disk has failed, or too many files are open: the card may have one.
     """
+    if not readme.is_file():
+        # A pipe would keep its reader waiting.
+        return {}
     try:
         with readme.open("rb") as file:
             text = file.read(_MOST_README_BYTES).decode("utf-8", errors="replace")
@@ -250,8 +259,8 @@ def _measured(report: Report, artifact: ArtifactReport) -> str:
             for row in check_rows(judgement)
         ]
         parts.append(
-            f"Both models saw the same {judgement.windows} {name_samples(artifact)} in "
-            f"{escape_markdown(artifact.runtime)}; intervals are at {confidence} confidence."
+            f"Both models saw the same {escape_markdown(describe_samples(artifact))}; "
+            f"intervals are at {confidence} confidence."
         )
         parts.append(table(["Check", "Limit", "Value", "Interval", "Verdict"], checks))
     parts += [

@@ -50,6 +50,11 @@ class ParetoPlot:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
 
+    @property
+    def has_line(self) -> bool:
+        """Whether the frontier has more than one point."""
+        return sum(point.on_frontier for point in self.points) > 1
+
 
 def pareto_plot(report: Report) -> ParetoPlot | None:
     """Lay out the artifacts whose distance was measured; None for fewer than two of them."""

@@ -96,6 +96,19 @@ def format_together(
     )
 
 
+def format_divergences(*numbers: float) -> tuple[str, ...]:
+    """Round divergences, the ends of an interval and perhaps a limit, wherever they are shown.
+
+    Three significant digits of each: they reach over many powers of ten. More, up to five, where
+    two of the numbers would look equal without.
+    """
+    finite = {number for number in numbers if math.isfinite(number)}
+    digits = 3
+    while digits < 5 and len({format_significant(each, digits) for each in finite}) < len(finite):
+        digits += 1
+    return tuple(format_significant(number, digits) for number in numbers)
+
+
 def format_pair(first: float, second: float) -> tuple[str, str]:
     """Round two numbers to four significant digits, or to more where they would look equal."""
     digits = count_digits(first, second, 4)

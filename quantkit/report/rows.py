@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantkit.judging.percentile import LOWEST_COSINE
+from quantkit.judging.places import find_baseline_runtime
 from quantkit.judging.words import COSINE_P1, name_check, name_measure
 from quantkit.records import (
     ArtifactReport,
@@ -22,6 +23,7 @@ from quantkit.report.rounding import (
     ABSENT,
     format_bytes,
     format_count,
+    format_divergences,
     format_pair,
     format_ratio,
     format_significant,
@@ -144,6 +146,15 @@ def name_samples(artifact: ArtifactReport) -> str:
     return "texts" if is_encoder(artifact) else "windows of text"
 
 
+def describe_samples(artifact: ArtifactReport) -> str:
+    """Return what both models read, and where: `128 windows of text in vllm`."""
+    found = f"{artifact.judgement.windows} {name_samples(artifact)}"
+    runtime, other = artifact.runtime, find_baseline_runtime(artifact.runtime)
+    if runtime == other:
+        return f"{found} in {runtime}"
+    return f"{found}, the artifact in {runtime} and the baseline in {other}"
+
+
 def check_rows(judgement: Judgement) -> tuple[CheckRow, ...]:
     """Return one row a check, in the order of the judgement."""
     return tuple(_check_row(check) for check in judgement.checks)
@@ -155,6 +166,14 @@ def metric_figure(metric: Metric | None, *, percent: bool = False) -> tuple[str,
         return ABSENT, ""
     numbers = (metric.value, metric.low, metric.high)
     value, low, high = format_together(numbers, percent=percent)
+    return value, f"{low} to {high}"
+
+
+def divergence_figure(metric: Metric | None) -> tuple[str, str]:
+    """As `metric_figure`, of a divergence in nats."""
+    if metric is None:
+        return ABSENT, ""
+    value, low, high = format_divergences(metric.value, metric.low, metric.high)
     return value, f"{low} to {high}"
 
 
@@ -185,7 +204,7 @@ def _in_one_line(figure: Figure) -> str:
 def _headline_row(report: Report, artifact: ArtifactReport) -> HeadlineRow:
     judgement = artifact.judgement
     perplexity, increase, increase_interval = _perplexity(judgement.perplexity)
-    kl, kl_interval = metric_figure(judgement.kl)
+    kl, kl_interval = divergence_figure(judgement.kl)
     agreement, agreement_interval = metric_figure(judgement.top1_agreement, percent=True)
     bits = artifact.bits_per_weight
     return HeadlineRow(
@@ -270,7 +289,11 @@ def _percentile(metric: Metric) -> tuple[str, str]:
 def _check_row(check: Check) -> CheckRow:
     words, percent = name_check(check.name)
     numbers = (check.limit, check.value, check.low, check.high)
-    limit, value, low, high = format_together(numbers, percent=percent)
+    limit, value, low, high = (
+        format_divergences(*numbers)
+        if check.name == "max_kl"
+        else format_together(numbers, percent=percent)
+    )
     is_upper = not (check.name.startswith("min_") or "agreement" in check.name)
     return CheckRow(
         label=words[:1].upper() + words[1:],

@@ -108,11 +108,14 @@ def test_the_gate_itself_sees_loading_and_memory() -> None:
     assert found is not None
     assert (found.runtime, found.load_seconds) == ("transformers 5.23.0", 2.5)
     assert (found.memory_bytes, found.prefill, found.decoding) == (1 << 30, None, None)
-    assert found.what.startswith("weights in float32, however they are stored")
+    assert found.what == (
+        "measured during the gate, with weights expanded to float32: a server will take another "
+        "amount of memory"
+    )
     assert find_judging_footprint(replace(result, load_seconds=None)) is None
     other = find_judging_footprint(replace(result, runtime="llama.cpp"))
     assert other is not None
-    assert other.what == "weights as in the file, while it was judged beside the baseline"
+    assert other.what == "measured during the gate, with weights as in the file"
 
 
 def test_a_worker_that_fails_is_named(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from quantkit.judging.needing import estimate_windows
 from quantkit.judging.sampling import (
-    estimate_windows,
     explain_windows,
     find_look_confidence,
     plan_looks,
@@ -105,6 +105,8 @@ def test_a_value_on_its_limit_is_not_given_a_number() -> None:
     """Fifty times the windows and more is no advice."""
     assert estimate_windows([make_check(0.05, 0.04, 0.06, 0.05)], 32) is None
     assert estimate_windows([make_check(0.0491, 0.04, 0.06, 0.05)], 32) is None
+    assert estimate_windows([make_check(0.05, 0.05, 0.05, 0.05)], 32) is None
+    assert estimate_windows([make_check(float("nan"), 0.04, 0.06, 0.05)], 32) is None
     words = explain_windows(None, 32, available=32, limit=128)
     assert words == "a value lies on its limit: more evaluation windows will hardly decide"
 
@@ -112,9 +114,10 @@ def test_a_value_on_its_limit_is_not_given_a_number() -> None:
 def test_the_words_say_what_is_lacking() -> None:
     """Text where it has ended, else the key."""
     assert explain_windows(90, 50, available=50, limit=512) == (
-        "50 evaluation windows do not decide: at least 40 more are needed, by their spread, and "
-        "the evaluation data holds 50: give more text"
+        "50 evaluation windows do not decide: at least 40 more are needed, by their spread "
+        "(90 in all), and the evaluation data holds 50: give more text"
     )
     assert explain_windows(900, 512, available=512, limit=512).endswith(
-        "388 more are needed, by their spread, and gate.max_samples allows 512: raise it"
+        "388 more are needed, by their spread (900 in all), and gate.max_samples allows 512: "
+        "raise it"
     )

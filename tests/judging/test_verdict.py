@@ -356,8 +356,8 @@ def test_each_of_three_looks_is_as_sure_as_all_together_need(windows: int) -> No
     assert got.kl is not None
     assert (got.kl.low, got.kl.high) == pytest.approx(tuple(bounds))
     assert got.notes == (
-        f"judged at the look at {windows} windows, of looks planned at 32, 64 and 128: each has "
-        "intervals of 98.34%, so that all together keep a confidence of 95%",
+        f"judged after {windows} windows; the gate may decide after 32, 64 or 128, so each "
+        "decision uses 98.34% intervals, which keeps the confidence of all of them together at 95%",
     )
     assert got.looks == (32, 64, 128)
 

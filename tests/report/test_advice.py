@@ -6,6 +6,9 @@ from typing import Any
 
 import yaml
 
+from quantkit.judging.needing import estimate_windows
+from quantkit.judging.percentile import texts_for_percentile
+from quantkit.judging.sampling import explain_windows
 from quantkit.records import Check, LayerRecord, Report, Verdict
 from quantkit.report.advice import suggestions, verdict_sentence
 from quantkit.report.layers import locate, short_kinds, worst_layers
@@ -105,6 +108,35 @@ def test_inconclusive_asks_for_as_many_windows_as_the_interval_needs() -> None:
     (found,) = settings(with_checks(make_report("PASS"), "INCONCLUSIVE", check))
 
     assert 4 * 128 <= found["gate"]["samples"] <= 5 * 128
+
+
+def test_the_advice_names_the_number_that_the_reason_names() -> None:
+    """One estimate; for both keys, so that it fits a recipe that has either of them."""
+    check = make_check("max_kl", 0.05, 0.043, 0.016)
+    needed = estimate_windows([check], 32)
+    assert needed is not None
+    reason = explain_windows(needed, 32, available=32, limit=32)
+    report = with_checks(make_report("PASS"), "INCONCLUSIVE", check, windows=32)
+
+    (found,) = settings(report)
+
+    assert found == {"gate": {"samples": needed, "max_samples": needed}}
+    assert f"at least {needed - 32} more" in reason
+    assert f"({needed} in all)" in reason
+    encoder = replace(report.artifacts[0], task="embedding")
+    assert settings(replace(report, artifacts=(encoder,))) == [{"gate": {"samples": needed}}]
+
+
+def test_a_percentile_without_a_bound_is_given_the_texts_that_bound_it() -> None:
+    """As the reason says it: no spread tells how many."""
+    check = Check("min_cosine_p1", 0.9, 0.98, -1.0, 0.99, "INCONCLUSIVE")
+    report = with_checks(make_report("PASS"), "INCONCLUSIVE", check, windows=100)
+    artifact = replace(report.artifacts[0], task="embedding")
+
+    (found,) = settings(replace(report, artifacts=(artifact,)))
+
+    confidence = artifact.judgement.confidence
+    assert found == {"gate": {"samples": texts_for_percentile(confidence)}}
 
 
 def test_value_on_its_limit_is_not_sent_for_more_windows() -> None:

@@ -55,6 +55,15 @@ def test_points_lie_inside_the_axes_and_better_is_lower_left() -> None:
     assert len(plot.y_ticks) >= 3
 
 
+def test_a_line_is_spoken_of_where_there_is_one() -> None:
+    """One artifact that is beaten by none is a point."""
+    words = "On the line no artifact is beaten in both."
+    better = replace(SMALL, name="better", size_bytes=3_000_000)
+
+    assert words in render_html(make_comparison(SMALL, LARGE))
+    assert words not in render_html(make_comparison(better, BEATEN))
+
+
 def test_there_is_no_picture_of_one_artifact_or_of_unmeasured_ones() -> None:
     """A KL of zero has no place on a logarithmic axis either."""
     unmeasured = replace(LARGE, judgement=make_judgement("UNJUDGED"))

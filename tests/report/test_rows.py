@@ -6,8 +6,12 @@ from dataclasses import replace
 import pytest
 
 from quantkit.records import Check, Metric
+from quantkit.report.html import render_html
+from quantkit.report.markdown import render_markdown
+from quantkit.report.model_card import render_model_card
 from quantkit.report.rounding import (
     format_bytes,
+    format_divergences,
     format_pair,
     format_percent,
     format_ratio,
@@ -15,7 +19,12 @@ from quantkit.report.rounding import (
     format_significant,
     format_together,
 )
-from quantkit.report.rows import check_rows, headline_cells, headline_rows
+from quantkit.report.rows import (
+    check_rows,
+    describe_samples,
+    headline_cells,
+    headline_rows,
+)
 from tests.report.sample import make_report
 
 
@@ -38,6 +47,54 @@ def test_unjudged_row_shows_no_figure_that_was_not_measured() -> None:
     assert (row.perplexity, row.kl, row.top1_agreement) == ("–", "–", "–")
     assert (row.perplexity_interval, row.kl_interval, row.top1_interval) == ("", "", "")
     assert headline_cells([row])[0]["KL (nats)"] == "–"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "where"),
+    [
+        ("transformers", "128 windows of text in transformers"),
+        ("vllm", "128 windows of text in vllm"),
+        (
+            "llama.cpp",
+            "128 windows of text, the artifact in llama.cpp and the baseline in transformers",
+        ),
+        (
+            "onnxruntime",
+            "128 windows of text, the artifact in onnxruntime and the baseline in transformers",
+        ),
+    ],
+)
+def test_every_page_says_where_each_of_the_two_models_ran(runtime: str, where: str) -> None:
+    """Runtimes that load no checkpoints have their baselines in transformers."""
+    report = make_report()
+    artifact = replace(report.artifacts[0], runtime=runtime)
+    report = replace(report, artifacts=(artifact,))
+
+    assert describe_samples(artifact) == where
+    assert f"the same {where}" in render_html(report)
+    assert f"the same {where};" in render_markdown(report)
+    assert f"the same {where};" in render_model_card(report, artifact)
+
+
+def test_a_divergence_is_written_one_way_whatever_stands_beside_it() -> None:
+    """In the headline, and beside a limit that is larger by far."""
+    metric = Metric(0.008154, 0.007441, 0.009033)
+    judgement = replace(
+        make_report().artifacts[0].judgement,
+        kl=metric,
+        checks=(Check("max_kl", 0.05, metric.value, metric.low, metric.high, "PASS"),),
+    )
+    report = make_report()
+    report = replace(report, artifacts=(replace(report.artifacts[0], judgement=judgement),))
+
+    (headline,) = headline_rows(report)
+    (check,) = check_rows(judgement)
+
+    assert (headline.kl, headline.kl_interval) == ("0.00815", "0.00744 to 0.00903")
+    assert (check.value, check.interval) == (headline.kl, headline.kl_interval)
+    assert check.limit == "at most 0.0500"
+    assert format_divergences(0.04999, 0.05) == ("0.04999", "0.05000")
+    assert format_divergences(0.0, math.nan, 1.0) == ("0", "not finite", "1.00")
 
 
 def test_headline_cells_hold_figure_and_interval_in_one_line() -> None:

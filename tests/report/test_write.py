@@ -93,6 +93,26 @@ def test_evidence_is_laid_out_with_units() -> None:
     assert not {"Recipe", "Layers", "Verdict"} & set(sections)
 
 
+def test_short_evidence_has_neither_the_machine_nor_empty_rows() -> None:
+    """report.json has them; a comment has better uses for its room."""
+    evidence = make_evidence()
+    timings = {
+        "seconds": {"gate": 83.21},
+        "predicted": {"disk_bytes": 4096, "probe": {"call_seconds": 1.8e-6}},
+        "matmul_probe": {"float32_gflops": 115.2},
+    }
+    found = evidence_sections({**evidence, "timings": timings, "statistics": None}, short=True)
+    sections = {section.title: dict(section.rows) for section in found}
+
+    assert sections["Timings"] == {
+        "seconds · gate": "1 min 23 s",
+        "predicted · disk_bytes": "4.10 kB (4,096 bytes)",
+    }
+    assert "revision" not in sections["Model"]
+    assert "Statistics" not in sections["General"]
+    assert sections["Model"]["files · config.json"] == "1c" * 32
+
+
 def test_recipe_is_found_in_every_form_that_evidence_has() -> None:
     """Verbatim text, text with overrides, or a mapping; without a recipe there is none."""
     assert recipe_text({"recipe": RECIPE}) == recipe_text({"recipe": {"text": RECIPE}}) == RECIPE
