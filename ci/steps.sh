@@ -4,7 +4,7 @@
 #
 # usage: ci/steps.sh install|plan|quantize|publish|release
 #   install   quantkit into a virtual environment of its own
-#   plan      say what the job would do and take, or every problem; comment on the pull request
+#   plan      say what the job would do and take, or the problems; comment on the pull request
 #   quantize  the whole job with its gate: artifact, report, JUnit file, verdict
 #   publish   send an output to the Hub; refused unless it passed and is unchanged
 #   release   quantize, then publish what passed; where the recipe's own `publish` has done so, only

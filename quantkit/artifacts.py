@@ -33,6 +33,7 @@ from quantkit.gating import (
 )
 from quantkit.inputs import RecipeLike, check_gate_inputs
 from quantkit.judging.custom_checks import GateCheck
+from quantkit.recipe import Overrides
 from quantkit.records import Progress, Report, TextRows
 from quantkit.report import write_reports
 from quantkit.running import memory_errors, silent, staged
@@ -83,7 +84,7 @@ def gate(
     recipe: RecipeLike | None = None,
     data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     device: str = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,

@@ -26,6 +26,7 @@ from quantkit.inputs import RecipeLike, check_gate_inputs
 from quantkit.judging.custom_checks import GateCheck
 from quantkit.judging.differences import find_differences
 from quantkit.judging.footprint import measure_footprint
+from quantkit.recipe import Overrides
 from quantkit.records import Event, Footprint, Progress, Report, TextRows
 from quantkit.report import write_reports
 from quantkit.running import memory_errors, silent, staged
@@ -40,7 +41,7 @@ def compare(
     recipe: RecipeLike | None = None,
     data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] = "comparison",
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     device: str = "auto",
     overwrite: bool = False,
     footprint: bool = True,

@@ -26,13 +26,9 @@ from quantkit.judging.baseline.store import AnswerStore, open_store
 from quantkit.judging.checks import UNJUDGED, fail_worker, note_no_speed
 from quantkit.judging.custom_checks import GateCheck
 from quantkit.judging.decoder_speed import measure_decoder_speed
-from quantkit.judging.evaluate import (
-    LLAMA_CPP,
-    ONNX_RUNTIME,
-    evaluate,
-    find_baseline_runtime,
-)
+from quantkit.judging.evaluate import evaluate
 from quantkit.judging.footprint import find_judging_footprint
+from quantkit.judging.places import LLAMA_CPP, ONNX_RUNTIME, find_baseline_runtime
 from quantkit.judging.probing.probes import check_prompts
 from quantkit.judging.sampling import shuffle_windows
 from quantkit.judging.side_files import compare_gguf_sides, compare_side_files
@@ -41,7 +37,7 @@ from quantkit.judging.tasks.loading import LoadedTask, load_tasks
 from quantkit.judging.verdict import judge
 from quantkit.judging.weights import WeightFindings, compare_weights
 from quantkit.judging.worker import find_interpreter
-from quantkit.recipe import GateSpec, apply_override, validate
+from quantkit.recipe import GateSpec, Overrides, apply_overrides, read_overrides, validate
 from quantkit.records import Artifact, EvalResult, Judgement, Progress, TokenWindows
 from quantkit.schemes import MODELOPT, ONNX
 
@@ -254,23 +250,22 @@ def find_gate_spec(
     recipe: RecipeLike | None,
     evidence: Mapping[str, Any],
     data: str | os.PathLike[str] | None,
-    overrides: Sequence[str],
+    overrides: Overrides,
 ) -> GateSpec:
     """Limits and data: the recipe's, else those in the artifact's own evidence, else the defaults.
 
     Raises:
         InputError: no evaluation data is named, or an override is wrong.
     """
-    for pair in overrides:
+    pairs = read_overrides(overrides)
+    for pair in pairs:
         if not pair.startswith("gate."):
             raise RecipeError(f"--set {pair!r}: only keys below `gate` matter here: gate.KEY=VALUE")
     if recipe is not None:
-        spec = load(recipe, None, None, overrides).recipe.gate
+        spec = load(recipe, None, None, pairs).recipe.gate
     else:
         tree = {"version": 1, "gate": recorded_gate(evidence) or {"data": ""}}
-        for pair in overrides:
-            apply_override(tree, pair)
-        spec = validate(tree).gate
+        spec = validate(tree, places=apply_overrides(tree, pairs)).gate
     spec = spec or GateSpec(data="")
     if data is not None:
         spec = spec.model_copy(update={"data": os.fspath(data)})

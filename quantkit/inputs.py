@@ -6,7 +6,7 @@ Nothing here imports torch: the command line asks first, and answers at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -21,10 +21,12 @@ from quantkit.recipe import (
     AUTO,
     CalibrationSpec,
     GivenSolver,
+    Overrides,
     QuantizeSpec,
     Recipe,
     find_recipe,
     load_recipe,
+    read_overrides,
     read_recipe_text,
     read_solvers,
     validate,
@@ -80,7 +82,7 @@ def load(
     recipe: RecipeLike,
     model: str | os.PathLike[str] | None,
     output: str | os.PathLike[str] | None,
-    overrides: Sequence[str],
+    overrides: Overrides,
     solvers: Mapping[str, GivenSolver] = MappingProxyType({}),
 ) -> LoadedRecipe:
     """Read and validate a recipe; a `Recipe` gets only its model and output replaced.
@@ -90,13 +92,12 @@ def load(
             which it cannot be used.
         RecipeError, NotYetError: as `load_recipe`; or overrides were given for a `Recipe`.
     """
+    pairs = read_overrides(overrides)
     if not isinstance(recipe, Recipe):
         text = read_recipe_text(find_recipe(recipe))
-        loaded = load_recipe(
-            recipe, model=model, output=output, overrides=overrides, solvers=solvers
-        )
-        return _with_methods(LoadedRecipe(loaded, text, tuple(overrides)), solvers)
-    if overrides:
+        loaded = load_recipe(recipe, model=model, output=output, overrides=pairs, solvers=solvers)
+        return _with_methods(LoadedRecipe(loaded, text, pairs), solvers)
+    if pairs:
         raise RecipeError("overrides go with a recipe from a file: change the Recipe itself")
     changes = {"model": model, "output": output}
     given = {key: os.fspath(value) for key, value in changes.items() if value is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -23,7 +23,7 @@ from quantkit.inputs import (
 )
 from quantkit.live import LiveModel, opened, take_live
 from quantkit.ranks import read_ranks
-from quantkit.recipe import GivenSolver
+from quantkit.recipe import GivenSolver, Overrides
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,7 +48,7 @@ def gather_materials(
     model: str | os.PathLike[str] | PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase | None,
     output: str | os.PathLike[str] | None,
-    overrides: Sequence[str],
+    overrides: Overrides,
     examples: Iterable[object] | None,
     statistics: str | os.PathLike[str] | None = None,
     solvers: Mapping[str, GivenSolver] = MappingProxyType({}),

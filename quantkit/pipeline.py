@@ -38,7 +38,7 @@ from quantkit.materials import (
 )
 from quantkit.publishing.of_recipe import check_publishing, publish_result
 from quantkit.ranks import Ranks, from_first, gather, join_ranks
-from quantkit.recipe import GivenSolver
+from quantkit.recipe import GivenSolver, Overrides
 from quantkit.records import (
     Allocation,
     Artifact,
@@ -75,7 +75,7 @@ def plan(
     *,
     model: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     device: str = "auto",
     overwrite: bool = False,
     solvers: Mapping[str, GivenSolver] = MappingProxyType({}),
@@ -127,7 +127,7 @@ def quantize(
     model: str | os.PathLike[str] | PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     output: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     device: str = "auto",
     overwrite: bool = False,
     gate: bool = True,

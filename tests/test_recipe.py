@@ -452,6 +452,74 @@ def test_a_wrong_set_is_refused(tmp_path: Path, pair: str, expected: str) -> Non
     assert expected in refusal(tmp_path, WHOLE, pair)
 
 
+@pytest.mark.parametrize(
+    ("pair", "expected"),
+    [
+        ("quantize.group_size=100", "--set quantize.group_size=100: group_size 100 is unknown"),
+        ("quantize={group_size: 5}", "--set 'quantize={group_size: 5}': quantize.group_size: gr"),
+        ("export=[{format: guf}]", "--set 'export=[{format: guf}]': export.0.format: "),
+        ("export.0.format=guf", "--set export.0.format=guf: "),
+        (
+            "calibration.samples=8",
+            "--set calibration.samples=8: calibration.data: this key is required: add "
+            "--set calibration.data=...",
+        ),
+        ("grup.size=64", "--set grup.size=64: grup: unknown key 'grup'"),
+        ("group_size=64", "unknown key 'group_size'; did you mean 'quantize.group_size'?"),
+        ("samples=8", "did you mean 'calibration.samples' or 'gate.samples'?"),
+        ("quantize.method=AWQ", "method 'AWQ' is unknown; did you mean 'awq'?"),
+        ("quantize.scheme=int4", "scheme 'int4' is unknown; did you mean 'w4a16'?"),
+        ("quantize.scheme=INT8", "did you mean 'w8a8'?"),
+        ("quantize.scheme=fp8", "did you mean 'fp8_dynamic'?"),
+        ("quantize.scheme=auto", "one of the two (with --set quantize.scheme=auto)"),
+        ("quantize.ignore=" + "x" * 99, "xx...: a list is expected"),
+    ],
+)
+def test_what_was_set_is_blamed_and_not_the_file(tmp_path: Path, pair: str, expected: str) -> None:
+    """The line of the file says something else."""
+    text = "version: 1\nquantize:\n  group_size: 128\nexport:\n  - format: compressed-tensors\n"
+    message = refusal(tmp_path, text, pair)
+    assert expected in message
+    if "scheme=auto" not in pair:
+        assert "recipe.yaml" not in message
+
+
+def test_a_later_set_stands_for_an_earlier_one(tmp_path: Path) -> None:
+    """Also for what is below it; the file is to blame for the rest."""
+    text = "version: 1\nmodel: 3\n"
+    message = refusal(tmp_path, text, "quantize.effort=1", "quantize={effort: 2}")
+    assert message.splitlines() == [
+        f"{tmp_path / 'recipe.yaml'}:2: model: text is expected, got 3",
+        "--set 'quantize={effort: 2}': quantize.effort: effort 2 is unknown "
+        "(known: fast, normal, best)",
+    ]
+
+
+def test_overrides_may_be_a_mapping(tmp_path: Path) -> None:
+    """Of keys to values, in the words of Python."""
+    overrides = {"quantize.ignore": ["lm_head", "a: b"], "gate": None, "model": "7"}
+    recipe = load_recipe(write(tmp_path, WHOLE), overrides=overrides)
+    assert recipe.quantize.ignore == ("lm_head", "a: b")
+    assert (recipe.gate, recipe.model) == (None, "7")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            "gate.samples=8",
+            "overrides is a list of KEY=VALUE, got one string: write overrides=['gate.samples=8']",
+        ),
+        ([8], "overrides is a list of KEY=VALUE, and 8 is none"),
+        ({"gate.samples": object()}, "the value of 'gate.samples' is of type object"),
+    ],
+)
+def test_what_are_no_overrides_is_refused(tmp_path: Path, overrides: Any, expected: str) -> None:
+    """A string would be taken apart into letters."""
+    with pytest.raises(RecipeError, match=re.escape(expected)):
+        load_recipe(write(tmp_path, WHOLE), overrides=overrides)
+
+
 def test_model_and_output_win_over_the_recipe(tmp_path: Path) -> None:
     """Given as text or as paths."""
     recipe = load_recipe(write(tmp_path, WHOLE), model=Path("m"), output="o")

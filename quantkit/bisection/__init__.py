@@ -35,7 +35,7 @@ from quantkit.job_windows import load_evaluation
 from quantkit.judging.sampling import plan_looks, shuffle_windows
 from quantkit.judging.scoring import select_scored
 from quantkit.planning.sizes import choose_scale_dtype
-from quantkit.recipe import GateSpec
+from quantkit.recipe import GateSpec, Overrides
 from quantkit.records import Progress, TokenWindows
 from quantkit.running import memory_errors, silent, staged
 from quantkit.staging import commit
@@ -56,7 +56,7 @@ def bisect(
     recipe: RecipeLike | None = None,
     data: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     windows: int = WINDOWS,
     device: str = "auto",
     progress: Progress | None = None,

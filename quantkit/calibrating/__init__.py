@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ from quantkit.materials import (
     refuse_sharing,
 )
 from quantkit.ranks import read_ranks
-from quantkit.recipe import CalibrationSpec
+from quantkit.recipe import CalibrationSpec, Overrides
 from quantkit.records import (
     Event,
     Progress,
@@ -71,7 +71,7 @@ def calibrate(
     tokenizer: PreTrainedTokenizerBase | None = None,
     output: str | os.PathLike[str],
     calibration: Iterable[object] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     device: str = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,

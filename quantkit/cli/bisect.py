@@ -19,6 +19,7 @@ from quantkit.cli.options import (
     JsonOption,
     OverridesOption,
     QuietOption,
+    check_there,
     given,
 )
 from quantkit.inputs import load
@@ -68,6 +69,7 @@ def bisect(
     find_folder(baseline)
     if data is not None:
         find_kind(data)
+    check_there(artifact)
     if recipe is not None:
         load(recipe, None, None, overrides or ())
     with show_progress(quiet) as progress:

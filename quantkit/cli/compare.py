@@ -18,6 +18,7 @@ from quantkit.cli.options import (
     OverridesOption,
     OverwriteOption,
     QuietOption,
+    check_there,
     given,
 )
 from quantkit.cli.reports import gate_reply
@@ -62,6 +63,8 @@ def compare(
     """
     # What the files alone can refuse is answered before torch is loaded, which takes seconds.
     check_gate_inputs(Path(output), baseline, data, overwrite=bool(overwrite))
+    for artifact in artifacts:
+        check_there(artifact)
     if recipe is not None:
         load(recipe, None, None, overrides or ())
     with sending(otel), show_progress(quiet) as progress:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from pydantic import BaseModel
 from typer.core import TyperArgument
 
+from quantkit.capacity import GPUS
 from quantkit.cli.init import CHOICES
 from quantkit.cli.serve import SERVERS
 from quantkit.environments.places import RUNTIMES
 from quantkit.ggml_types import FILE_TYPES, GGUF
-from quantkit.recipe import Recipe, shipped_recipes
-
-_FIRST = ".0"
-"""Of a list: what one value is set in."""
+from quantkit.recipe import shipped_recipes
+from quantkit.recipe.refusals import FIRST, list_keys
 
 
 @dataclass(frozen=True)
@@ -119,6 +117,11 @@ def _offer_values(parameter: Any, word: str) -> Candidates:
         return Candidates(_without_meaning(SERVERS))
     if metavar == "NAME" and parameter.name == "name":
         return Candidates(_without_meaning(RUNTIMES))
+    if "--gpu" in parameter.opts:
+        here = ("auto", "cpu") if parameter.name == "gpu" else ()
+        return Candidates(_without_meaning([*here, *GPUS]))
+    if metavar == "GPU=DOLLARS":
+        return Candidates(_without_meaning(f"{name}=" for name in GPUS))
     return Candidates((), takes_files=True)
 
 
@@ -130,27 +133,9 @@ def _list_settings(word: str) -> Iterator[tuple[str, str]]:
     """Yield `key=` for every key of a recipe; behind it `key=value`, where the values are few."""
     key, equals, _ = word.partition("=")
     if equals:
-        yield from ((f"{key}={each}", "") for each in CHOICES.get(key.replace(_FIRST, ""), ()))
+        yield from ((f"{key}={each}", "") for each in CHOICES.get(key.replace(FIRST, ""), ()))
     else:
-        yield from ((f"{each}=", meaning) for each, meaning in _list_keys(Recipe, ""))
-
-
-def _list_keys(group: type[BaseModel], front: str) -> Iterator[tuple[str, str]]:
-    for name, field in group.model_fields.items():
-        inner = _find_group(field.annotation)
-        if inner is None:
-            yield f"{front}{name}", field.description or ""
-        else:
-            first = _FIRST if get_origin(field.annotation) is tuple else ""
-            yield from _list_keys(inner, f"{front}{name}{first}.")
-
-
-def _find_group(annotation: Any) -> type[BaseModel] | None:
-    """The group of keys that a field holds, also where it may be left out or there are many."""
-    for each in (annotation, *get_args(annotation)):
-        if isinstance(each, type) and issubclass(each, BaseModel):
-            return each
-    return None
+        yield from ((f"{each}=", meaning) for each, meaning in list_keys())
 
 
 def _shorten(text: str | None) -> str:

@@ -17,7 +17,10 @@ from quantkit.errors import InputError, nearest
 EXAMPLE = "Example: source <(quantkit completion bash)"
 
 WORDS_COMMAND = "__complete"
-"""What the scripts call, with the shell's name, the line up to the cursor and the shell's word."""
+"""What the scripts call, with the shell's name, the line up to the cursor and the shell's word.
+
+Before the line they write `--`: it and the word may begin as options do.
+"""
 
 _BASH = """\
 # bash completion for quantkit. Now: source <(quantkit completion bash)
@@ -27,7 +30,7 @@ _quantkit() {
     COMPREPLY=()
     while IFS= read -r line; do
         if [[ -z $about ]]; then about=$line; else COMPREPLY+=("$line"); fi
-    done < <("${1/#\\~/$HOME}" __complete bash "${COMP_LINE:0:COMP_POINT}" "$2" 2>/dev/null)
+    done < <("${1/#\\~/$HOME}" __complete bash -- "${COMP_LINE:0:COMP_POINT}" "$2" 2>/dev/null)
     if [[ $about == *files* ]]; then
         while IFS= read -r line; do COMPREPLY+=("$line"); done < <(compgen -f -- "$2")
         compopt -o filenames 2>/dev/null
@@ -43,7 +46,7 @@ _ZSH = """\
 # For good: quantkit completion zsh > "${fpath[1]}/_quantkit"
 _quantkit() {
     local -a answer values
-    answer=("${(@f)$("${(Q)words[1]/#\\~/$HOME}" __complete zsh \\
+    answer=("${(@f)$("${(Q)words[1]/#\\~/$HOME}" __complete zsh -- \\
         "${(j: :)words[1,CURRENT-1]} $PREFIX" "$PREFIX" 2>/dev/null)}")
     values=("${(@)answer[2,-1]}")
     if (( $#values )) && [[ $answer[1] == *open* ]]; then
@@ -63,7 +66,7 @@ function __quantkit_complete
     set -l typed (commandline -opc)
     set -l line (commandline -cp | string collect)
     set -l word (commandline -ct | string collect)
-    set -l answer ($typed[1] __complete fish "$line" "$word" 2>/dev/null)
+    set -l answer ($typed[1] __complete fish -- "$line" "$word" 2>/dev/null)
     printf '%s\\n' $answer[2..-1]
     if string match -q '*files*' -- $answer[1]
         __fish_complete_path "$word"

@@ -17,6 +17,7 @@ from quantkit.cli.options import (
     OverridesOption,
     OverwriteOption,
     QuietOption,
+    check_there,
     given,
 )
 from quantkit.cli.reports import gate_reply
@@ -67,6 +68,7 @@ def gate(
     reports = gate_output(artifact, output)
     # What the files alone can refuse is answered before torch is loaded, which takes seconds.
     check_gate_inputs(reports, baseline, data, overwrite=bool(overwrite))
+    check_there(artifact)
     if recipe is not None:
         load(recipe, None, None, overrides or ())
     tracking = TrackingOptions(mlflow, mlflow_model, bool(mlflow_upload))

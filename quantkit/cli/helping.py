@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup
+from typer.exceptions import TyperException
 
 from quantkit.cli.console import Answered, Reply, render_plain
 from quantkit.cli.layout import Cell, Line, Sentence, make_table
+from quantkit.errors import nearest
 
 _INDENT = "  "
 _TITLE = "bold"
@@ -18,6 +20,15 @@ _TITLE = "bold"
 class HelpfulCommand(TyperCommand):
     """A command whose help is a reply."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse; what is refused names this command, which the parser itself does not know."""
+        try:
+            return super().parse_args(ctx, args)
+        except TyperException as error:
+            if getattr(error, "ctx", self) is None:
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
+
     def get_help(self, ctx: Any) -> str:
         """Answer with the help; raises `Answered`."""
         raise Answered(_reply(self, ctx))
@@ -25,6 +36,13 @@ class HelpfulCommand(TyperCommand):
 
 class HelpfulGroup(TyperGroup):
     """A group of commands whose help is a reply."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Refuse what is no command, and name the one that is meant, if one is near."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            shown = (name for name, each in self.commands.items() if not each.hidden)
+            ctx.fail(f"no such command {args[0]!r}{nearest(args[0], shown)}")
+        return super().resolve_command(ctx, args)
 
     def get_help(self, ctx: Any) -> str:
         """Answer with the help; raises `Answered`."""

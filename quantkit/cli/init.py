@@ -30,10 +30,10 @@ from quantkit.recipe import (
 from quantkit.schemes import (
     EFFORTS,
     FORMATS,
-    GROUP_SIZES,
     KV_CACHES,
     METHODS,
     ONNX,
+    ONNX_GROUP_SIZES,
     RUNTIMES,
     SCHEMES,
 )
@@ -67,7 +67,7 @@ _FOR_ENCODERS: dict[str, object] = {
 """Values of a recipe for an encoder that differ from the defaults, which are for decoders."""
 CHOICES: dict[str, list[str | int]] = {
     "quantize.scheme": [*(name for name, scheme in SCHEMES.items() if scheme.built), AUTO],
-    "quantize.group_size": [*GROUP_SIZES, "channel"],
+    "quantize.group_size": [*ONNX_GROUP_SIZES, "channel"],
     "quantize.method": [BEST, *(name for name, method in METHODS.items() if method.built)],
     "quantize.effort": list(EFFORTS),
     "quantize.kv_cache": [name for name, built in KV_CACHES.items() if built],

@@ -11,7 +11,7 @@ import typer
 import quantkit
 from quantkit.cli.console import Reply
 from quantkit.cli.layout import Cell, Line, Sentence, make_table
-from quantkit.cli.options import JsonOption, QuietOption
+from quantkit.cli.options import JsonOption, QuietOption, check_there
 from quantkit.report.rounding import format_bytes
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def inspect(
     Reads the config and the headers only; works on anybody's compressed-tensors folder, GGUF or
     ONNX file.
     """
+    check_there(artifact)
     found = quantkit.inspect(artifact)
     document = {
         **asdict(found),

@@ -22,8 +22,8 @@ _PAIR = 2
 """Columns of a table of names and what is said about each."""
 _MOST_WIDTH = 100
 """Columns that sentences take at most: longer lines are hard to read."""
-_WORD = re.compile(r"`[^`\n]*`\S*|\S+")
-"""What a line does not end within: a word, and what is quoted as code."""
+_WORD = re.compile(r"`[^`\n]*`\S*|\S*\d (?:[kMGT]?B|s|min|h)(?!\w)\S*|\S+")
+"""What a line does not end within: a word, what is quoted as code, a number and its unit."""
 
 Span = tuple[str, str]
 """A text and rich's name of its style."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import itertools
 import os
 import shlex
 import sys
@@ -139,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _answer(arguments: list[str], stdout: TextIO) -> int:
     """Run one command and write what it has to say."""
-    as_json = "--json" in arguments
+    # What is behind `--` is no option: it may be what somebody has typed so far, to complete.
+    as_json = "--json" in itertools.takewhile(lambda each: each != "--", arguments)
     try:
         with _libraries_apart(as_json):
             reply = _run(arguments)
@@ -223,10 +225,7 @@ def _interrupted(error: BaseException, arguments: Sequence[str]) -> str:
         )
     if arguments[0] != "quantize":
         return f"interrupted; nothing is half-written, and the same command begins again: {again}"
-    return (
-        f"interrupted; the finished blocks are kept (an encoder has none: its job takes minutes), "
-        f"and the same command goes on: {again}"
-    )
+    return f"interrupted; what is finished is kept, and the same command goes on: {again}"
 
 
 def _program() -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from quantkit.errors import InputError
+from quantkit.errors import ArtifactError, InputError, nearest
 
 RecipeOption = Annotated[
     str,
@@ -71,6 +72,29 @@ def one_model(argument: str | None, option: str | None) -> str | None:
             f"the model is given twice, as {argument!r} and as --model {option!r}: give it once"
         )
     return option if argument is None else argument
+
+
+def check_there(artifact: str) -> None:
+    """Look before anything is loaded, which takes seconds.
+
+    Raises:
+        ArtifactError: nothing is at that path; what is called nearly so is named.
+    """
+    path = Path(artifact)
+    if not path.exists():
+        raise ArtifactError(f"there is no artifact at {path}{_find_near(path)}")
+
+
+def _find_near(path: Path) -> str:
+    """What may have been meant by a path that is not there."""
+    missing = path
+    while not missing.parent.exists():
+        missing = missing.parent
+    try:
+        beside = [each for each in missing.parent.iterdir() if nearest(missing.name, [each.name])]
+    except OSError:
+        return ""
+    return nearest(str(missing), map(str, beside))
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -50,13 +50,13 @@ def plan(
         typer.Option(
             "--markdown",
             metavar="FILE",
-            help="Also write the plan, or every problem, as Markdown for a pull request.",
+            help="Also write the plan, or the problems, as Markdown for a pull request.",
         ),
     ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Reply:
-    """Show what a job would do and take: layers, size, time, memory, disk, and every problem.
+    """Show what a job would do and take: layers, size, time, memory, disk, and the problems.
 
     Reads the config and the headers, and measures this machine for a second.
     """

@@ -16,7 +16,7 @@ from quantkit.cli.options import JsonOption, OverridesOption, OverwriteOption, Q
 from quantkit.environments.places import RUNTIMES, runtimes_folder
 from quantkit.errors import RecipeError
 from quantkit.judging.abilities import RuntimeFindings, examine_runtime, examine_runtimes
-from quantkit.recipe import apply_override, load_recipe, validate
+from quantkit.recipe import apply_overrides, load_recipe, validate
 
 app = typer.Typer(
     name="runtimes",
@@ -120,9 +120,7 @@ def _named(recipe: str | None, overrides: list[str]) -> dict[str, str]:
         gate = load_recipe(recipe, overrides=overrides).gate
         return dict(gate.python) if gate is not None else {}
     tree: dict[str, Any] = {"version": 1, "gate": {"data": ""}}
-    for pair in overrides:
-        apply_override(tree, pair)
-    gate = validate(tree).gate
+    gate = validate(tree, places=apply_overrides(tree, overrides)).gate
     return dict(gate.python) if gate is not None else {}
 
 

@@ -11,7 +11,7 @@ import typer
 import quantkit
 from quantkit.cli.console import Reply
 from quantkit.cli.layout import Cell, Line, Sentence, make_table
-from quantkit.cli.options import JsonOption, QuietOption
+from quantkit.cli.options import JsonOption, QuietOption, check_there
 from quantkit.report.rounding import format_percent
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def verify(
     Reads every tensor; works on anybody's compressed-tensors folder, GGUF or ONNX file and on
     plain checkpoints.
     """
+    check_there(artifact)
     found = quantkit.verify(artifact, against=against)
     document = {
         **asdict(found),

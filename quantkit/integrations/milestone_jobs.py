@@ -30,7 +30,7 @@ from quantkit.integrations.milestones import (
 )
 from quantkit.live import saved
 from quantkit.masking import masked_logs
-from quantkit.recipe import Recipe, find_recipe
+from quantkit.recipe import Overrides, Recipe, find_recipe, read_overrides
 from quantkit.running import alone_in
 from quantkit.staging import check_output
 from quantkit.sweeping.outcomes import read_outcome
@@ -204,7 +204,7 @@ def make_jobs(
     *,
     count: int | None,
     best_by: Standard,
-    overrides: Sequence[str],
+    overrides: Overrides,
     device: str,
     gpu: str | None,
     overwrite: bool,
@@ -215,10 +215,11 @@ def make_jobs(
         RecipeError: the recipe cannot be used, or has no gate.
         InputError: another setting cannot be used.
     """
-    for pair in overrides:
+    pairs = read_overrides(overrides)
+    for pair in pairs:
         if pair.partition("=")[0].strip() in ("output", "model"):
             raise InputError(f"overrides {pair!r}: model and output are those of the training")
-    loaded: LoadedRecipe = load(recipe, "model", output, overrides)
+    loaded: LoadedRecipe = load(recipe, "model", output, pairs)
     if loaded.recipe.gate is None:
         raise RecipeError("the recipe has no gate, which measures what is logged: write `gate:`")
     if loaded.recipe.publish is not None:
@@ -231,6 +232,4 @@ def make_jobs(
             raise InputError(
                 f"{name} {value!r} is unknown{nearest(value, known)} (known: {', '.join(known)})"
             )
-    return MilestoneJobs(
-        recipe, output.absolute(), count, best_by, tuple(overrides), device, gpu, overwrite
-    )
+    return MilestoneJobs(recipe, output.absolute(), count, best_by, pairs, device, gpu, overwrite)

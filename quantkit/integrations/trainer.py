@@ -22,6 +22,7 @@ from quantkit.integrations.meeting import Meeting
 from quantkit.integrations.milestone_jobs import MilestoneJobs, make_jobs
 from quantkit.integrations.milestones import BEST, RECORD, Milestone, Standard, find_best
 from quantkit.live import take_live
+from quantkit.recipe import Overrides
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class QuantizeCallback(TrainerCallback):
         at_end: bool = True,
         keep: int | Literal["best", "all"] = "best",
         best_by: Standard = "kl",
-        overrides: Sequence[str] = (),
+        overrides: Overrides = (),
         device: str = "auto",
         gpu: str | None = None,
         overwrite: bool = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,10 +13,11 @@ from pydantic import ValidationError
 from quantkit.errors import NotYetError, RecipeError
 from quantkit.recipe.exporting import AUTO, ExportSpec, TypeOverride
 from quantkit.recipe.judging import MIN_WINDOWS, GateSpec, ProbesSpec, TaskSpec
+from quantkit.recipe.overriding import Overrides, apply_overrides, read_overrides
 from quantkit.recipe.reading import (
     MAX_RECIPE_BYTES,
     KeyPath,
-    apply_override,
+    Place,
     find_recipe,
     parse_recipe,
     read_recipe_text,
@@ -47,16 +48,18 @@ __all__ = [
     "GateSpec",
     "GivenSolver",
     "Override",
+    "Overrides",
     "ProbesSpec",
     "PublishSpec",
     "QuantizeSpec",
     "Recipe",
     "TaskSpec",
     "TypeOverride",
-    "apply_override",
+    "apply_overrides",
     "find_recipe",
     "json_schema",
     "load_recipe",
+    "read_overrides",
     "read_recipe_text",
     "read_solvers",
     "shipped_folder",
@@ -73,7 +76,7 @@ def load_recipe(
     *,
     model: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     solvers: Mapping[str, GivenSolver] = MappingProxyType({}),
 ) -> Recipe:
     """Read a recipe file, or a shipped recipe by its name, and validate it.
@@ -82,7 +85,8 @@ def load_recipe(
         recipe: path of a YAML file, or a name that `quantkit recipes list` shows.
         model: replaces the recipe's `model`.
         output: replaces the recipe's `output`.
-        overrides: `KEY=VALUE` pairs as of `--set`, for instance `quantize.group_size=64`.
+        overrides: `KEY=VALUE` pairs as of `--set`, for instance `quantize.group_size=64`; or a
+            mapping of such keys to values.
         solvers: that `quantize` will be given: their names are then methods too.
 
     Raises:
@@ -93,24 +97,26 @@ def load_recipe(
     path = find_recipe(recipe)
     text = read_recipe_text(path)
     tree, lines = parse_recipe(text, path)
-    for pair in overrides:
-        apply_override(tree, pair)
+    places = apply_overrides(tree, read_overrides(overrides), lines)
     for key, value in (("model", model), ("output", output)):
         if value is not None:
             tree[key] = os.fspath(value)
+            places.pop((key,), None)
     methods = read_solvers(solvers)
-    return validate(tree, where=str(path), lines=lines, folder=path.parent, methods=methods)
+    return validate(tree, where=str(path), places=places, folder=path.parent, methods=methods)
 
 
 def validate(
     tree: Mapping[str, Any],
     *,
     where: str = "recipe",
-    lines: Mapping[KeyPath, int] | None = None,
+    places: Mapping[KeyPath, Place] | None = None,
     folder: Path | None = None,
     methods: Mapping[str, Method] = METHODS,
 ) -> Recipe:
-    """Make a `Recipe` from plain data; `lines` maps key paths to lines of the file `where`.
+    """Make a `Recipe` from plain data; `places` says what gave the value of a key.
+
+    A line in it is one of the file `where`.
 
     Relative paths that do not exist from the working folder are looked up from `folder`, then
     beside the shipped recipes, so that a copy of a shipped recipe works anywhere.
@@ -122,12 +128,12 @@ def validate(
         recipe = Recipe.model_validate(tree, context={METHODS_GIVEN: methods})
     except ValidationError as error:
         details = error.errors(include_url=False)
-        problems = [explain(detail, where, lines or {}) for detail in details[:_MOST_PROBLEMS]]
+        problems = [explain(detail, where, places or {}) for detail in details[:_MOST_PROBLEMS]]
         if len(details) > _MOST_PROBLEMS:
             problems.append(f"{where}: and {len(details) - _MOST_PROBLEMS} more")
         raise RecipeError("\n".join(problems)) from None
     for key, feature in find_unbuilt(recipe):
-        raise NotYetError(f"{locate(where, key, lines or {})}: {feature} is not yet built")
+        raise NotYetError(f"{locate(where, key, places or {})}: {feature} is not yet built")
     return _with_found_paths(recipe, folder) if folder else recipe
 
 

@@ -50,12 +50,25 @@ def check_choice(kind: str, value: object, known: Collection[str], more: str = "
             {
                 "kind": kind,
                 "value": repr(value),
-                "near": nearest(str(value), known),
+                "near": _suggest(str(value), known),
                 "known": ", ".join(known),
                 "more": more,
             },
         )
     return word
+
+
+_OTHER_NAMES = {"int4": "w4a16", "int8": "w8a8", "fp8": "fp8_dynamic"}
+"""What others call a scheme."""
+
+
+def _suggest(word: str, known: Collection[str]) -> str:
+    """The name that was meant: in other letters, as others say it, or the nearest."""
+    lowered = word.lower()
+    same = next((each for each in known if each.lower() == lowered), _OTHER_NAMES.get(lowered))
+    if same in known:
+        return f"; did you mean {same!r}?"
+    return nearest(word, known) or nearest(lowered, known)
 
 
 def choice_of(kind: str, known: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""A recipe's file -> plain data with line numbers, and `--set` upon it."""
+"""A recipe's file -> plain data with line numbers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MAX_RECIPE_BYTES = MAX_YAML_BYTES
 KeyPath = tuple[str | int, ...]
 """Keys and list indexes from the top of a recipe down to a value."""
 
-_RUNTIME_KEYS = "gate.python."
-"""What follows is the name of a runtime, which may have a dot of its own: llama.cpp."""
+Place = int | str
+"""What gave a value: a line of the file, or the `KEY=VALUE` that was set upon it."""
 
 
 def shipped_folder() -> Path:
@@ -106,45 +106,3 @@ def _walk_lines(node: yaml.Node | None, prefix: KeyPath) -> Iterator[tuple[KeyPa
         for index, item in enumerate(node.value):
             yield (*prefix, index), item.start_mark.line + 1
             yield from _walk_lines(item, (*prefix, index))
-
-
-def apply_override(tree: dict[str, Any], pair: str) -> None:
-    """Set one `KEY=VALUE` of `--set` in `tree`; a runtime may have a dot in its name."""
-    key, equals, text = pair.partition("=")
-    if not equals or not key:
-        raise RecipeError(
-            f"--set {pair!r}: expected KEY=VALUE, for instance quantize.group_size=64"
-        )
-    try:
-        value, _ = parse_yaml(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {pair!r}: the value is not valid YAML") from None
-    *parents, last = _split_key(key)
-    node: Any = tree
-    for name in parents:
-        node = _step(node, name, pair)
-    if isinstance(node, list):
-        node[_index(node, last, pair)] = value
-    else:
-        node[last] = value
-
-
-def _split_key(key: str) -> list[str]:
-    if not key.startswith(_RUNTIME_KEYS):
-        return key.split(".")
-    return [*_RUNTIME_KEYS.rstrip(".").split("."), key.removeprefix(_RUNTIME_KEYS)]
-
-
-def _step(node: Any, name: str, pair: str) -> Any:
-    child = node[_index(node, name, pair)] if isinstance(node, list) else node.setdefault(name, {})
-    if child is None:
-        child = node[name] = {}
-    if not isinstance(child, dict | list):
-        raise RecipeError(f"--set {pair!r}: {name!r} is a value, not a group of keys")
-    return child
-
-
-def _index(node: list[Any], name: str, pair: str) -> int:
-    if name.isdigit() and int(name) < len(node):
-        return int(name)
-    raise RecipeError(f"--set {pair!r}: {name!r} is not an index of a list of {len(node)}")

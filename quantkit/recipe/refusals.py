@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from quantkit.errors import nearest
 from quantkit.recipe.exporting import ExportSpec, TypeOverride
 from quantkit.recipe.judging import GateSpec, ProbesSpec, TaskSpec
-from quantkit.recipe.reading import KeyPath
+from quantkit.recipe.reading import KeyPath, Place
 from quantkit.recipe.spec import (
     CalibrationSpec,
     Override,
@@ -20,36 +22,86 @@ from quantkit.recipe.spec import (
 )
 from quantkit.schemes import FORMATS, KV_CACHES, METHODS, RUNTIMES, SCHEMES
 
-
-def locate(where: str, key: KeyPath, lines: Mapping[KeyPath, int]) -> str:
-    """`file:line: dotted.key`, with the line of the nearest parent that the file has."""
-    line = next((lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in lines), None)
-    place = f"{where}:{line}" if line else where
-    names = [str(part) if str(part).isprintable() else repr(part) for part in key]
-    return f"{place}: {'.'.join(names)}" if names else place
+_LONGEST_PAIR = 100
 
 
-def explain(detail: ErrorDetails, where: str, lines: Mapping[KeyPath, int]) -> str:
+def locate(where: str, key: KeyPath, places: Mapping[KeyPath, Place]) -> str:
+    """`file:line: dotted.key`, with the line of the nearest parent that the file has.
+
+    Where the value was set beside the file, `--set key=value` stands in its place.
+    """
+    near = _find_near(key, places)
+    place = places.get(near)
+    names = ".".join(str(part) if str(part).isprintable() else repr(part) for part in key)
+    if isinstance(place, str):
+        # The pair names the key already, except of a part of its value.
+        return (
+            _tell_pair(place) if place.startswith(f"{names}=") else f"{_tell_pair(place)}: {names}"
+        )
+    front = f"{where}:{place}" if place else where
+    return f"{front}: {names}" if names else front
+
+
+def _find_near(key: KeyPath, places: Mapping[KeyPath, Place]) -> KeyPath:
+    """The key itself, or its nearest parent that has a place."""
+    return next((key[:n] for n in range(len(key), 0, -1) if key[:n] in places), ())
+
+
+def _tell_pair(pair: str) -> str:
+    """As it is typed in a shell."""
+    shown = pair if len(pair) <= _LONGEST_PAIR else f"{pair[:_LONGEST_PAIR]}..."
+    return f"--set {shlex.quote(shown) if shown.isprintable() else repr(shown)}"
+
+
+def explain(detail: ErrorDetails, where: str, places: Mapping[KeyPath, Place]) -> str:
     """One line for one pydantic error."""
     # What is wrong with the recipe as a whole has no place.
     parents, last = detail["loc"][:-1], detail["loc"][-1:]
     key = tuple(part for part in parents if not _is_union_tag(part))
     if detail["type"] == "extra_forbidden" or not any(map(_is_union_tag, last)):
         key = (*key, *last)
-    place = locate(where, key, lines)
+    place = locate(where, key, places)
     if detail["type"] == "extra_forbidden":
-        known = _keyslocate(key[:-1])
-        return f"{place}: unknown key {key[-1]!r}{nearest(str(key[-1]), known)}"
+        return f"{place}: unknown key {key[-1]!r}{_suggest_key(key)}"
     if detail["type"] == "missing":
-        remedy = ": write `version: 1`" if key == ("version",) else ""
-        return f"{place}: this key is required{remedy}"
+        return f"{place}: this key is required{_tell_remedy(key, places)}"
     message = _PLAIN_WORDS.get(detail["type"], detail["msg"][:1].lower() + detail["msg"][1:])
     got = detail["input"]
     if got is None and detail["type"] in _GROUPS:
         return f"{place}: {message}: write its keys below it, indented"
     shown = "" if repr(got) in message or isinstance(got, dict | list) else f", got {got!r:.60}"
-    return f"{place}: {message}{shown}"
+    return f"{place}: {message}{shown}{_tell_pairs_below(key, places)}"
 
+
+def _tell_remedy(key: KeyPath, places: Mapping[KeyPath, Place]) -> str:
+    """What to do about a key that is missing."""
+    if key == ("version",):
+        return ": write `version: 1`"
+    if isinstance(places.get(_find_near(key, places)), str):
+        return f": add --set {'.'.join(map(str, key))}=..."
+    return ""
+
+
+def _tell_pairs_below(key: KeyPath, places: Mapping[KeyPath, Place]) -> str:
+    """The pairs that have a part in what does not go together."""
+    below = (pair for path, pair in places.items() if path[: len(key)] == key and path != key)
+    pairs = dict.fromkeys(_tell_pair(pair) for pair in below if isinstance(pair, str))
+    told = [pair for pair in pairs if not key or places.get(key) != pair]
+    return f" (with {' '.join(told)})" if told else ""
+
+
+def _suggest_key(key: KeyPath) -> str:
+    """Where a key belongs that is known elsewhere, else the nearest one of its group."""
+    name = str(key[-1])
+    places = [path for path, _ in list_keys() if path.rpartition(".")[2] == name]
+    if not places:
+        return nearest(name, _list_known(key[:-1]))
+    # For all layers rather than for some.
+    places = [path for path in places if f"{FIRST}." not in path] or places
+    return f"; did you mean {' or '.join(map(repr, places[:_MOST_PLACES]))}?"
+
+
+_MOST_PLACES = 3
 
 _PLAIN_WORDS = {
     "bool_parsing": "true or false is expected",
@@ -81,7 +133,7 @@ def _is_union_tag(part: str | int) -> bool:
     return isinstance(part, str) and part in _UNION_TAGS
 
 
-def _keyslocate(key: KeyPath) -> list[str]:
+def _list_known(key: KeyPath) -> list[str]:
     """Known keys of the group at a path of the schema."""
     model: Any = Recipe
     children: dict[str, Any] = {
@@ -100,6 +152,29 @@ def _keyslocate(key: KeyPath) -> list[str]:
         else:
             model = children.get(str(part), model)
     return list(model.model_fields)
+
+
+FIRST = ".0"
+"""Of a list in a key of `--set`: the item that is there at least."""
+
+
+def list_keys(group: type[BaseModel] = Recipe, front: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each key of a recipe as `--set` takes it, and what it means."""
+    for name, field in group.model_fields.items():
+        inner = _find_group(field.annotation)
+        if inner is None:
+            yield f"{front}{name}", field.description or ""
+        else:
+            first = FIRST if get_origin(field.annotation) is tuple else ""
+            yield from list_keys(inner, f"{front}{name}{first}.")
+
+
+def _find_group(annotation: Any) -> type[BaseModel] | None:
+    """The group of keys that a field holds, also where it may be left out or there are many."""
+    for each in (annotation, *get_args(annotation)):
+        if isinstance(each, type) and issubclass(each, BaseModel):
+            return each
+    return None
 
 
 def find_unbuilt(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:

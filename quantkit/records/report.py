@@ -67,6 +67,11 @@ class Result:
     publication: Publication | None = None
     """Where the recipe says to publish, and the artifact passed."""
 
+    def __repr__(self) -> str:
+        """What is asked for first: the plan alone has hundreds of lines."""
+        names = [artifact.name for artifact in self.artifacts]
+        return f"Result(verdict={self.verdict!r}, output={str(self.output)!r}, artifacts={names!r})"
+
     @property
     def exit_code(self) -> int:
         """The exit code that the command line gives for this verdict."""

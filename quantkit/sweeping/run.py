@@ -12,6 +12,7 @@ from quantkit import tracing
 from quantkit.calibration.compute import choose_device
 from quantkit.errors import InputError
 from quantkit.ranks import read_ranks
+from quantkit.recipe import Overrides, read_overrides
 from quantkit.records import Event, Progress
 from quantkit.report.rounding import format_bytes, format_seconds, format_significant
 from quantkit.running import alone_in, silent
@@ -32,7 +33,7 @@ def sweep(
     *,
     models: Sequence[str | os.PathLike[str]] = (),
     output_root: str | os.PathLike[str] = "sweep",
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     processes: int | None = None,
     ray: str | None = None,
     cpus: int | None = None,
@@ -75,7 +76,7 @@ def sweep(
     place = _Place(processes, ray, cpus, gpus, device)
     _check_place(place)
     root, tell = Path(output_root), progress or silent
-    options = JobOptions(tuple(overrides), device, overwrite, gate)
+    options = JobOptions(read_overrides(overrides), device, overwrite, gate)
     jobs = make_jobs(recipes, models, root, options)
     with alone_in(root, tell):
         return _run(jobs, root, place, options, tell, fail_fast=fail_fast)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -100,3 +102,41 @@ def test_forking_beside_threads_is_no_warning(with_template: WithTemplate) -> No
 def children_of_this_process() -> list[int]:
     path = Path(f"/proc/self/task/{os.getpid()}/children")
     return [int(number) for number in path.read_text().split()]
+
+
+_INTERRUPTED = """
+import os, signal, sys
+from quantkit.calibration import templates
+
+class Tokenizer:
+    def apply_chat_template(self, messages, **options):
+        return "rendered"
+
+def interrupt():
+    signal.raise_signal(signal.SIGINT)
+
+# The same place as that of the callback of `logging`, and as a fork that takes long.
+os.register_at_fork(**{sys.argv[1]: interrupt})
+heard = 0
+for _ in range(5):
+    try:
+        with templates.isolated(Tokenizer()) as apply:
+            apply([], {}, "here")
+    except KeyboardInterrupt:
+        heard += 1
+handler = signal.getsignal(signal.SIGINT)
+try:
+    os.wait()
+except ChildProcessError:
+    print(heard, handler is signal.default_int_handler)
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "after_in_parent"])
+def test_a_signal_within_the_fork_is_heard(moment: str) -> None:
+    """Python drops what its handler raises there; the child that was begun is ended."""
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED, moment], capture_output=True, text=True, timeout=60
+    )
+
+    assert (done.stdout, done.stderr) == ("5 True\n", "")

@@ -95,7 +95,7 @@ CASES = {
     ),
     "an unknown method": Case(
         lambda _: ["--set", "quantize.method=gtpq"],
-        ("quantize.method: method 'gtpq' is unknown; did you mean 'gptq'?",),
+        ("--set quantize.method=gtpq: method 'gtpq' is unknown; did you mean 'gptq'?",),
     ),
     "a wrong type": Case(
         lambda bench: edit(bench.recipe, "samples: 8, ", "samples: eight, "),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from quantkit.cli.init import render_recipe
+from quantkit.cli.main import _interrupted
 from quantkit.recipe import PublishSpec, Recipe, json_schema, load_recipe, shipped_recipes
+from quantkit.records import Artifact, Result
 from tests.cli.conftest import Bench
 from tests.cli.running import run, run_here
 
@@ -126,3 +129,62 @@ def test_inspect_of_nothing_is_one_line(tmp_path: Path) -> None:
     done = run("inspect", tmp_path / "nothing")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            "quantise",
+            "no such command 'quantise'; did you mean 'quantize'? (see `quantkit --help`)",
+        ),
+        (
+            "recipes lst",
+            "no such command 'lst'; did you mean 'list'? (see `quantkit recipes --help`",
+        ),
+        ("frobnicate", "no such command 'frobnicate' (see `quantkit --help`)"),
+        ("plan m --recipe", "option '--recipe' requires an argument (see `quantkit plan --help`)"),
+    ],
+)
+def test_a_wrong_command_line_names_what_was_meant(arguments: str, says: str) -> None:
+    """Only what is near, and the help of the command that it was."""
+    done = run_here(*arguments.split())
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {says}")
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "gate", "compare", "bisect"])
+def test_an_artifact_that_is_not_there_is_looked_for_beside(command: str, tmp_path: Path) -> None:
+    """Before anything is loaded; what only lies in the same folder is not named."""
+    for name in ("mine/demo-awq4", "mine/other", "base"):
+        (tmp_path / name).mkdir(parents=True)
+    base = {"gate": ["--baseline", "base"], "bisect": ["--baseline", "base"], "compare": ["base"]}
+    for name, near in (("demo-awq", "; did you mean 'mine/demo-awq4'?"), ("zzzz", "")):
+        done = run_here(command, *base.get(command, ()), f"mine/{name}", folder=tmp_path)
+        assert done.stderr == f"error: there is no artifact at mine/{name}{near}\n"
+        assert done.returncode == 2
+
+
+def test_init_lists_every_group_size_that_its_comment_explains() -> None:
+    """16 too, which is for one format alone."""
+    row = next(row for row in render_recipe().splitlines() if "group_size: " in row)
+    assert row.endswith("16: for onnx alone: 16 | 32 | 64 | 128 | channel")
+
+
+@pytest.mark.parametrize("command", ["quantize", "calibrate", "gate"])
+def test_an_interrupted_command_says_in_one_line_how_it_goes_on(command: str) -> None:
+    """The command to copy is at the end."""
+    told = _interrupted(KeyboardInterrupt(), [command, "--recipe", "my recipe"])
+    assert told.startswith("interrupted; ")
+    assert told.endswith(f": quantkit {command} --recipe 'my recipe'")
+    assert len(told) < 140
+
+
+def test_a_result_is_shown_in_one_line() -> None:
+    """Its plan has a line for each layer."""
+    fields: dict[str, Any] = dict.fromkeys(("plan", "report"))
+    artifact = Artifact("compressed-tensors", "compressed-tensors", Path("out"), {}, 1, 4.0)
+    result = Result(Path("out"), "PASS", artifacts=(artifact,), **fields)
+    assert repr(result) == (
+        "Result(verdict='PASS', output='out', artifacts=['compressed-tensors'])"
+    )

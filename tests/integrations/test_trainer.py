@@ -69,7 +69,7 @@ def make_callback(recipe: Path, **settings: Any) -> Any:
         ({"best_by": "size"}, "best_by 'size' is unknown (known: kl, perplexity)"),
         ({"device": "cud"}, "device 'cud' is unknown; did you mean 'cuda'?"),
         ({"overrides": ["model=other"]}, "'model=other': model and output are those of the"),
-        ({"overrides": ["quantize.schem=w8a16"]}, "quantize.schem: unknown key"),
+        ({"overrides": ["quantize.schem=w8a16"]}, "--set quantize.schem=w8a16: unknown key"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused_when_it_is_given(

@@ -45,6 +45,9 @@ def offer(line: str) -> list[str]:
         ("quantkit quantize --set export.0.format=co", ["export.0.format=compressed-tensors"]),
         ("quantkit convert x --to gguf:Q4_K", ["gguf:Q4_K_M", "gguf:Q4_K_S"]),
         ("quantkit serve x --with onnx", ["onnxruntime"]),
+        ("quantkit estimate x --gpu A1", ["A10G", "A100-40GB", "A100-80GB"]),
+        ("quantkit estimate x --price H200", ["H200="]),
+        ("quantkit serve x --gpu a", ["auto"]),
         ("quantkit runtimes install vl", ["vllm"]),
         ("quantkit completion ", ["bash", "zsh", "fish"]),
         ("quantkit nothing ", []),
@@ -119,6 +122,10 @@ complete -p quantkit
 complete_line 'quantkit convert --to gguf:Q6'
 complete_line 'quantkit plan --set quantize.method=awq+'
 complete_line 'quantkit plan --recipe awq'
+complete_line 'quantkit gate --ba'
+complete_line 'quantkit gate --json'
+complete_line 'quantkit estimate x --gpu H'
+complete_line 'quantkit gate --'
 """
 
 
@@ -136,12 +143,17 @@ def test_bash_completes(path: str, tmp_path: Path) -> None:
     )
 
     assert done.stderr == ""
-    assert done.stdout.splitlines() == [
+    *lines, names = done.stdout.splitlines()
+    assert lines == [
         "complete -F _quantkit quantkit",
         "Q6_K|",
         "awq+gptq|",
         "awq4-gguf|awq4|awq-mine.yaml|",
+        "--baseline|",
+        "--json|",
+        "H100|H200|",
     ]
+    assert {"--baseline", "--recipe", "--help"} <= set(names.split("|"))
 
 
 @pytest.mark.parametrize(

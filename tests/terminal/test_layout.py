@@ -26,6 +26,20 @@ def test_a_sentence_goes_on_below_where_it_began() -> None:
     assert show(line, None) == ["note     read it with `quantkit plan --recipe x`, then go on"]
 
 
+def test_a_number_stays_with_its_unit() -> None:
+    """At any width; other words go on in the next line."""
+    line = Sentence("time  ", "prepare 3 s, solve 12 min 5 s, gate 34 s, 1.5 GB at 7 samples")
+
+    for width in range(22, 70):
+        rows = show(line, width)
+        assert (
+            " ".join(" ".join(rows).split()) == "time prepare 3 s, solve 12 min 5 s, gate 34 "
+            "s, 1.5 GB at 7 samples"
+        )
+        assert not any(row.split()[0] in ("s", "s,", "min", "GB") for row in rows)
+    assert any(row.endswith(" 7") for width in range(22, 70) for row in show(line, width))
+
+
 def test_a_sentence_begins_behind_its_mark() -> None:
     """The verdict, in its colour."""
     line = Sentence("verdict  ", "every limit holds", Cell("PASS", "green"))
