@@ -14,6 +14,7 @@ from quantkit.calibration.compute import ComputeProbe, choose_compute_dtype, cho
 from quantkit.calibration.data import load_tokenizer
 from quantkit.calibration.parking import free_ram
 from quantkit.calibration.stored import StoredStatistics, check_holds, check_model, note_origin
+from quantkit.calibration.tokenizer import check_tokenizer_there
 from quantkit.checkpoint.reader import Checkpoint, hash_files
 from quantkit.describe import describe_model, describe_plan, describe_windows, package_versions
 from quantkit.exports import plan_gguf_files, plan_onnx_graphs
@@ -162,9 +163,11 @@ def plan_job(
 
     Raises:
         InputError, ResourceError: as `make_plan`; or the checkpoint cannot become a GGUF file or
-            an ONNX graph; or there is no such device.
+            an ONNX graph; or there is no such device, or no tokenizer for the recipe's texts.
     """
     chosen = choose_device(device)
+    if recipe.calibration is not None or (gate and recipe.gate is not None):
+        check_tokenizer_there(checkpoint.source.folder)
     plan = plan_work(recipe, checkpoint, gate=gate, methods=methods)
     return replace(plan, prediction=_predict(recipe, checkpoint, plan, chosen, gate=gate))
 

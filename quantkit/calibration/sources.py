@@ -98,6 +98,8 @@ def _kind_of_file(path: Path) -> Kind:
         raise CalibrationError(
             f"{path}: data files end in {', '.join(KINDS)}, not in {path.suffix!r}{hint}"
         )
+    if kind != "parquet" and path.is_file() and not path.stat().st_size:
+        raise CalibrationError(f"{path} is empty: it holds no text; name a file with some")
     return kind
 
 

@@ -50,17 +50,26 @@ OVERLAP = 1 << 12
 """Characters that neighbouring pieces share, so that they can be joined where they agree."""
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a checkpoint folder, from its files alone and without custom code.
+def check_tokenizer_there(folder: Path) -> None:
+    """Look for the files of a tokenizer, and read none.
 
     Raises:
-        CheckpointError: there is no tokenizer, or its files are damaged or need custom code.
+        CheckpointError: there is none.
     """
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise CheckpointError(
             f"no tokenizer in {folder}: looked for {', '.join(VOCABULARY_FILES)}; copy the "
             "tokenizer files of the original model there"
         )
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a checkpoint folder, from its files alone and without custom code.
+
+    Raises:
+        CheckpointError: there is no tokenizer, or its files are damaged or need custom code.
+    """
+    check_tokenizer_there(folder)
     _check_names(folder)
     for name in _list_trees(folder):
         _check_numbers(folder, name)

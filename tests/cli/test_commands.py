@@ -114,6 +114,19 @@ def test_plan_shows_what_a_job_would_do(bench: Bench) -> None:
     assert set(bench.folder.rglob("*")) == before
 
 
+def test_plan_sees_what_the_job_would_find_missing(bench: Bench) -> None:
+    """An empty text, and a model without a tokenizer; neither is read for that."""
+    words = bench.evaluation.read_text()
+    bench.evaluation.write_text("")
+    done = run_here("plan", "--recipe", bench.recipe, folder=bench.folder)
+    assert (done.returncode, "evaluation.txt is empty" in done.stderr) == (2, True)
+    bench.evaluation.write_text(words)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bench.model / name).unlink()
+    done = run_here("plan", "--recipe", bench.recipe, folder=bench.folder)
+    assert (done.returncode, "no tokenizer in " in done.stderr) == (2, True)
+
+
 def test_inspect_shows_a_checkpoint_that_is_not_quantized(bench: Bench) -> None:
     """Anybody's folder can be looked into."""
     done = run("inspect", bench.model, "--json")
