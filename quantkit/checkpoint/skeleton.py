@@ -201,7 +201,9 @@ def _find_counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     while pending:
         part = pending.pop()
         pairs = part.items() if isinstance(part, Mapping) else (("", each) for each in part)
-        for key, value in pairs:
+        for name, value in pairs:
+            # A model in memory has numbers for names, in what labels mean for instance.
+            key = str(name)
             if isinstance(value, int) and _COUNTS.search(key):
                 yield key, value
             elif isinstance(value, list | str) and _KINDS.search(key):

@@ -6,8 +6,8 @@
  *   - or it fails with an errno, and after it all calls of the kinds in a mask (a disk stays full).
  * The model is SQLite's test VFS, which fails the n-th I/O call for every n, and ALICE (Pillai and
  * others, OSDI 2014), which found that applications differ in what they hold true of each call.
- * What is not seen: calls that the C library makes inside of itself (fwrite, closedir), and stores
- * into mapped memory: the mapping alone is a call.
+ * What is not seen: calls that the C library makes inside of itself (fwrite, closedir), stores into
+ * mapped memory (the mapping alone is a call), and what is written to files without a name.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -94,10 +94,17 @@ static int watched_at(int folder, const char *path, char *whole) {
     return below(whole);
 }
 
+/* Whether a file never had a name: nobody finds it again. How often one is written to, as by a probe
+ * of the disk, depends on the time, and would move the numbers of all calls behind it. */
+static int nameless(const char *path) {
+    const char *name = strrchr(path, '/'), *end = strstr(path, " (deleted)");
+    return name && name[1] == '#' && end && end > name;
+}
+
 static int watched(int descriptor, char *whole) {
     if (!state.length || descriptor < 0) return 0;
     int known = errno;
-    int found = link_of(descriptor, whole) && below(whole);
+    int found = link_of(descriptor, whole) && below(whole) && !nameless(whole);
     errno = known;
     return found;
 }

@@ -18,7 +18,7 @@ from tests.faults.shim import Call, Fault, build_shim, read_calls, written_bytes
 pytestmark = pytest.mark.faults
 
 SCRIPT = """
-import ctypes, fcntl, json, mmap, os, shutil, sys
+import ctypes, fcntl, json, mmap, os, shutil, sys, tempfile
 from tests.faults.shim import arm
 
 arm(json.loads(sys.argv[1]))
@@ -40,6 +40,8 @@ os.rename("sub/b", "e")
 path = ctypes.create_string_buffer(b"e"), ctypes.create_string_buffer(b"f")
 assert ctypes.CDLL(None).renameat2(-100, path[0], -100, path[1], 1) == 0
 os.listdir("sub")
+with tempfile.TemporaryFile(dir=os.getcwd(), buffering=0) as file:
+    file.write(b"found by nobody")
 with open("/dev/null", "wb") as file:
     file.write(b"not here")
 os.unlink("f")
@@ -69,14 +71,15 @@ def run_script(library: Path, folder: Path, **how: object) -> tuple[int, str, li
 
 
 def test_every_kind_of_call_is_heard(library: Path, tmp_path: Path) -> None:
-    """Of this folder alone, with the bytes that are written and both names of what is renamed."""
+    """Of this folder alone, with the bytes that are written and both names of what is renamed; but
+    not what is written to files that have no name."""
     status, shown, calls = run_script(library, tmp_path)
     assert status == 0, shown
     assert [call.number for call in calls] == list(range(1, len(calls) + 1))
     kinds = Counter(call.kind for call in calls)
     assert {kind: kinds[kind] for kind in kinds if kind not in ("read", "write", "remove")} == {
         "mkdir": 1,
-        "create": 3,
+        "create": 4,
         "lock": 1,
         "sync": 1,
         "truncate": 1,
@@ -90,6 +93,7 @@ def test_every_kind_of_call_is_heard(library: Path, tmp_path: Path) -> None:
     assert all(call.path.startswith(root) for call in calls)
     assert written_bytes(calls)[f"{root}/sub/a"] >= 10 + 2 + 3
     assert written_bytes(calls)[f"{root}/f"] >= 12
+    assert not [call for call in calls if "deleted" in call.path]
 
 
 def test_a_call_fails_and_those_that_take_room_after_it(library: Path, tmp_path: Path) -> None:
