@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantkit.calibration.templates import Apply, Messages, isolated
-from quantkit.calibration.tokenizer import encode
+from quantkit.calibration.tokenizer import encode, refuse_long
 from quantkit.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def encode_chat(
             np.array(output["assistant_masks"], dtype=np.float32),
         )
     text = _render(apply, messages, where)
+    refuse_long(text, where)
     encoded = encode(tokenizer, text, special=False, where=where)
     if not assistant_only:
         return EncodedRow(encoded.ids, np.ones(len(encoded.ids), dtype=np.float32))

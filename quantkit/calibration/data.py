@@ -16,7 +16,7 @@ from quantkit.calibration.domains import assign_domains, name_domain
 from quantkit.calibration.rows import open_rows
 from quantkit.calibration.sources import MESSAGES, Columns, Row, Rows, find_kind, read_text
 from quantkit.calibration.templates import Apply, isolated
-from quantkit.calibration.tokenizer import encode, encode_text, find_bos, load_tokenizer
+from quantkit.calibration.tokenizer import encode_row, encode_text, find_bos, load_tokenizer
 from quantkit.calibration.windows import Cut, cut_rows, cut_text, draw, hash_windows
 from quantkit.errors import CalibrationError
 from quantkit.records import TokenWindows
@@ -224,7 +224,7 @@ def _encode_row(
         return chat if len(chat.ids) else None
     if row.text is None or not row.text.strip():
         return None
-    ids = encode(tokenizer, row.text, special=True, where=row.where).ids
+    ids = encode_row(tokenizer, row.text, where=row.where)
     return EncodedRow(ids, np.ones(len(ids), dtype=np.float32)) if len(ids) else None
 
 

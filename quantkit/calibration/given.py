@@ -16,7 +16,7 @@ import torch
 from quantkit.calibration import doctor
 from quantkit.calibration.chat import EncodedRow, encode_chat
 from quantkit.calibration.sources import CALLERS, Columns, make_row
-from quantkit.calibration.tokenizer import encode
+from quantkit.calibration.tokenizer import encode_row
 from quantkit.calibration.windows import cut_rows, hash_windows
 from quantkit.errors import CalibrationError
 from quantkit.records import TokenWindows
@@ -186,7 +186,7 @@ def _encode_row(
     text = row.text or ""
     if not text.strip():
         return EncodedRow(np.empty(0, np.int64), np.empty(0, np.float32))
-    ids = encode(tokenizer, text, special=True, where=where).ids
+    ids = encode_row(tokenizer, text, where=where)
     bos = tokenizer.bos_token_id
     if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
         ids = ids[1:]

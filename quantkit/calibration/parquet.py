@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantkit.calibration.parquet_footer import check_sizes, read_footer
 from quantkit.calibration.parquet_sizes import allowed_bytes, find_dictionaries
 from quantkit.calibration.sources import (
     MOST_ROW_BYTES,
@@ -102,7 +103,10 @@ def _read_table(
         ) from error
 
     try:
+        footer = read_footer(Path(data), allowed_bytes(Path(data).stat().st_size))
         found = parquet.ParquetFile(data)
+        if footer is not None:
+            check_sizes(footer, found.schema)
         plain = found.schema_arrow
         wanted = list(choose(plain.names))
         twice = next((name for name in wanted if plain.names.count(name) > 1), None)

@@ -46,6 +46,9 @@ largest one, whether it has a token or not: one of 2**31 ends the process."""
 PIECE = 1 << 16
 """Characters tokenised at once: about 12 MB of the tokenizer's working memory."""
 
+MOST_AT_ONCE = 3 << 19
+"""Characters of a row that are tokenised at once, at most: 450 MB where each is a token."""
+
 OVERLAP = 1 << 12
 """Characters that neighbouring pieces share, so that they can be joined where they agree."""
 
@@ -229,8 +232,18 @@ class Encoded:
     spans: np.ndarray | None
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool, where: str) -> Encoded:
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    special: bool,
+    where: str,
+    with_spans: bool = True,
+) -> Encoded:
     """Tokenise `text` at once; `special` lets the tokenizer add its BOS (and EOS).
+
+    Args:
+        with_spans: ask where each token comes from, which takes 150 bytes a token meanwhile.
 
     Raises:
         CalibrationError: the text has half of a surrogate pair, which no encoding can hold.
@@ -241,7 +254,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool, wher
         raise CalibrationError(
             f"{where}: character {error.start} is half of a surrogate pair; remove it"
         ) from None
-    fast = bool(tokenizer.is_fast)
+    fast = with_spans and bool(tokenizer.is_fast)
     encoding = tokenizer(
         text,
         add_special_tokens=special,
@@ -255,12 +268,42 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool, wher
     return Encoded(ids, spans)
 
 
+def refuse_long(text: str, where: str) -> None:
+    """Refuse a text of a row that is too long to be tokenised at once.
+
+    Raises:
+        CalibrationError: it is.
+    """
+    if len(text) > MOST_AT_ONCE:
+        raise CalibrationError(
+            f"{where}: a text of {len(text):,} characters that must be cut into tokens at once; "
+            f"more than {MOST_AT_ONCE:,} take too much memory: divide it into several rows"
+        )
+
+
+def encode_row(tokenizer: PreTrainedTokenizerBase, text: str, *, where: str) -> np.ndarray:
+    """Return the ids of a row's text with the tokenizer's BOS and EOS, int64 [L].
+
+    Raises:
+        CalibrationError: it is long, and cannot be tokenised in pieces.
+    """
+    if len(text) <= PIECE or not tokenizer.is_fast:
+        return encode(tokenizer, text, special=True, where=where, with_spans=False).ids
+    ids = encode_text(tokenizer, text, where=where, bounded=True)
+    plain, whole = (
+        list(tokenizer("a", add_special_tokens=each).input_ids) for each in (False, True)
+    )
+    begin = next(at for at in range(len(whole) + 1) if whole[at : at + len(plain)] == plain)
+    return np.concatenate([whole[:begin], ids, whole[begin + len(plain) :]]).astype(np.int64)
+
+
 def encode_text(
     tokenizer: PreTrainedTokenizerBase,
     text: str,
     *,
     where: str,
     at_least: int | None = None,
+    bounded: bool = False,
     piece_length: int = PIECE,
     overlap: int = OVERLAP,
 ) -> np.ndarray:
@@ -270,6 +313,10 @@ def encode_text(
     so that memory stays bounded. Two pieces are joined only where both cut the middle of what
     they share into the same tokens; where they do not, the whole text is tokenised at once. With
     `at_least`, the ids may stop early, but not before that many.
+
+    Raises:
+        CalibrationError: it has half of a surrogate pair; or it would be tokenised at once and is
+            `bounded` and longer than `MOST_AT_ONCE`.
     """
     if not tokenizer.is_fast:
         return encode(tokenizer, text, special=False, where=where).ids
@@ -281,6 +328,8 @@ def encode_text(
         end = min(start + piece_length, len(text))
         piece = _encode_piece(tokenizer, text, start, end, where)
         if previous and not _agree(previous, piece, keep_from, start + overlap * 3 // 4):
+            if bounded:
+                refuse_long(text, where)
             return encode(tokenizer, text, special=False, where=where).ids
         # Only now that this piece agrees are the ids of those before it certain.
         if at_least is not None and total >= at_least:

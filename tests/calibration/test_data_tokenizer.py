@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from quantkit.calibration.tokenizer import encode_text, find_bos, load_tokenizer
-from quantkit.errors import CheckpointError
+from quantkit.calibration.tokenizer import (
+    PIECE,
+    encode_row,
+    encode_text,
+    find_bos,
+    load_tokenizer,
+)
+from quantkit.errors import CalibrationError, CheckpointError
 from tests.helpers import pico_text, write_pico_tokenizer
 
 
@@ -158,3 +164,20 @@ def test_an_early_stop_keeps_the_beginning(any_tokenizer: Any) -> None:
 
     assert 500 <= len(got) < len(want)
     assert got == want[: len(got)]
+
+
+def test_a_long_row_is_tokenised_as_at_once(any_tokenizer: Any) -> None:
+    """With what the tokenizer puts before and behind it."""
+    text = " ".join(f"word{number} and {number * 7919 % 101}." for number in range(6000))
+    assert len(text) > 1.5 * PIECE
+    assert encode_row(any_tokenizer, text, where="row 1").tolist() == any_tokenizer(text).input_ids
+
+
+def test_a_row_that_cannot_be_cut_into_pieces_takes_no_memory_without_end(
+    any_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where two pieces find different tokens, all of it would be tokenised at once."""
+    monkeypatch.setattr("quantkit.calibration.tokenizer.MOST_AT_ONCE", 500)
+    text = pico_text(600, seed=1).replace(" ", "")
+    with pytest.raises(CalibrationError, match=r"row 1: a text of [0-9,]+ characters that must"):
+        encode_text(any_tokenizer, text, where="row 1", piece_length=40, overlap=4, bounded=True)
