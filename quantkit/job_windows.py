@@ -9,7 +9,7 @@ from typing import Any
 from quantkit.calibration.data import load_tokenizer, load_windows
 from quantkit.calibration.doctor import check_overlap, check_vocabulary
 from quantkit.calibration.given import collect_windows
-from quantkit.calibration.tokenizer import VOCABULARY_FILES
+from quantkit.calibration.tokenizer import has_tokenizer
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.recipe import MIN_WINDOWS, CalibrationSpec, GateSpec
 from quantkit.records import Plan, TokenWindows
@@ -27,10 +27,9 @@ def find_calibration(
     if examples is None:
         return load_calibration(spec, load_tokenizer(folder), checkpoint, plan)
     vocabulary = checkpoint.config.get("vocab_size")
-    has_tokenizer = any((folder / name).is_file() for name in VOCABULARY_FILES)
     return collect_windows(
         examples,
-        tokenizer=load_tokenizer(folder) if has_tokenizer else None,
+        tokenizer=load_tokenizer(folder) if has_tokenizer(folder) else None,
         text_column=spec.text_column,
         samples=spec.samples,
         sequence_length=spec.sequence_length,

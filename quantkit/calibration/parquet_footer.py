@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.calibration.parquet_pages import DamagedPages
+from quantkit.calibration.parquet_pages import DamagedPages, read_field
 from quantkit.varints import UnendingNumber, read_varint
 
 if TYPE_CHECKING:
@@ -126,15 +126,11 @@ class _Walk:
     def skip_struct(self, place: int, at: Place) -> int:
         """Return the place behind a struct."""
         number = 0
-        while head := self.data[place]:
-            place += 1
-            kind = head & 15
-            number += head >> 4
-            if not head >> 4:
-                value, place = read_varint(self.data, place)
-                number = (value >> 1) ^ -(value & 1)
+        while True:
+            number, kind, place = read_field(self.data, place, number)
+            if not kind:
+                return place
             place = self.skip(place, kind, (*at, number))
-        return place + 1
 
     def skip(self, place: int, kind: int, at: Place, *, within: bool = False) -> int:
         """Return the place behind a value; a truth has a byte `within` a list alone."""

@@ -102,7 +102,7 @@ def _read_header(data: mmap.mmap, place: int) -> tuple[Page, int]:
     field, is_dictionary = 0, False
     details: dict[str, Any] = {"values": 0, "encoding": -1}
     while True:
-        field, kind, place = _read_field(data, place, field)
+        field, kind, place = read_field(data, place, field)
         if not kind:
             sizes = numbers[_COMPRESSED_SIZE], numbers[_UNCOMPRESSED_SIZE]
             return Page(place, *sizes, is_dictionary=is_dictionary, **details), place
@@ -131,7 +131,7 @@ def _read_numbers(data: mmap.mmap, place: int) -> dict[int, int]:
     found: dict[int, int] = {}
     field = 0
     while True:
-        field, kind, place = _read_field(data, place, field)
+        field, kind, place = read_field(data, place, field)
         if not kind:
             return found
         if kind in _INTEGERS:
@@ -142,13 +142,19 @@ def _read_numbers(data: mmap.mmap, place: int) -> dict[int, int]:
             place = _skip(data, place, kind, 1)
 
 
-def _read_field(data: mmap.mmap, place: int, before: int) -> tuple[int, int, int]:
-    """Return a field's number, its type (0 at the end of the struct) and the place behind."""
+def read_field(data: mmap.mmap | memoryview, place: int, before: int) -> tuple[int, int, int]:
+    """Return a field's number, its type (0 at the end of the struct) and the place behind.
+
+    Raises:
+        DamagedPages: a field has no type.
+    """
     head = data[place]
     place += 1
     delta, kind = head >> 4, head & 15
     if not head:
         return before, 0, place
+    if not kind:
+        raise DamagedPages("a field has no type")
     if delta:
         return before + delta, kind, place
     number, place = _read_signed(data, place)
@@ -173,7 +179,7 @@ def _skip(data: mmap.mmap, place: int, kind: int, depth: int) -> int:
     if kind == _STRUCT:
         field = 0
         while True:
-            field, inner, place = _read_field(data, place, field)
+            field, inner, place = read_field(data, place, field)
             if not inner:
                 return place
             place = _skip(data, place, inner, depth + 1)
@@ -181,6 +187,6 @@ def _skip(data: mmap.mmap, place: int, kind: int, depth: int) -> int:
     raise DamagedPages(f"the header of a page has a value of the type {kind}")
 
 
-def _read_signed(data: mmap.mmap, place: int) -> tuple[int, int]:
+def _read_signed(data: mmap.mmap | memoryview, place: int) -> tuple[int, int]:
     value, place = read_varint(data, place)
     return (value >> 1) ^ -(value & 1), place

@@ -67,7 +67,7 @@ def isolated(tokenizer: PreTrainedTokenizerBase) -> Iterator[Apply]:
         if not hasattr(os, "fork"):
             return _explain(_answer(tokenizer, messages, options), what)
         if not children:
-            with _signals_held():
+            with signals_held():
                 children.append(_start(tokenizer))
         return _explain(_ask(children[0], messages, options), what)
 
@@ -145,7 +145,7 @@ def _start(tokenizer: PreTrainedTokenizerBase) -> _Child:
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
+def signals_held() -> Iterator[None]:
     """Let a signal that comes while the process forks be heard after it.
 
     What a handler raises within a fork is raised in a callback of a library, where Python drops it:

@@ -53,13 +53,18 @@ OVERLAP = 1 << 12
 """Characters that neighbouring pieces share, so that they can be joined where they agree."""
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has the files of a tokenizer."""
+    return any((folder / name).is_file() for name in VOCABULARY_FILES)
+
+
 def check_tokenizer_there(folder: Path) -> None:
     """Look for the files of a tokenizer, and read none.
 
     Raises:
         CheckpointError: there is none.
     """
-    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+    if not has_tokenizer(folder):
         raise CheckpointError(
             f"no tokenizer in {folder}: looked for {', '.join(VOCABULARY_FILES)}; copy the "
             "tokenizer files of the original model there"

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration.templates import apply_template
-from quantkit.calibration.tokenizer import VOCABULARY_FILES, load_tokenizer, read_json_object
+from quantkit.calibration.tokenizer import has_tokenizer, load_tokenizer, read_json_object
 from quantkit.checkpoint.headers import MAX_HEADER_BYTES
 from quantkit.checkpoint.paths import find_inside, join_inside
 from quantkit.errors import CalibrationError, CheckpointError
@@ -60,7 +60,7 @@ def compare_side_files(baseline: Path, folders: Sequence[Path]) -> tuple[str, ..
         mine = load_tokenizer(baseline)
     except CheckpointError:
         return ()
-    folder = next((each for each in folders if _has_tokenizer(each)), None)
+    folder = next((each for each in folders if has_tokenizer(each)), None)
     if folder is None:
         alone = not (folders[0] / "config.json").is_file()
         return () if alone else ("there is no tokenizer beside the weights, as the original has",)
@@ -132,10 +132,6 @@ def compare_gguf_sides(baseline: Path, template: str | None, end: int | None) ->
     if end is None or not known or end in known:
         return found
     return (*found, _describe_end({end}, known))
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in VOCABULARY_FILES)
 
 
 def _compare_ids(mine: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> Iterator[str]:

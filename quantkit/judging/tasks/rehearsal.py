@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
+from quantkit.calibration.templates import signals_held
 from quantkit.errors import InputError
 
 MOST_BYTES = 4 << 30
@@ -48,21 +49,21 @@ def rehearse(
     if not hasattr(os, "fork"):
         return
     most = _held_bytes(os.getpid()) + MOST_BYTES + data_bytes
-    with warnings.catch_warnings():
-        # Python warns of locks that other threads may hold; the child does this work alone.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        number = os.fork()
-    if not number:
-        try:
-            _do(work, seconds)
-        finally:
-            os._exit(1)
-    status = None
+    number, status = 0, None
     try:
+        with signals_held(), warnings.catch_warnings():
+            # Python warns of locks that other threads may hold; the child does this work alone.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            number = os.fork()
+            if not number:
+                try:
+                    _do(work, seconds)
+                finally:
+                    os._exit(1)
         status = _wait(number, most)
     finally:
         # It is still at work where it took too much, and after Ctrl-C.
-        if status is None:
+        if number and status is None:
             os.kill(number, signal.SIGKILL)
             os.waitpid(number, 0)
     if status != 0:
@@ -76,7 +77,9 @@ def _do(work: Callable[[Allow], object], seconds: float) -> None:
     """What the child does: the work, without a word, until the kernel ends it."""
     for name in ("SIGPROF", "SIGTERM"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A terminal sends these to the parent too, which ends the child.
+    for name in ("SIGINT", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     logging.disable()
 
     def allow(seconds: float) -> None:
