@@ -356,3 +356,30 @@ def test_a_missing_lm_eval_is_told_with_the_line_that_installs_it() -> None:
 
     assert "MissingPackageError: gate.tasks needs the package 'lm-eval'" in done.stderr
     assert 'pip install "quantkit[tasks]"' in done.stderr
+
+
+_INTERRUPTED = """
+import os, signal, sys
+from quantkit.judging.tasks.rehearsal import rehearse
+
+os.register_at_fork(**{sys.argv[1]: lambda: signal.raise_signal(signal.SIGINT)})
+heard = 0
+for _ in range(3):
+    try:
+        rehearse("task", lambda allow: None, 1)
+    except KeyboardInterrupt:
+        heard += 1
+try:
+    os.wait()
+except ChildProcessError:
+    print(heard)
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "after_in_parent"])
+def test_a_signal_while_the_rehearsal_forks_is_heard(moment: str) -> None:
+    """And the process that was begun is ended."""
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED, moment], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("3\n", "")
