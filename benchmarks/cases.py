@@ -40,6 +40,8 @@ class Case:
     windows: int = 0
     length: int = 0
     effort: str = "normal"
+    memory: str | None = None
+    """As --memory; the rival has nothing like it."""
     device: str = "cpu"
     promises: Promises = Promises()
     has_rival: bool = True
@@ -110,9 +112,18 @@ CASES: Mapping[str, Case] = _table(
         windows=64,
         length=512,
         effort="fast",
+        memory="1.3GB",
         promises=replace(_GPTQ, bound_ratio=2.0),
     ),
-    Case("awq-0.5b", SHAPES["0.5b"], "awq", windows=64, length=512, promises=_AWQ),
+    Case(
+        "awq-0.5b",
+        SHAPES["0.5b"],
+        "awq",
+        windows=64,
+        length=512,
+        memory="1.4GB",
+        promises=_AWQ,
+    ),
     Case(
         "rtn-16gb",
         SHAPES["16gb"],

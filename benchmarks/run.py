@@ -177,6 +177,7 @@ def our_command(case: Case, inputs: Inputs, output: Path) -> list[str]:
     words += ["--model", str(inputs.model), "--output", str(output), "--device", case.device]
     for key, value in settings.items():
         words += ["--set", f"{key}={value}"]
+    words += [] if case.memory is None else ["--memory", case.memory]
     return [*words, "--no-gate", "--quiet"]
 
 

@@ -154,6 +154,7 @@ def _solve_in_walk(
             -(-job.plan.activation_bytes // ranks.size),
             existing_folder(workspace.folder),
             ranks_here(ranks),
+            None if job.plan.prediction is None else job.plan.prediction.room_bytes,
         ),
         ahead=blocks_ahead(job.plan, ranks),
         combine=partial(combine_moments, ranks),

@@ -17,6 +17,8 @@ from quantkit.calibration.stored import StoredStatistics, check_holds, check_mod
 from quantkit.calibration.tokenizer import check_tokenizer_there
 from quantkit.checkpoint.reader import Checkpoint, hash_files
 from quantkit.describe import describe_model, describe_plan, describe_windows, package_versions
+from quantkit.differing import list_differences
+from quantkit.errors import InputError
 from quantkit.exports import plan_gguf_files, plan_onnx_graphs
 from quantkit.inputs import LoadedRecipe
 from quantkit.job_windows import collect_notes, find_calibration, load_evaluation
@@ -26,6 +28,7 @@ from quantkit.planning import find_chosen, make_plan
 from quantkit.planning.prediction import predict
 from quantkit.planning.probe import probe_machine
 from quantkit.planning.workload import Workload, measure_model
+from quantkit.ranks import Ranks, from_first, gather
 from quantkit.recipe import Recipe
 from quantkit.records import (
     Allocation,
@@ -33,7 +36,6 @@ from quantkit.records import (
     LinearPlan,
     MachineProbe,
     Plan,
-    Prediction,
     TokenWindows,
 )
 from quantkit.schemes import METHODS, Method
@@ -76,12 +78,14 @@ def prepare(
     *,
     device: str,
     gate: bool,
+    memory: int | None = None,
     examples: Iterable[object] | None = None,
     statistics: StoredStatistics | None = None,
 ) -> Job:
     """Plan, and read all data.
 
     Args:
+        memory: bytes that the job's process may hold; None: as much as it takes.
         examples: of the caller, to calibrate on in place of the recipe's data.
         statistics: to solve the blocks from in place of a walk.
 
@@ -115,7 +119,7 @@ def prepare(
     return Job(
         loaded=loaded,
         checkpoint=checkpoint,
-        plan=replace(plan, prediction=predict(plan, work, machine)),
+        plan=replace(plan, prediction=predict(plan, work, machine, memory)),
         calibration=calibration,
         evaluation=evaluation,
         device=chosen_device,
@@ -150,6 +154,7 @@ def plan_job(
     *,
     gate: bool = True,
     device: str = "auto",
+    memory: int | None = None,
     methods: Mapping[str, Method] = METHODS,
 ) -> Plan:
     """Say what a job will do, its GGUF files and ONNX graphs included, and what it will take.
@@ -159,6 +164,7 @@ def plan_job(
 
     Args:
         device: `auto`, `cpu` or `cuda`.
+        memory: bytes that the job's process may hold; None: as much as it takes.
         methods: that the recipe may name.
 
     Raises:
@@ -169,7 +175,11 @@ def plan_job(
     if recipe.calibration is not None or (gate and recipe.gate is not None):
         check_tokenizer_there(checkpoint.source.folder)
     plan = plan_work(recipe, checkpoint, gate=gate, methods=methods)
-    return replace(plan, prediction=_predict(recipe, checkpoint, plan, chosen, gate=gate))
+    work = describe_workload(
+        recipe, checkpoint, plan, chosen, _choose_dtype(plan, chosen)[0], gate=gate
+    )
+    machine = _probe(recipe, checkpoint, chosen)
+    return replace(plan, prediction=predict(plan, work, machine, memory))
 
 
 def plan_work(
@@ -186,16 +196,6 @@ def plan_work(
     """
     files, graphs = _plan_files(recipe, checkpoint), plan_onnx_graphs(recipe.export, checkpoint)
     return make_plan(recipe, checkpoint, gate=gate, gguf=files, onnx=graphs, methods=methods)
-
-
-def _predict(
-    recipe: Recipe, checkpoint: Checkpoint, plan: Plan, device: torch.device, *, gate: bool
-) -> Prediction:
-    """What a job will take whose data are as many as the recipe asks for."""
-    machine = _probe(recipe, checkpoint, device)
-    dtype, _ = _choose_dtype(plan, device)
-    work = describe_workload(recipe, checkpoint, plan, device, dtype, gate=gate)
-    return predict(plan, work, machine)
 
 
 def _choose_dtype(plan: Plan, device: torch.device) -> tuple[torch.dtype, ComputeProbe | None]:
@@ -322,3 +322,40 @@ def describe_compute(job: Job) -> dict[str, Any]:
         "dtype": str(job.dtype).removeprefix("torch."),
         "processes": job.processes,
     }
+
+
+def agree(job: Job, ranks: Ranks) -> Job:
+    """Return the job as all ranks do it: what depends on speed is as on the first one.
+
+    Raises:
+        InputError: the ranks have different models, data, devices or packages.
+    """
+    if ranks.size == 1:
+        return job
+    dtype, probe = from_first(ranks, lambda: (job.dtype, job.probe))
+    processes = ranks.size if needs_calibration(job.plan) else 1
+    job = replace(job, dtype=dtype, probe=probe, processes=processes)
+    first, *others = gather(ranks, depends_on(job))
+    for number, other in enumerate(others, start=1):
+        differences = list_differences(first, other)
+        if differences:
+            raise InputError(
+                f"process {number} has something else than process 0: {'; '.join(differences)}; "
+                f"all machines need the same model, data and packages"
+            )
+    return replace(job, notes=(*job.notes, _describe_sharing(job.plan, ranks)))
+
+
+def _describe_sharing(whole: Plan, ranks: Ranks) -> str:
+    """Say what several processes do together, and what one does alone."""
+    if not needs_calibration(whole):
+        return f"one of {ranks.size} processes did the work: nothing of it needs calibration"
+    alone = ["wrote and judged"]
+    if any(block.looks_at_whole_model for block in whole.blocks):
+        alone = ["measured the Fisher matrices", "rounded under them", *alone]
+    if whole.choice is not None:
+        alone = ["chose what is auto", *alone]
+    return (
+        f"{ranks.size} processes shared the calibration windows and the rows that were rounded; "
+        f"one alone chose the scales of inputs, {', '.join(alone)}"
+    )

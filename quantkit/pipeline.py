@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, NoReturn
 from quantkit import tracing
 from quantkit.allocation import allocate, load_allocation, store_allocation
 from quantkit.block_loop import blocks_to_solve, solve_blocks
+from quantkit.capacity import read_memory
 from quantkit.checkpoint.outline import outline_source
 from quantkit.checkpoint.reader import open_checkpoint
 from quantkit.describe import Stopwatch
-from quantkit.differing import list_differences
 from quantkit.encoder_pipeline import plan_encoder, quantize_encoder
 from quantkit.encoders.architectures import is_encoder
 from quantkit.errors import InputError, RecipeError
@@ -27,7 +27,7 @@ from quantkit.evidence import build_report, write_evidence
 from quantkit.exports import write_exports
 from quantkit.gating import GateTools, judge_artifact, prepare_job_tools
 from quantkit.inputs import LoadedRecipe, RecipeLike, check_inputs, load, refuse_object
-from quantkit.job import Job, depends_on, go_on, needs_calibration, plan_job, prepare, settle
+from quantkit.job import Job, agree, depends_on, go_on, plan_job, prepare, settle
 from quantkit.judging.custom_checks import CHECKS_ASK_DECODERS, GateCheck, read_checks
 from quantkit.materials import (
     check_materials,
@@ -37,7 +37,7 @@ from quantkit.materials import (
     refuse_sharing,
 )
 from quantkit.publishing.of_recipe import check_publishing, publish_result
-from quantkit.ranks import Ranks, from_first, gather, join_ranks
+from quantkit.ranks import Ranks, from_first, join_ranks
 from quantkit.recipe import GivenSolver, Overrides
 from quantkit.records import (
     Allocation,
@@ -77,6 +77,7 @@ def plan(
     output: str | os.PathLike[str] | None = None,
     overrides: Overrides = (),
     device: str = "auto",
+    memory: int | str | None = None,
     overwrite: bool = False,
     solvers: Mapping[str, GivenSolver] = MappingProxyType({}),
 ) -> Plan | EncoderPlan:
@@ -92,6 +93,7 @@ def plan(
         output: replaces the recipe's output.
         overrides: `KEY=VALUE` pairs as of `--set`; only for recipes from files.
         device: `auto`, `cpu` or `cuda`, for which time and memory are predicted.
+        memory: as for `quantize`.
         overwrite: accept an output that exists.
         solvers: as for `quantize`.
 
@@ -101,16 +103,19 @@ def plan(
         ResourceError: the disk is too small.
     """
     refuse_object("model", model)
+    most = read_memory(memory)
     loaded = load(recipe, model, output, overrides, solvers)
     check_inputs(loaded, overwrite=overwrite, output_needed=False)
     with outline_source(loaded.model) as outline:
         checkpoint = open_checkpoint(outline.source)
         planned: Plan | EncoderPlan
         if is_encoder(checkpoint.config):
-            _refuse_own(loaded, ())
+            _refuse_own(loaded, (), most)
             planned = plan_encoder(loaded, checkpoint)
         else:
-            planned = plan_job(loaded.recipe, checkpoint, device=device, methods=loaded.methods)
+            planned = plan_job(
+                loaded.recipe, checkpoint, device=device, memory=most, methods=loaded.methods
+            )
     if not outline.absent_bytes:
         return planned
     note = (
@@ -129,6 +134,7 @@ def quantize(
     output: str | os.PathLike[str] | None = None,
     overrides: Overrides = (),
     device: str = "auto",
+    memory: int | str | None = None,
     overwrite: bool = False,
     gate: bool = True,
     progress: Progress | None = None,
@@ -154,6 +160,9 @@ def quantize(
         output: replaces the recipe's output.
         overrides: `KEY=VALUE` pairs as of `--set`; only for recipes from files.
         device: `auto`, `cpu` or `cuda`.
+        memory: that the job's process may hold, in bytes or as `2GB`, the gate's workers apart:
+            activations that exceed it are parked in a file, and no byte of the artifact depends on
+            it. None: all that it takes, as long as half of what is free is enough for them.
         overwrite: replace an output that exists, and an unfinished job that differs.
         gate: judge the artifact; without, its verdict is UNJUDGED.
         progress: called after each step.
@@ -172,7 +181,7 @@ def quantize(
         SystemExit: in the processes behind the first, with 0 or the exit code of the error.
     """
     watch = Stopwatch()
-    own_checks = read_checks(checks)
+    own_checks, most = read_checks(checks), read_memory(memory)
     refuse_sharing(model, statistics)
     with join_ranks() as ranks, ExitStack() as stack:
         tell = progress if progress is not None and ranks.leads else silent
@@ -202,7 +211,7 @@ def quantize(
             if is_encoder(checkpoint.config):
                 _refuse_many(ranks)
                 refuse_encoder(materials)
-                _refuse_own(loaded, own_checks)
+                _refuse_own(loaded, own_checks, most)
                 done = quantize_encoder(
                     loaded,
                     checkpoint,
@@ -220,10 +229,11 @@ def quantize(
                         checkpoint,
                         device=device,
                         gate=gate,
+                        memory=most,
                         examples=materials.examples,
                         statistics=materials.statistics,
                     )
-                    job = _agree(go_on(job, read_begun(partial)), ranks)
+                    job = agree(go_on(job, read_begun(partial)), ranks)
                     if not ranks.leads:
                         _help(job, ranks)
                     tools = replace(prepare_job_tools(job), checks=own_checks)
@@ -237,13 +247,18 @@ def _refuse_unasked(checks: Sequence[GateCheck], loaded: LoadedRecipe, *, gate: 
         raise InputError("checks are part of the gate, and this job has none: leave out one of two")
 
 
-def _refuse_own(loaded: LoadedRecipe, checks: Sequence[GateCheck]) -> None:
+def _refuse_own(loaded: LoadedRecipe, checks: Sequence[GateCheck], memory: int | None) -> None:
     if checks:
         raise InputError(f"{loaded.model} is an encoder, {CHECKS_ASK_DECODERS}")
     if loaded.methods is not METHODS:
         raise InputError(
             f"{loaded.model} is an encoder, and solvers of your own are for decoders: use a method "
             f"of quantkit"
+        )
+    if memory is not None:
+        raise InputError(
+            f"{loaded.model} is an encoder, whose job parks nothing: leave out memory, and lower "
+            f"calibration.samples where it is short"
         )
 
 
@@ -253,43 +268,6 @@ def _refuse_many(ranks: Ranks) -> None:
             f"the job of an encoder takes minutes and one process: start it without torchrun, "
             f"which has started {ranks.size}"
         )
-
-
-def _agree(job: Job, ranks: Ranks) -> Job:
-    """Return the job as all ranks do it: what depends on speed is as on the first one.
-
-    Raises:
-        InputError: the ranks have different models, data, devices or packages.
-    """
-    if ranks.size == 1:
-        return job
-    dtype, probe = from_first(ranks, lambda: (job.dtype, job.probe))
-    processes = ranks.size if needs_calibration(job.plan) else 1
-    job = replace(job, dtype=dtype, probe=probe, processes=processes)
-    first, *others = gather(ranks, depends_on(job))
-    for number, other in enumerate(others, start=1):
-        differences = list_differences(first, other)
-        if differences:
-            raise InputError(
-                f"process {number} has something else than process 0: {'; '.join(differences)}; "
-                f"all machines need the same model, data and packages"
-            )
-    return replace(job, notes=(*job.notes, _describe_sharing(job.plan, ranks)))
-
-
-def _describe_sharing(whole: Plan, ranks: Ranks) -> str:
-    """Say what several processes did together, and what one did alone."""
-    if not needs_calibration(whole):
-        return f"one of {ranks.size} processes did the work: nothing of it needs calibration"
-    alone = ["wrote and judged"]
-    if any(block.looks_at_whole_model for block in whole.blocks):
-        alone = ["measured the Fisher matrices", "rounded under them", *alone]
-    if whole.choice is not None:
-        alone = ["chose what is auto", *alone]
-    return (
-        f"{ranks.size} processes shared the calibration windows and the rows that were rounded; "
-        f"one alone chose the scales of inputs, {', '.join(alone)}"
-    )
 
 
 def _help(job: Job, ranks: Ranks) -> NoReturn:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import quantkit
-from quantkit import block_loop
+from quantkit import block_loop, job
 from quantkit.calibration import stats, walk
-from quantkit.calibration.parking import Room
+from quantkit.calibration.parking import Room, choose_room
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import NotYetError, OutputError, ResourceError
+from quantkit.planning.prediction import predict
 from quantkit.recipe import Recipe
-from quantkit.records import BlockPlan, Event
+from quantkit.records import BlockPlan, Event, Prediction
 from tests.helpers import make_pico_model, pico_text
 
 
@@ -85,16 +88,20 @@ def test_an_artifact_does_not_depend_on_where_activations_are_kept(
     monkeypatch.setattr(walk, "TOKENS_AT_ONCE", {"cpu": 48})
     quantkit.quantize(recipe, gate=False, device="cpu")
     expected = (tmp_path / "out/compressed-tensors/model.safetensors").read_bytes()
-    folders = []
+    rooms = []
 
-    def choose_file(_: torch.device, __: int, folder: Path, ___: int) -> Room:
-        folders.append(folder)
-        return Room(host_bytes=0, folder=folder)
+    def choose(*given: Any) -> Room:
+        rooms.append(choose_room(*given))
+        return rooms[-1]
 
-    monkeypatch.setattr(block_loop, "choose_room", choose_file)
+    def leave_nothing(*given: Any) -> Prediction:
+        return replace(predict(*given), room_bytes=0)
+
+    monkeypatch.setattr(block_loop, "choose_room", choose)
+    monkeypatch.setattr(job, "predict", leave_nothing)
     quantkit.quantize(recipe, gate=False, device="cpu", overwrite=True)
 
-    assert len(folders) == 1
+    assert [room.host_bytes for room in rooms] == [0]
     assert (tmp_path / "out/compressed-tensors/model.safetensors").read_bytes() == expected
 
 

@@ -16,6 +16,7 @@ import quantkit
 from quantkit.checkpoint.reader import open_checkpoint
 from quantkit.checkpoint.source import resolve_source
 from quantkit.describe import describe_plan
+from quantkit.errors import ResourceError
 from quantkit.job import plan_job
 from quantkit.planning import make_plan
 from quantkit.planning.costs import COSTS, find_seconds, find_terms
@@ -266,6 +267,57 @@ def test_what_has_no_room_is_parked_in_a_file(model: Path) -> None:
     assert after.peak_memory_bytes < before.peak_memory_bytes
     assert after.disk_bytes == before.disk_bytes + 700_000_000
     assert "parked in a file" in after.notes[0]
+
+
+def test_a_bound_for_memory_leaves_activations_what_the_rest_does(model: Path) -> None:
+    """As much as keeps the peak below it; the file has the others."""
+    plan, work = make(model, calibration_windows=1 << 15)
+    plan = replace(plan, activation_bytes=2_000_000_000)
+    free = predict(plan, work, PROBE)
+    assert free.room_bytes is None
+
+    for bound in (free.peak_memory_bytes, free.peak_memory_bytes + 1):
+        assert predict(plan, work, PROBE, bound) == free
+    bound = free.peak_memory_bytes - 50_000_000
+    found = predict(plan, work, PROBE, bound)
+
+    assert bound - 10 <= found.peak_memory_bytes <= bound
+    room = found.room_bytes
+    assert room is not None
+    assert found.disk_bytes == free.disk_bytes + plan.activation_bytes - room
+    more = find_peak(plan, replace(work, room_bytes=room + 10), PROBE.resident_bytes)
+    assert more > bound
+    assert "parked in a file" in found.notes[0]
+
+
+def test_a_bound_holds_for_what_is_parked_out_of_a_gpu(model: Path) -> None:
+    """RAM takes as much of it as the bound leaves."""
+    plan, work = make(model, calibration_windows=1 << 15)
+    plan, work = replace(plan, activation_bytes=1_000_000_000), replace(work, on_device=True)
+    device = AcceleratorProbe("GPU", 4_000_000_000, 1_600_000_000, 1e5, 1e4, 1e10)
+    probe = replace(PROBE, accelerator=device)
+    free = predict(plan, work, probe)
+
+    found = predict(plan, work, probe, free.peak_memory_bytes - 150_000_000)
+
+    assert (free.room_bytes, found.room_bytes) == (None, 50_000_000)
+    assert found.peak_memory_bytes == free.peak_memory_bytes - 150_000_000
+    assert found.disk_bytes == free.disk_bytes + 150_000_000
+
+
+def test_a_bound_below_what_the_rest_takes_is_refused(model: Path) -> None:
+    """With how much that is, which is then enough."""
+    plan, work = make(model, calibration_windows=1 << 15)
+    plan = replace(plan, activation_bytes=1_000_000_000)
+
+    with pytest.raises(ResourceError, match=r"0.50 GB are too little: .* give at least 4.20GB"):
+        predict(plan, work, PROBE, 500_000_000)
+
+    assert predict(plan, work, PROBE, 4_200_000_000).peak_memory_bytes <= 4_200_000_000
+    least = find_peak(plan, replace(work, room_bytes=0), PROBE.resident_bytes)
+    assert predict(plan, work, PROBE, least).peak_memory_bytes == least
+    with pytest.raises(ResourceError):
+        predict(plan, work, PROBE, least - 1)
 
 
 def test_a_resume_compares_no_predictions(model: Path) -> None:

@@ -55,7 +55,13 @@ class Room:
             raise ValueError("a bound for RAM needs a folder for what exceeds it")
 
 
-def choose_room(device: torch.device, needed_bytes: int, folder: Path, processes: int = 1) -> Room:
+def choose_room(
+    device: torch.device,
+    needed_bytes: int,
+    folder: Path,
+    processes: int = 1,
+    most: int | None = None,
+) -> Room:
     """Choose from what the machine has free how much suspended forwards may hold, and where.
 
     Half of what is free is theirs; blocks, statistics and solvers share the other half. There is
@@ -65,10 +71,12 @@ def choose_room(device: torch.device, needed_bytes: int, folder: Path, processes
         needed_bytes: what all of them hold at the most.
         folder: on the disk that takes what does not fit into RAM.
         processes: that share the machine's RAM, each of which chooses such a room.
+        most: bytes of RAM that they may hold, whatever is free; None: without such a bound.
     """
     ram = free_ram()
     half = None if ram is None else ram // (2 * processes)
-    host = None if half is None or needed_bytes <= half else half
+    bound = min((size for size in (half, most) if size is not None), default=None)
+    host = None if bound is None or needed_bytes <= bound else bound
     if device.type != "cuda":
         return Room(host_bytes=host, folder=folder)
     free, _ = torch.cuda.mem_get_info(device)

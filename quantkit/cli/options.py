@@ -42,6 +42,14 @@ DeviceOption = Annotated[
     str | None,
     typer.Option("--device", metavar="auto|cpu|cuda", help="Where the model runs."),
 ]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="The most that the job's process may hold, as 2GB; a file takes the rest.",
+    ),
+]
 OverwriteOption = Annotated[
     bool | None,
     typer.Option("--overwrite", help="Replace an output that exists."),

@@ -16,6 +16,7 @@ from quantkit.cli.layout import make_table
 from quantkit.cli.options import (
     DeviceOption,
     JsonOption,
+    MemoryOption,
     ModelArgument,
     ModelOption,
     OutputOption,
@@ -44,6 +45,7 @@ def plan(
     output: OutputOption = None,
     overrides: OverridesOption = None,
     device: DeviceOption = None,
+    memory: MemoryOption = None,
     overwrite: OverwriteOption = None,
     markdown: Annotated[
         str | None,
@@ -68,7 +70,12 @@ def plan(
         loaded = load(recipe, model, output, overrides or ())
         check_inputs(loaded, overwrite=bool(overwrite), output_needed=False)
         options = given(
-            model=model, output=output, overrides=overrides, device=device, overwrite=overwrite
+            model=model,
+            output=output,
+            overrides=overrides,
+            device=device,
+            memory=memory,
+            overwrite=overwrite,
         )
         found = quantkit.plan(recipe, **options)
     except QuantkitError as error:

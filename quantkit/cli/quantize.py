@@ -11,6 +11,7 @@ from quantkit.cli.console import Reply, show_progress
 from quantkit.cli.options import (
     DeviceOption,
     JsonOption,
+    MemoryOption,
     ModelArgument,
     ModelOption,
     OtelOption,
@@ -53,6 +54,7 @@ def quantize(
     ] = None,
     overrides: OverridesOption = None,
     device: DeviceOption = None,
+    memory: MemoryOption = None,
     overwrite: OverwriteOption = None,
     gate: Annotated[
         bool | None,
@@ -87,6 +89,7 @@ def quantize(
                     statistics=statistics,
                     overrides=overrides,
                     device=device,
+                    memory=memory,
                     overwrite=overwrite,
                     gate=gate,
                     progress=progress,

@@ -67,6 +67,8 @@ class Prediction:
     disk_bytes: int
     """As the plan's, and what is parked in a file where memory is short."""
     probe: MachineProbe
+    room_bytes: int | None = None
+    """What suspended forwards may hold in RAM, and the rest is in a file; None: all they need."""
     notes: tuple[str, ...] = ()
     """Where the machine has less free than is needed, and what to do about it."""
 

@@ -274,6 +274,8 @@ def test_room_is_chosen_from_what_is_free(tmp_path: Path) -> None:
     chosen = choose_room(CPU, free * 10, tmp_path).host_bytes
     assert chosen is not None
     assert 0.2 * free < chosen < 0.8 * free
+    assert choose_room(CPU, 1000, tmp_path, most=1000).host_bytes is None
+    assert choose_room(CPU, 1000, tmp_path, most=999).host_bytes == 999
     shared = choose_room(CPU, free // 2, tmp_path, processes=4).host_bytes
     assert shared is not None
     assert 0.05 * free < shared < 0.2 * free
