@@ -13,7 +13,17 @@ PACKAGE = Path(__file__).parent.parent / "quantkit"
 LAYERS = (
     {"masking"},
     {"errors"},
-    {"plain_yaml", "varints", "schemes", "ggml_types", "durable", "ranks", "tracing", "functions"},
+    {
+        "plain_yaml",
+        "varints",
+        "schemes",
+        "ggml_types",
+        "durable",
+        "ranks",
+        "tracing",
+        "functions",
+        "signals",
+    },
     {"locking"},
     {"records", "staging"},
     {"recipe", "numerics", "describe", "differing"},

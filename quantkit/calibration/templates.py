@@ -12,15 +12,14 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 from quantkit.errors import CalibrationError, CheckpointError
+from quantkit.signals import signals_held
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,10 +35,6 @@ MOST_BYTES = 256 << 20
 """That a rendering may take: the longest conversations have a few million characters."""
 _MOST_FILES = 1 << 16
 """Numbers of open files that are closed in the child."""
-_HELD = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
-"""Signals that ask for an end."""
 
 
 @dataclass(frozen=True)
@@ -142,41 +137,6 @@ def _start(tokenizer: PreTrainedTokenizerBase) -> _Child:
     os.close(theirs_in)
     os.close(theirs_out)
     return _Child(number, os.fdopen(questions, "wb"), os.fdopen(answers, "rb"))
-
-
-@contextmanager
-def signals_held() -> Iterator[None]:
-    """Let a signal that comes while the process forks be heard after it.
-
-    What a handler raises within a fork is raised in a callback of a library, where Python drops it:
-    Ctrl-C would do nothing. To block the signals would not do, as any other thread takes them too.
-    """
-    # Handlers run in the main thread alone: in none of the callbacks of another's fork.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in _HELD}
-    handlers = {number: found for number, found in before.items() if callable(found)}
-    waiting: list[int] = []
-    forking = True
-
-    def hold(number: int, frame: FrameType | None) -> None:
-        if forking:
-            waiting.append(number)
-        else:
-            # One of the others has raised before this one was back in its place.
-            handlers[signal.Signals(number)](number, frame)
-
-    try:
-        for number in handlers:
-            signal.signal(number, hold)
-        yield
-    finally:
-        forking = False
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in waiting:
-            signal.raise_signal(number)
 
 
 def _serve(tokenizer: PreTrainedTokenizerBase, reading: int, writing: int) -> None:

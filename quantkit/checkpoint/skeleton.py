@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
@@ -36,6 +37,9 @@ _BELIEVED = 256
 the towers of its model. So many are built within seconds."""
 _BELIEVED_ALONE = 1000
 """The same without a checkpoint: more than any model has."""
+
+_MOST_BUFFER_BYTES = 64 << 20
+"""Of a buffer that a constructor computes; of known models the largest have some MiB."""
 
 # What transformers' constructors were seen to raise on a config that makes no sense.
 _CONFIG_FAULTS = (
@@ -96,9 +100,11 @@ def build_on_meta(checkpoint: Checkpoint, make: Callable[[], Any]) -> nn.Module:
         make: calls the model's constructor with the config of the checkpoint.
 
     Raises:
-        CheckpointError: the constructor fails.
+        CheckpointError: the constructor fails, or it would make buffers larger than any model's.
     """
     try:
+        with torch.device("meta"):
+            _check_buffers(checkpoint, make())
         with init_empty_weights(include_buffers=False):
             model = make()
     except _CONFIG_FAULTS as error:
@@ -110,6 +116,23 @@ def build_on_meta(checkpoint: Checkpoint, make: Callable[[], Any]) -> nn.Module:
     model.tie_weights()
     skeleton: nn.Module = model.eval()
     return skeleton
+
+
+def _check_buffers(checkpoint: Checkpoint, outline: nn.Module) -> None:
+    """Look at what a constructor computes (rotary frequencies, positions), before it does.
+
+    Args:
+        outline: the model with nothing but shapes.
+
+    Raises:
+        CheckpointError: it would be larger than any model's.
+    """
+    for name, buffer in outline.named_buffers():
+        if buffer.nbytes > _MOST_BUFFER_BYTES:
+            raise CheckpointError(
+                f"{_config_path(checkpoint)} describes a model whose buffer {name} takes "
+                f"{buffer.nbytes:,} bytes, and none has one of more than {_MOST_BUFFER_BYTES:,}"
+            )
 
 
 def tied_names(skeleton: nn.Module) -> Mapping[str, str]:

@@ -27,6 +27,7 @@ from quantkit.errors import InputError, WorkerError
 from quantkit.masking import hide_tokens
 from quantkit.serving.programs import find_program
 from quantkit.serving.records import ServeCommand, reachable
+from quantkit.signals import signals_held
 
 PROMPT = "Say hello in one sentence."
 """What the check asks."""
@@ -179,22 +180,32 @@ def _spawn(command: Sequence[str], added: Mapping[str, str]) -> subprocess.Popen
     if list(command[1:2]) == ["-m"]:
         # Else modules would be taken from the working folder, which may be a stranger's.
         environment["PYTHONSAFEPATH"] = "1"
+    started: list[subprocess.Popen[str]] = []
     try:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            # A group of its own: Ctrl-C reaches the parent alone, which then stops the group.
-            start_new_session=True,
-            preexec_fn=_dying_with_parent(),
-        )
+        with signals_held():
+            started.append(
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    text=True,
+                    encoding="utf-8",
+                    errors="replace",
+                    # A group of its own: Ctrl-C reaches the parent alone, which stops the group.
+                    start_new_session=True,
+                    preexec_fn=_dying_with_parent(),
+                )
+            )
     except OSError as error:
         raise InputError(f"cannot start {command[0]}: {error.strerror or error}") from None
+    except BaseException:
+        # A signal that was held: nobody else knows the process.
+        for process in started:
+            _stop(process)
+        raise
+    return started[0]
 
 
 def _dying_with_parent() -> Callable[[], object] | None:

@@ -141,6 +141,7 @@ def test_tensors_without_a_place_are_known(folder: Path) -> None:
         ({"model_type": None}, "has no model_type"),
         ({"model_type": "clip_vision_model"}, "is not a causal language model"),
         ({"quantization_config": {"quant_method": "gptq"}}, "not yet built"),
+        ({"head_dim": 1 << 29}, "inv_freq takes 1,073,741,824 bytes"),
         ({"num_hidden_layers": 10**9}, "announces 1000000000 layers"),
         (
             {"model_type": "gemma3", "text_config": {"num_hidden_layers": 10**9}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -130,3 +131,28 @@ def test_an_absent_program_is_said_with_its_container(
         find_program(serve)
     serve = quantkit.serve_command(output, "llama.cpp", gpu="cpu")
     assert find_program(serve).command[0] == sys.executable
+
+
+_INTERRUPTED = """
+import os, signal, sys
+from quantkit.serving.starting import _spawn
+
+os.register_at_fork(**{sys.argv[1]: lambda: signal.raise_signal(signal.SIGINT)})
+try:
+    _spawn(["sleep", "60"], {})
+except KeyboardInterrupt:
+    print("heard")
+try:
+    os.wait()
+except ChildProcessError:
+    print("ended")
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "after_in_parent"])
+def test_a_signal_while_a_server_is_started_is_heard(moment: str) -> None:
+    """And the server is ended."""
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED, moment], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("heard\nended\n", "")

@@ -35,6 +35,9 @@ from quantkit.formats.gguf.tokenizer_vocabulary import Vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_MOST_CHARSMAP = 4 << 20
+"""Bytes of a precompiled normalization: that of nmt_nfkc has a quarter of a million."""
+
 MODEL_FILES = ("tokenizer.model", "spiece.model")
 
 
@@ -143,6 +146,11 @@ def _vocabulary_values(vocabulary: Vocabulary) -> dict[str, MetadataValue]:
     if vocabulary.remove_extra_whitespaces is not None:
         values["remove_extra_whitespaces"] = Value("bool", vocabulary.remove_extra_whitespaces)
     if vocabulary.charsmap:
+        if len(vocabulary.charsmap) > _MOST_CHARSMAP:
+            raise CheckpointError(
+                f"the tokenizer's precompiled normalization takes {len(vocabulary.charsmap):,} "
+                f"bytes, and none takes more than {_MOST_CHARSMAP:,}: the tokenizer is damaged"
+            )
         values["precompiled_charsmap"] = Array("uint8", list(vocabulary.charsmap))
     return {f"tokenizer.ggml.{key}": value for key, value in values.items()}
 

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
-from quantkit.calibration.templates import signals_held
 from quantkit.errors import InputError
+from quantkit.signals import signals_held
 
 MOST_BYTES = 4 << 30
 """That the work may take besides what its data justifies."""

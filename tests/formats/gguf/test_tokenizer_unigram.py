@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from quantkit.errors import CheckpointError
+from quantkit.formats.gguf import tokenizer
 from quantkit.formats.gguf.header import Array, Value
 from quantkit.formats.gguf.tokenizer import read_tokenizer
 from quantkit.formats.gguf.tokenizer_model_file import read_piece_model
@@ -80,6 +81,18 @@ def test_the_metadata_are_those_of_the_model_file(t5: Path) -> None:
     charsmap = values["tokenizer.ggml.precompiled_charsmap"]
     assert isinstance(charsmap, Array)
     assert len(charsmap.items) > 1000
+
+
+def test_a_normalization_larger_than_any_is_refused(
+    t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its bytes is an object while the header is made."""
+    monkeypatch.setattr(tokenizer, "_MOST_CHARSMAP", 1000)
+
+    with pytest.raises(
+        CheckpointError, match=r"takes [\d,]+ bytes, and none takes more than 1,000"
+    ):
+        read_tokenizer(t5, VOCAB + 2)
 
 
 @pytest.mark.parametrize(
