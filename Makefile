@@ -9,10 +9,11 @@
 # make ray     sweep over recipes on Ray
 # make integrations  training, tracking, servers and gateways, with the real ones of each
 # make resume  kill jobs at many moments, on a full disk too, and compare what comes of them
-# make trust   a part of each of the next four: what CI runs
+# make trust   damage and supply: what CI runs
 # make fuzz    damaged files for every reader, 10,000 of each, and the table of what came of them
 # make faults  a job that is broken at every call by which it changes a folder
 # make soak    200 jobs in one process: memory, files, threads
+# make damage  a part of each of fuzz, faults and soak
 # make supply  the dependencies, their licences and holes, and the archives in clean environments
 # make locks   the hashes of constraints*.txt, from the package index
 # make release wheel, source archive, bill of materials and SHA256SUMS, in dist
@@ -32,7 +33,7 @@ TEST_ENVIRONMENT := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=fa
 # Hundreds of the tests' processes would compile the same files again, where containers forbid it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check format browser recipes kernels ranks ray integrations resume trust fuzz faults soak supply locks release odd minilm vllm bench clean
+.PHONY: setup demo test check format browser recipes kernels ranks ray integrations resume trust damage fuzz faults soak supply locks release odd minilm vllm bench clean
 
 setup:
 	@scripts/setup.sh
@@ -76,7 +77,9 @@ integrations: setup
 resume: setup
 	$(TEST_ENVIRONMENT) QUANTKIT_TRUST=full $(BIN)/python -m pytest -q -n $(JOBS) -m resume tests/e2e
 
-trust: setup supply
+trust: supply damage
+
+damage: setup
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n $(JOBS) -m "fuzz or faults or soak" \
 	  tests/fuzzing tests/security tests/faults tests/soak tests/terminal
 
