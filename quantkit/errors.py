@@ -230,6 +230,29 @@ def machine_trouble(error: BaseException, path: object = None) -> ResourceError 
     )
 
 
+def unreadable(
+    path: object, error: OSError, kind: type[InputError] = CheckpointError
+) -> QuantkitError:
+    """Return what to raise where a file cannot be read.
+
+    Those who judge take an error of a file for a finding about it, and must not where the machine
+    is to blame: that is a ResourceError.
+    """
+    trouble = machine_trouble(error, path)
+    return trouble or kind(f"cannot read {path}: {error.strerror or error}")
+
+
+def blame_machine(error: BaseException) -> None:
+    """Go no further where the machine is to blame for what would be taken for a finding.
+
+    Raises:
+        ResourceError: it is.
+    """
+    trouble = machine_trouble(error)
+    if trouble is not None:
+        raise trouble from error
+
+
 def is_of_machine(error: BaseException) -> bool:
     """Whether the machine is to blame for an error, or for one that it comes from."""
     behind: BaseException | None = error

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, TypeGuard
 
 from quantkit.checkpoint.mistaken import HEAD_BYTES, recognise, recognise_file
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, unreadable
 from quantkit.records import TensorInfo
 
 MAX_HEADER_BYTES = 100_000_000
@@ -63,7 +63,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
     entries = parse_json(text, f"the header of {path}")
     entries.pop("__metadata__", None)
     start = 8 + length
@@ -105,7 +105,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
 
 
 def parse_json(text: bytes, what: str) -> dict[str, Any]:

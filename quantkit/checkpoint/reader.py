@@ -16,7 +16,7 @@ from quantkit.checkpoint.headers import read_header, read_index, read_json
 from quantkit.checkpoint.paths import join_inside
 from quantkit.checkpoint.pickles import read_pickle_header, read_pickled_tensor
 from quantkit.checkpoint.source import INDEXES, MODEL_CARD, list_side_files
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, unreadable
 from quantkit.records import Source, TensorInfo
 
 ADAPTER = "adapter_config.json"
@@ -216,7 +216,7 @@ def _read(info: TensorInfo) -> Tensor:
                     raise CheckpointError(f"{info.file} was cut short while it was in use")
                 filled += count
     except OSError as error:
-        raise CheckpointError(f"cannot read {info.file}: {error.strerror}") from error
+        raise unreadable(info.file, error) from error
     return buffer.view(DTYPES[info.dtype]).reshape(info.shape)
 
 
@@ -239,4 +239,4 @@ def read_pieces(path: Path) -> Iterator[memoryview]:
             while count := handle.readinto(buffer):
                 yield buffer[:count]
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+        raise unreadable(path, error) from error

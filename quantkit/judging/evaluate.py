@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantkit.calibration.tokenizer import load_tokenizer
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, blame_machine
 from quantkit.judging.custom_checks import GateCheck, run_checks
 from quantkit.judging.details import collect_details
 from quantkit.judging.handles import Connection, Text, make_handle
@@ -230,6 +230,7 @@ def _find_words(baseline: Path, *, required: bool) -> _Words:
     except CheckpointError as error:
         if required:
             raise
+        blame_machine(error)
         return _Words(None, (f"no text of windows and continuations is shown: {error}",))
 
 

@@ -17,7 +17,7 @@ from quantkit.calibration.templates import apply_template
 from quantkit.calibration.tokenizer import has_tokenizer, load_tokenizer, read_json_object
 from quantkit.checkpoint.headers import MAX_HEADER_BYTES
 from quantkit.checkpoint.paths import find_inside, join_inside
-from quantkit.errors import CalibrationError, CheckpointError
+from quantkit.errors import CalibrationError, CheckpointError, blame_machine
 from quantkit.judging.tokens import collect_texts
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def compare_side_files(baseline: Path, folders: Sequence[Path]) -> tuple[str, ..
     """
     try:
         mine = load_tokenizer(baseline)
-    except CheckpointError:
+    except CheckpointError as error:
+        blame_machine(error)
         return ()
     folder = next((each for each in folders if has_tokenizer(each)), None)
     if folder is None:
@@ -67,6 +68,7 @@ def compare_side_files(baseline: Path, folders: Sequence[Path]) -> tuple[str, ..
     try:
         theirs = load_tokenizer(folder)
     except CheckpointError as error:
+        blame_machine(error)
         return (str(error),)
     return (
         *_compare_ids(mine, theirs),
@@ -125,7 +127,8 @@ def compare_gguf_sides(baseline: Path, template: str | None, end: int | None) ->
     """
     try:
         tokenizer = load_tokenizer(baseline)
-    except CheckpointError:
+    except CheckpointError as error:
+        blame_machine(error)
         return ()
     known = find_ends(baseline) | _as_ids(tokenizer.eos_token_id)
     found = compare_templates(tokenizer, template)
@@ -162,7 +165,8 @@ def _render(
     }
     try:
         return str(apply_template(tokenizer, conversation, options, "the chat template refuses"))
-    except CalibrationError:
+    except CalibrationError as error:
+        blame_machine(error)
         return None
 
 
@@ -210,7 +214,8 @@ def _describe_modules(folder: Path) -> list[tuple[str, tuple[str, ...]]] | None:
             (str(module["type"]).rpartition(".")[2], _find_modes(folder, str(module["path"])))
             for module in modules
         ]
-    except (CheckpointError, OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (CheckpointError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        blame_machine(error)
         return None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quantkit.checkpoint.paths import join_inside
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, blame_machine
 
 BITS_TOLERANCE = 0.02
 """Relative distance between planned and written bits per weight that metadata can explain."""
@@ -50,6 +50,7 @@ def compare_hashes(folder: Path, recorded: Mapping[str, str]) -> tuple[str, ...]
         except CheckpointError as error:
             found.append(f"the recorded file {name!r} is refused: {error}")
         except OSError as error:
+            blame_machine(error)
             found.append(f"the recorded file {name!r} cannot be read: {error.strerror or error}")
         else:
             if actual != digest:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.errors import ArtifactError, CheckpointError
+from quantkit.errors import ArtifactError, CheckpointError, blame_machine
 from quantkit.formats.decode import open_artifact
 from quantkit.formats.inspect import COMPRESSED_TENSORS, inspect_artifact
 from quantkit.formats.verify import is_verifiable, verify_artifact
@@ -49,8 +49,10 @@ def compare_weights(baseline: Checkpoint, artifact: Path, tell: Progress) -> Wei
     try:
         findings = _compare(baseline, artifact)
     except ArtifactError as error:
+        blame_machine(error)
         findings = WeightFindings((str(error),))
     except CheckpointError as error:
+        blame_machine(error)
         findings = _leave(str(error))
     tell(Event("weights", 1, 1))
     return findings

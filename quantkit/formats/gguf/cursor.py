@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, unreadable
 from quantkit.formats.gguf.header import (
     ARRAY,
     KIND_IDS,
@@ -45,7 +45,7 @@ def opened(path: Path) -> Iterator[tuple[BufferedReader, int]]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
 
 
 class Cursor:

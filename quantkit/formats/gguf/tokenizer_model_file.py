@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, unreadable
 from quantkit.formats.gguf.tokenizer_vocabulary import (
     Token,
     TokenKind,
@@ -56,7 +56,7 @@ def read_piece_model(path: Path) -> PieceModel:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
     pieces: list[Token] = []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from quantkit.errors import ArtifactError
+from quantkit.errors import ArtifactError, unreadable
 from quantkit.formats.onnx.names import GRAPH
 from quantkit.formats.onnx.packages import READING, require_onnx
 from quantkit.formats.onnx.tensors import OnnxTensor, check_tensor
@@ -138,7 +138,7 @@ def _parse(file: Path) -> Any:
         model = ModelProto()
         model.ParseFromString(file.read_bytes())
     except OSError as error:
-        raise ArtifactError(f"{file} cannot be read: {error.strerror or error}") from error
+        raise unreadable(file, error, ArtifactError) from error
     except (DecodeError, RecursionError):
         raise ArtifactError(f"{file} is no ONNX file: protobuf cannot read it") from None
     return model

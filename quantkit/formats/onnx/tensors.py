@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.checkpoint.paths import join_inside
-from quantkit.errors import ArtifactError, CheckpointError
+from quantkit.errors import ArtifactError, CheckpointError, unreadable
 from quantkit.formats.onnx.element_types import DATA_TYPES, DataType
 
 _NUMPY = {
@@ -114,7 +114,7 @@ def _find_external(proto: Any, size: int, path: Path, where: str) -> tuple[Path,
     try:
         available = file.stat().st_size if file.is_file() else None
     except OSError as error:
-        raise ArtifactError(f"{where}: {file} cannot be read: {error.strerror}") from None
+        raise unreadable(f"{file}, of {where}", error, ArtifactError) from None
     if available is None:
         raise ArtifactError(f"{where} lies in {file.name}, which is missing")
     length = _read_number(entries["length"], "length", where) if "length" in entries else size
@@ -224,7 +224,7 @@ def _read_bytes(tensor: OnnxTensor, first: int, last: int) -> bytes:
             handle.seek(tensor.offset + first)
             found = handle.read(last - first)
     except OSError as error:
-        raise ArtifactError(f"{tensor.file} cannot be read: {error.strerror}") from error
+        raise unreadable(tensor.file, error, ArtifactError) from error
     if len(found) != last - first:
         raise ArtifactError(f"{tensor.file} changed: tensor {tensor.name} is cut short")
     return found
