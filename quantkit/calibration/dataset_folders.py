@@ -16,7 +16,7 @@ import yaml
 
 from quantkit.checkpoint.headers import read_json
 from quantkit.checkpoint.paths import join_inside
-from quantkit.errors import CalibrationError, CheckpointError
+from quantkit.errors import CalibrationError, CheckpointError, unreadable
 from quantkit.plain_yaml import MAX_YAML_BYTES, parse_yaml
 
 _HEADER = re.compile(r"^\s*---(?:\r\n|\r|\n)([\S\s]*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|$)")
@@ -76,7 +76,7 @@ def _find_headers(folder: Path) -> Iterator[tuple[Path, str]]:
                 # One byte more tells that there are more, which `datasets` would read as well.
                 content = file.read(MAX_YAML_BYTES + 1)
         except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+            raise unreadable(path, error) from None
         text, is_cut = content.decode("utf-8", "replace"), len(content) > MAX_YAML_BYTES
         if name != "README.md":
             if is_cut:

@@ -29,6 +29,7 @@ from quantkit.errors import (
     ResourceError,
     is_of_machine,
     raise_alone,
+    unreadable,
 )
 
 _MOST_NAMES = 1000
@@ -74,7 +75,7 @@ def _open_jsonl(data: str, split: str, columns: Columns) -> Rows:
                     numbers.append(number)
                 start += len(line)
     except OSError as error:
-        raise CalibrationError(f"cannot read {path}: {error.strerror}") from error
+        raise unreadable(path, error, CalibrationError) from error
     if starts:
         check_domain(names, columns, data)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantkit.checkpoint.mistaken import POINTER, recognise
-from quantkit.errors import CalibrationError, nearest
+from quantkit.errors import CalibrationError, nearest, unreadable
 
 Kind = Literal["text", "jsonl", "parquet", "folder", "hub"]
 
@@ -154,7 +154,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CalibrationError(f"cannot read {path}: {error.strerror}") from error
+        raise unreadable(path, error, CalibrationError) from error
 
 
 def check_columns(names: Iterable[str], columns: Columns, where: str) -> None:

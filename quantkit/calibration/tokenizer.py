@@ -17,7 +17,7 @@ from quantkit.calibration.tokenizer_growth import MAX_GROWTH, find_growth
 from quantkit.checkpoint.mistaken import recognise_file
 from quantkit.checkpoint.paths import join_inside
 from quantkit.checkpoint.source import list_side_files
-from quantkit.errors import CalibrationError, CheckpointError
+from quantkit.errors import CalibrationError, CheckpointError, unreadable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -208,7 +208,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         reason = recognise_file(path) or _first_line(error)
         raise CheckpointError(f"{path} is not valid JSON: {reason}") from error
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path} holds a JSON {type(tree).__name__} instead of an object")
     return tree

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quantkit.checkpoint.reader import DTYPES, Checkpoint, check_finite, read_tensor
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, unreadable
 from quantkit.formats.shards import Content
 from quantkit.records import TensorInfo
 
@@ -63,4 +63,4 @@ def _read_pieces(info: TensorInfo) -> Iterator[memoryview]:
                 yield view[:count]
                 left -= count
     except OSError as error:
-        raise CheckpointError(f"cannot read {info.file}: {error.strerror}") from error
+        raise unreadable(info.file, error) from error

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from quantkit.errors import RecipeError, nearest
+from quantkit.errors import RecipeError, nearest, unreadable
 from quantkit.plain_yaml import MAX_YAML_BYTES, parse_yaml
 
 MAX_RECIPE_BYTES = MAX_YAML_BYTES
@@ -71,7 +71,7 @@ def read_recipe_text(path: Path) -> str:
             raise RecipeError(f"{path} is larger than a recipe can be (256 KiB)")
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+        raise unreadable(f"the recipe {path}", error, RecipeError) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"the recipe {path} is not UTF-8 text") from error
 

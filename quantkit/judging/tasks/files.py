@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, TemplateSyntaxError, nodes, sandbox
 
-from quantkit.errors import InputError, nearest
+from quantkit.errors import InputError, nearest, unreadable
 from quantkit.plain_yaml import MAX_YAML_BYTES, parse_yaml
 from quantkit.recipe import shipped_folder
 
@@ -163,7 +163,7 @@ def _read_tree(path: Path, trail: tuple[Path, ...], read: list[Path]) -> dict[st
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())[:200]}") from error
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        raise unreadable(path, error, InputError) from error
     if not isinstance(tree, dict):
         raise InputError(f"{path}: describes no task: keys and values are expected")
     included = tree.pop("include", None) or []
