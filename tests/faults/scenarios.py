@@ -40,13 +40,13 @@ JUDGED = (
 )
 
 
-def quantize(*exports: str, overwrite: Path | None = None) -> Scenario:
-    """The demo job, without its gate."""
+def quantize(*exports: str, overwrite: Path | None = None, name: str = "quantize") -> Scenario:
+    """The demo job, without its gate; results are kept under `name`."""
     formats = ", ".join(exports)
     more = ("--set", f"export=[{formats}]")
     given = GIVEN if overwrite is None else (*GIVEN, (overwrite, "out"))
     return Scenario(
-        "quantize" if overwrite is None else "quantize --overwrite",
+        name if overwrite is None else f"{name} --overwrite",
         (
             *("quantize", MODEL, *RECIPE, "--output", "out", "--no-gate", *FEW, *more),
             *(() if overwrite is None else ("--overwrite",)),

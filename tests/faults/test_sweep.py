@@ -174,7 +174,7 @@ def test_statistics(runner: Runner) -> None:
         (lambda artifact: scenarios.gate(artifact / "compressed-tensors"), 200),
         (lambda artifact: scenarios.compare(*twins(artifact / "compressed-tensors")), 100),
         (lambda _: scenarios.quantize_judged(), 100),
-        (lambda _: scenarios.quantize("{format: onnx}"), 100),
+        (lambda _: scenarios.quantize("{format: onnx}", name="quantize to ONNX"), 100),
     ],
     ids=["gate", "compare", "judged", "onnx"],
 )
