@@ -88,6 +88,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), use_fast=True, trust_remote_code=False, local_files_only=True
         )
+        _forget_words(tokenizer)
         # What its constructor believed may be of no use.
         tokenizer("a")
         return tokenizer
@@ -100,6 +101,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         if "custom code" in reason:
             reason = "it needs custom code from the checkpoint, which is not run"
         raise CheckpointError(f"cannot load the tokenizer in {folder}: {reason}") from error
+
+
+def _forget_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Have the Rust library remember no words.
+
+    Its memory of them belongs to the thread and outlives the tokenizer: 4 MB stayed of each that
+    had read a megabyte. To do without took no longer: 0.54 s for that text, and 0.60 s with it.
+    """
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    resize = getattr(model, "_resize_cache", None)
+    if resize is not None:
+        resize(0)
 
 
 def _check_names(folder: Path) -> None:

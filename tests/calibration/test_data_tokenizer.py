@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from quantkit.calibration.tokenizer import (
     load_tokenizer,
 )
 from quantkit.errors import CalibrationError, CheckpointError
+from tests.cli.running import ROOT
 from tests.helpers import pico_text, write_pico_tokenizer
 
 
@@ -42,6 +46,39 @@ def test_a_folder_without_tokenizer_says_what_was_looked_for(tmp_path: Path) -> 
 
     with pytest.raises(CheckpointError, match=r"no tokenizer in .*tokenizer\.json, .*; copy the"):
         load_tokenizer(tmp_path)
+
+
+_HELD = """
+import ctypes, sys
+from pathlib import Path
+from quantkit.calibration.tokenizer import load_tokenizer
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "abcdefghij"]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+text = Path(sys.argv[2]).read_text(encoding="utf-8")[:300_000]
+held = []
+for _ in range(8):
+    load_tokenizer(Path(sys.argv[1])).backend_tokenizer.encode(text)
+    held.append(libc.mallinfo2().h)
+print(held[-1] - held[2])
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="NOT TESTED: not glibc")
+def test_a_tokenizer_that_is_dropped_leaves_nothing() -> None:
+    """With the Rust library's memory of words each left a megabyte and a half of this text."""
+    done = subprocess.run(
+        [sys.executable, "-c", _HELD, "models/demo-llama", "calib_data/docs_calibration.txt"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 500_000
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
