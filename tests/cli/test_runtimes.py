@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -24,6 +25,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    "network" in os.environ.get("QUANTKIT_ODD", "").split(),
+    reason="NOT TESTED: the package index is cut off",
+)
 def test_an_installed_runtime_works_and_the_gate_finds_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
