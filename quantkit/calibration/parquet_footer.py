@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.calibration.parquet_pages import DamagedPages, read_field
+from quantkit.calibration.parquet_pages import DamagedPages, read_field, skip_plain
 from quantkit.varints import UnendingNumber, read_varint
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ _ENTRY_BYTES = 1000
 """Of an entry of a list of structs in Arrow's memory, at most; in the file one may have a byte."""
 _MAX_DEPTH = 16
 """Of structs and lists in each other, of which the format has nine."""
-_TRUTHS, _BYTE, _INTEGERS, _DOUBLE = (1, 2), 3, (4, 5, 6), 7
-_BINARY, _LIST, _SET, _MAP, _STRUCT = 8, 9, 10, 11, 12
+_TRUTHS, _LIST, _SET, _MAP, _STRUCT = (1, 2), 9, 10, 11, 12
 """Types of the compact protocol."""
 _ROW_GROUPS, _COLUMNS, _COLUMN_METADATA, _SIZES, _ENCRYPTION = 4, 1, 3, 16, 8
 """Fields on the way to a column's size statistics, and the one beside them of encrypted columns."""
@@ -145,14 +144,12 @@ class _Walk:
             # The format has none.
             raise DamagedPages("the footer has a map")
         self.tell(at, 0)
-        if kind in _INTEGERS:
-            return read_varint(self.data, place)[1]
-        if kind == _BINARY:
-            length, place = read_varint(self.data, place)
-            return place + length
-        if kind in (*_TRUTHS, _BYTE, _DOUBLE):
-            return place + (8 if kind == _DOUBLE else int(within or kind == _BYTE))
-        raise DamagedPages(f"the footer has a value of the type {kind}")
+        if within and kind in _TRUTHS:
+            return place + 1
+        behind = skip_plain(self.data, place, kind)
+        if behind is None:
+            raise DamagedPages(f"the footer has a value of the type {kind}")
+        return behind
 
     def _skip_list(self, place: int, at: Place) -> int:
         head = self.data[place]

@@ -165,6 +165,22 @@ def _skip(data: mmap.mmap, place: int, kind: int, depth: int) -> int:
     """Return the place behind a value."""
     if depth > _MAX_DEPTH:
         raise DamagedPages("the header of a page is nested too deeply")
+    behind = skip_plain(data, place, kind)
+    if behind is not None:
+        return behind
+    if kind == _STRUCT:
+        field = 0
+        while True:
+            field, inner, place = read_field(data, place, field)
+            if not inner:
+                return place
+            place = _skip(data, place, inner, depth + 1)
+    # The headers have neither lists nor maps.
+    raise DamagedPages(f"the header of a page has a value of the type {kind}")
+
+
+def skip_plain(data: mmap.mmap | memoryview, place: int, kind: int) -> int | None:
+    """Return the place behind a field's value that holds no other values; None: its type does."""
     if kind in (_TRUE, _FALSE):
         return place
     if kind == _BYTE:
@@ -176,15 +192,7 @@ def _skip(data: mmap.mmap, place: int, kind: int, depth: int) -> int:
     if kind == _BINARY:
         length, place = read_varint(data, place)
         return place + length
-    if kind == _STRUCT:
-        field = 0
-        while True:
-            field, inner, place = read_field(data, place, field)
-            if not inner:
-                return place
-            place = _skip(data, place, inner, depth + 1)
-    # The headers have neither lists nor maps.
-    raise DamagedPages(f"the header of a page has a value of the type {kind}")
+    return None
 
 
 def _read_signed(data: mmap.mmap | memoryview, place: int) -> tuple[int, int]:
