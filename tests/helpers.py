@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -159,3 +163,16 @@ def _fill(model: torch.nn.Module, seed: int) -> None:
                 parameter.copy_(noise * 0.1)
             else:
                 parameter.copy_(1 + noise * 0.1)
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """No file can be opened while this is open: EMFILE."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

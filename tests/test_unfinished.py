@@ -6,7 +6,6 @@ import errno
 import itertools
 import multiprocessing
 import os
-import resource
 import signal
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from quantkit.workspace import (
     take_out,
 )
 from tests.changes import act_before_changes, die
+from tests.helpers import no_more_files
 from tests.test_staging import fill, words_of
 from tests.test_workspace import make_block
 
@@ -156,15 +156,9 @@ def test_a_block_that_cannot_be_opened_is_not_said_to_be_missing(tmp_path: Path)
     assert load_block(workspace, 0).index == 0
     found = Workspace(workspace.folder)
     path = next(found.folder.glob("block-*"))
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.dup(0)
-    os.close(free)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
-        with (
-            pytest.raises(ResourceError, match="is there and cannot be opened"),
-            quantkit.workspace._opened(path),
-        ):
-            pass
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with (
+        no_more_files(),
+        pytest.raises(ResourceError, match="is there and cannot be opened"),
+        quantkit.workspace._opened(path),
+    ):
+        pass

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,20 +16,7 @@ from quantkit.judging.suspicions import compare_hashes
 from quantkit.judging.weights import compare_weights
 from quantkit.running import silent
 from tests.formats.cases import UNLIKE, make_case
-from tests.helpers import make_pico_model
-
-
-@contextmanager
-def no_more_files() -> Iterator[None]:
-    """No file can be opened while this is open: EMFILE."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+from tests.helpers import make_pico_model, no_more_files
 
 
 @pytest.fixture(scope="module")
