@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import quantkit
+from quantkit.capacity import read_memory
 from quantkit.cli.console import Reply
 from quantkit.cli.encoder_plan import encoder_document, encoder_rows
 from quantkit.cli.layout import make_table
@@ -67,6 +68,7 @@ def plan(
     mark = name_plan([recipe, model or "", *(overrides or ())])
     try:
         # What the files alone can refuse is answered before torch is loaded, which takes seconds.
+        most = read_memory(memory)
         loaded = load(recipe, model, output, overrides or ())
         check_inputs(loaded, overwrite=bool(overwrite), output_needed=False)
         options = given(
@@ -74,7 +76,7 @@ def plan(
             output=output,
             overrides=overrides,
             device=device,
-            memory=memory,
+            memory=most,
             overwrite=overwrite,
         )
         found = quantkit.plan(recipe, **options)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import quantkit
+from quantkit.capacity import read_memory
 from quantkit.cli.console import Reply, show_progress
 from quantkit.cli.options import (
     DeviceOption,
@@ -68,7 +69,7 @@ def quantize(
     otel: OtelOption = False,
 ) -> Reply:
     """Quantize a model, judge the result and write a report."""
-    model = one_model(model_argument, model)
+    model, most = one_model(model_argument, model), read_memory(memory)
     ranks = read_ranks()
     if ranks.size == 1:
         # What the files alone can refuse is answered before torch is loaded, which takes seconds.
@@ -89,7 +90,7 @@ def quantize(
                     statistics=statistics,
                     overrides=overrides,
                     device=device,
-                    memory=memory,
+                    memory=most,
                     overwrite=overwrite,
                     gate=gate,
                     progress=progress,
