@@ -11,7 +11,6 @@ import gc
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -153,8 +152,7 @@ def measure() -> dict[str, int]:
     lines = dict(line.split(":", 1) for line in status.splitlines())
     return {
         # Without the pages of files, and with what was swapped: both depend on the machine's load.
-        "memory_kb": sum(int(lines[name].split()[0]) for name in ("RssAnon", "VmSwap"))
-        - count_unused_kb(),
+        "memory_kb": sum(int(lines[name].split()[0]) for name in ("RssAnon", "VmSwap")),
         "files": len(os.listdir("/proc/self/fd")) - 1,
         "threads": int(lines["Threads"]),
         "python_threads": threading.active_count(),
@@ -179,27 +177,6 @@ def measure() -> dict[str, int]:
             if name.partition(".")[0] == "quantkit"
         ),
     }
-
-
-def count_unused_kb() -> int:
-    """Return what Python's allocator holds and nobody uses.
-
-    It gives an arena back when all of its pools are unused. One object that stays keeps it, and
-    where that is by chance: the arenas grow for hundreds of jobs while what is in them does not.
-    """
-    with tempfile.TemporaryFile() as said:
-        before = os.dup(2)
-        os.dup2(said.fileno(), 2)
-        try:
-            sys._debugmallocstats()
-        finally:
-            os.dup2(before, 2)
-            os.close(before)
-        said.seek(0)
-        found = re.search(r"(\d+) unused pools \* (\d+) bytes", said.read().decode())
-    if found is None:
-        raise RuntimeError("sys._debugmallocstats does not tell of unused pools")
-    return int(found[1]) * int(found[2]) // 1024
 
 
 def count_held(module: ModuleType) -> int:
