@@ -36,6 +36,7 @@ from quantkit.materials import (
     refuse_encoder,
     refuse_sharing,
 )
+from quantkit.numerics.onednn import quick_float32
 from quantkit.publishing.of_recipe import check_publishing, publish_result
 from quantkit.ranks import Ranks, from_first, join_ranks
 from quantkit.recipe import GivenSolver, Overrides
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+@quick_float32()
 def plan(
     recipe: RecipeLike,
     *,
@@ -126,6 +128,7 @@ def plan(
 
 
 @tracing.job("quantize")
+@quick_float32()
 def quantize(
     recipe: RecipeLike,
     *,

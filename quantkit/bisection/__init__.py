@@ -34,6 +34,7 @@ from quantkit.inputs import RecipeLike
 from quantkit.job_windows import load_evaluation
 from quantkit.judging.sampling import plan_looks, shuffle_windows
 from quantkit.judging.scoring import select_scored
+from quantkit.numerics.onednn import quick_float32
 from quantkit.planning.sizes import choose_scale_dtype
 from quantkit.recipe import GateSpec, Overrides
 from quantkit.records import Progress, TokenWindows
@@ -49,6 +50,7 @@ _WINDOW_TOKENS = 256
 """Tokens of one of them, at the most."""
 
 
+@quick_float32()
 def bisect(
     artifact: str | os.PathLike[str],
     *,

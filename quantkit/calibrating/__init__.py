@@ -42,6 +42,7 @@ from quantkit.materials import (
     opened_model,
     refuse_sharing,
 )
+from quantkit.numerics.onednn import quick_float32
 from quantkit.ranks import read_ranks
 from quantkit.recipe import CalibrationSpec, Overrides
 from quantkit.records import (
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+@quick_float32()
 def calibrate(
     recipe: RecipeLike,
     *,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from quantkit.errors import InputError
+from quantkit.numerics.onednn import usual_float32
 
 _SIZE = 256
 _REPEATS = 7
@@ -58,7 +59,9 @@ def choose_compute_dtype(
     if device.type == "cuda":
         half = checkpoint_dtype in (torch.bfloat16, torch.float16)
         return (checkpoint_dtype if half else torch.float32), ComputeProbe("cuda", 0.0, 0.0)
-    with _one_thread():
+    # How fast another library multiplies float32 is left out: it is not so far from bfloat16 that
+    # noise could not flip the choice.
+    with _one_thread(), usual_float32():
         float32 = _measure_gflops(torch.float32)
         bfloat16 = _measure_gflops(torch.bfloat16)
     probe = ComputeProbe("cpu", float32, bfloat16)

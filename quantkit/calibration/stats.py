@@ -14,13 +14,14 @@ from torch import Tensor
 
 from quantkit.numerics import kernels
 from quantkit.numerics.precision import quick_products
+from quantkit.numerics.products import add_product, pack_rows, sums_products
 from quantkit.records import LayerStats
 
 SAMPLED_TOKENS = 1024
 """Tokens that a sample has at the most; with enough data it has at least a third of them."""
 
 PANEL = 512
-"""Width of the panels of the sum: what lies below them follows by symmetry."""
+"""Width of the panels of the sum: what lies below the diagonal follows by symmetry."""
 
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -52,8 +53,8 @@ class Moment:
     total: float32 [I, I], the sum of x x^T. first: float32 [I], the sum of x. absmax: float32 [I].
     drift: float32 [I, I], the sum of (y - x) x^T, y being the original model's; None before the
     first token, and where the original is not followed. bfloat16: whether no activation of another
-    dtype was added. buffer: for activations on their way into a product; fresh memory for each
-    batch takes longer than to copy them.
+    dtype was added. buffer: int32, for activations on their way into a product; fresh memory for
+    each batch takes longer than to copy them.
     """
 
     total: Tensor
@@ -101,16 +102,10 @@ def accumulate(
             moved = None if moved is None else moved[counted]
     if not len(rows):
         return
-    weighted = _weighted(rows, weights)
-    factors = _widen(moment, weighted)
-    _add_square(moment.total, weighted, factors)
-    if moved is not None:
-        if moment.drift is None:
-            moment.drift = torch.zeros_like(moment.total)
-        left = _weighted(moved, weights).to(factors.dtype)
-        _add_product(moment.drift, left.T, factors, rows.dtype)
+    left = None if moved is None else _weighted(moved, weights)
+    _add_products(moment, _weighted(rows, weights), left)
     if weights is None:
-        moment.first += factors.sum(0, dtype=torch.float32)
+        moment.first += rows.sum(0, dtype=torch.float32)
     else:
         moment.first += weights.to(torch.float32) @ rows.to(torch.float32)
     for extreme in (rows.amax(0), -rows.amin(0)):
@@ -121,6 +116,24 @@ def accumulate(
     moment.bfloat16 &= rows.dtype == torch.bfloat16
 
 
+def _add_products(moment: Moment, rows: Tensor, moved: Tensor | None) -> None:
+    """Add the second moment of rows [T, I], and what they have in common with `moved` [T, I]."""
+    if moved is not None and moment.drift is None:
+        moment.drift = torch.zeros_like(moment.total)
+    if sums_products(rows) and (moved is None or sums_products(moved)):
+        packed = pack_rows(rows, moment.buffer)
+        if moment.buffer is None or packed.numel() > moment.buffer.numel():
+            moment.buffer = packed.view(-1)
+        add_product(moment.total, packed, packed, upper=True)
+        if moved is not None and moment.drift is not None:
+            add_product(moment.drift, pack_rows(moved), packed)
+        return
+    factors = _widen(moment, rows)
+    _add_square(moment.total, rows, factors)
+    if moved is not None and moment.drift is not None:
+        _add_product(moment.drift, moved.to(factors.dtype).T, factors, rows.dtype)
+
+
 def _widen(moment: Moment, rows: Tensor) -> Tensor:
     """Return rows [T, I] in a dtype whose products can be summed in float32.
 
@@ -128,9 +141,9 @@ def _widen(moment: Moment, rows: Tensor) -> Tensor:
     """
     if rows.is_cuda or rows.dtype == torch.float32:
         return rows
-    if moment.buffer is None or len(moment.buffer) < len(rows):
-        moment.buffer = torch.empty(rows.shape, dtype=torch.float32)
-    return moment.buffer[: len(rows)].copy_(rows)
+    if moment.buffer is None or moment.buffer.numel() < rows.numel():
+        moment.buffer = torch.empty(rows.numel(), dtype=torch.int32)
+    return moment.buffer[: rows.numel()].view(torch.float32).view(rows.shape).copy_(rows)
 
 
 def _add_square(total: Tensor, rows: Tensor, factors: Tensor) -> None:
@@ -208,6 +221,8 @@ def finish(moment: Moment) -> LayerStats:
     for start in range(0, len(moment.total), PANEL):
         stop = start + PANEL
         moment.total[stop:, start:stop] = moment.total[start:stop, stop:].T
+        square = moment.total[start:stop, start:stop]
+        square.copy_(square.triu() + square.triu(1).T)
     none = torch.empty(0, len(moment.total))
     rows, moved = moment.sample.rows, moment.sample.moved
     return LayerStats(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import torch
 
@@ -19,5 +20,8 @@ def share_out(run: Callable[[int, int], None], count: int, most_threads: int) ->
         run(0, count)
         return
     bounds = [count * part // threads for part in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(run, bounds[:-1], bounds[1:]))
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(run, *part) for part in pairwise(bounds[1:])]
+        run(*bounds[:2])
+    for other in others:
+        other.result()

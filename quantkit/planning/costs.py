@@ -181,7 +181,7 @@ def _count_solving(plan: Plan, work: Workload, probe: MachineProbe) -> Terms:
     flops = 1e9 * probe.float32_gflops
     if work.on_device and probe.accelerator is not None:
         flops = 1e9 * probe.accelerator.float32_gflops
-    factored = 1e9 * (flops / 1e9 if work.on_device else probe.float64_cholesky_gflops)
+    factored = flops if work.on_device else 1e9 * probe.float32_cholesky_gflops
     moved = probe.moved_bytes_per_second * (flops / probe.float32_gflops / 1e9)
     return {
         "solve: order": totals["solve: order"] / flops,

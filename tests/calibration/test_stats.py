@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from quantkit.calibration import stats as stats_module
 from quantkit.calibration.compute import choose_compute_dtype, choose_device
 from quantkit.calibration.stats import (
     SAMPLED_TOKENS,
@@ -63,6 +64,30 @@ def test_sums_of_bfloat16_activations_are_exact_products() -> None:
     expected = rows.double().T @ rows.double() / len(rows)
     assert (stats.second_moment.double() - expected).norm() < 1e-6 * expected.norm()
     assert stats.bfloat16
+
+
+def test_a_compiled_product_sums_as_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of growing sizes, one of another dtype among them, with what they are beside."""
+    generator = torch.Generator().manual_seed(4)
+    sizes = ((40, torch.bfloat16), (70, torch.bfloat16), (60, torch.float32), (9, torch.bfloat16))
+    batches = [torch.randn(size, 600, generator=generator).to(dtype) for size, dtype in sizes]
+    originals = [batch + batch.sin() for batch in batches]
+    found = []
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(stats_module, "sums_products", lambda _: False)
+        moment = empty_moment(600, CPU)
+        for batch, original in zip(batches, originals, strict=True):
+            accumulate(moment, batch, None, original)
+        found.append(finish(moment))
+
+    ours, theirs = found
+    assert torch.equal(ours.second_moment, ours.second_moment.T)
+    torch.testing.assert_close(ours.second_moment, theirs.second_moment, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.mean, theirs.mean)
+    assert ours.drift is not None
+    assert theirs.drift is not None
+    torch.testing.assert_close(ours.drift, theirs.drift, rtol=1e-5, atol=1e-5)
 
 
 def test_float32_activations_are_summed_as_they_are() -> None:

@@ -47,8 +47,9 @@ IMPORTS = {
     },
     # Templates: rendered for the report, parsed for a task, an error of transformers' sandbox.
     "jinja2": {"calibration/templates.py", "judging/tasks/files.py", "report/html.py"},
-    # A library's module is run to see which it is; the name is quantkit's own.
-    "runpy": {"judging/runtimes/build_probe.py"},
+    # A library's module is run to see which it is, and a file of quantkit's own by its path; the
+    # names are quantkit's own.
+    "runpy": {"judging/runtimes/build_probe.py", "judging/runtimes/worker_protocol.py"},
 }
 """Module -> the files that may import it; whoever else needs one asks them."""
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 # Run by its path, the script is part of no package, and PYTHONSAFEPATH hides its folder.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from encoder_protocol import Reply, Rows, answer_encodings  # type: ignore[import-not-found]
-from worker_protocol import FAILURES, find_versions, serve  # type: ignore[import-not-found]
+from worker_protocol import FAILURES, find_versions, quicken_float32, serve  # type: ignore[import-not-found]
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,6 +75,7 @@ def load(request: Reply) -> tuple[Any, Reply]:
     if os.path.exists(os.path.join(path, "adapter_config.json")):
         raise ValueError(f"{path} holds an adapter (adapter_config.json): merge it first")
     torch.set_num_threads(request["threads"])
+    quicken_float32()
     transformers.utils.logging.disable_progress_bar()
     device = request["device"]
     if device == "auto":

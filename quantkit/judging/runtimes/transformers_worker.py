@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 
 # Run by its path, the script is part of no package, and PYTHONSAFEPATH hides its folder.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from worker_protocol import FAILURES, find_versions, serve  # type: ignore[import-not-found]
+from worker_protocol import FAILURES, find_versions, quicken_float32, serve  # type: ignore[import-not-found]
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,6 +103,7 @@ def load(path: str, device: str, threads: int) -> tuple[Any, Reply]:
     if os.path.exists(os.path.join(path, "adapter_config.json")):
         raise ValueError(f"{path} holds an adapter (adapter_config.json): merge it first")
     torch.set_num_threads(threads)
+    quicken_float32()
     transformers.utils.logging.disable_progress_bar()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,80 @@
+"""Products of bfloat16 matrices that are summed in float32, on a processor.
+
+torch multiplies bfloat16 as fast as the processor can and rounds what comes out to bfloat16, or
+sums in float32 what it has widened before, at less than half the speed. So where the processor has
+AVX512-BF16, numba compiles a product that keeps its float32 sums, if it is installed. Processors
+with AMX are left to torch, whose products use it.
+
+Shapes: T tokens, n and m features. Packed rows are int32 [P, ceil(T/2), 16], P a multiple of 3:
+panels of 16 features, in which a number has the values of a feature for two tokens.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.util import find_spec
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quantkit.numerics.threads import share_out
+
+_PACKED_A_THREAD = 1 << 20
+_BLOCKS_A_THREAD = 4
+"""So few numbers, or blocks of columns, take about as long as starting a thread."""
+
+
+def sums_products(rows: Tensor) -> bool:
+    """Say whether rows can be packed and multiplied here."""
+    if rows.dtype != torch.bfloat16 or rows.device.type != "cpu" or find_spec("numba") is None:
+        return False
+    from llvmlite.binding import get_host_cpu_features
+
+    features = get_host_cpu_features()
+    return features.get("avx512bf16", False) and not features.get("amx-bf16", False)
+
+
+def pack_rows(rows: Tensor, room: Tensor | None = None) -> Tensor:
+    """Return bfloat16 rows [T, n] packed.
+
+    Args:
+        room: int32, flat, of no use any more; what is returned lies there where it fits.
+    """
+    from quantkit.numerics.products_compiled import LANES, count_panels, pack
+
+    # Not by Tensor.numpy, after which the rows' memory could not be given back by resizing it.
+    bits = np.from_dlpack(rows.contiguous().view(torch.int16))
+    tokens, features = rows.shape
+    shape = (count_panels(features), -(-tokens // 2), LANES)
+    size = shape[0] * shape[1] * shape[2]
+    if room is None or room.numel() < size:
+        room = torch.empty(size, dtype=torch.int32)
+    packed = room[:size].view(shape)
+    run = partial(pack, cast(NDArray[np.int16], bits), packed.numpy())
+    share_out(run, shape[0], size // _PACKED_A_THREAD)
+    return packed
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor, *, upper: bool = False) -> None:
+    """Add left^T right to `total` float32 [n, m], both packed [T, n] and [T, m].
+
+    Args:
+        upper: whether the upper triangle is enough. Below it only some of the sum is added.
+
+    Raises:
+        ValueError: the rows have not as many tokens, or `total` has not this shape.
+    """
+    from quantkit.numerics.products_compiled import PANELS, count_panels, multiply
+
+    panels = len(left), len(right)
+    if panels != tuple(map(count_panels, total.shape)) or left.shape[1] != right.shape[1]:
+        raise ValueError(
+            f"packed rows of shapes {tuple(left.shape)} and {tuple(right.shape)} have no product "
+            f"of shape {tuple(total.shape)}"
+        )
+    blocks = len(right) // PANELS
+    run = partial(multiply, left.numpy(), right.numpy(), upper, total.numpy())
+    share_out(run, blocks, blocks // _BLOCKS_A_THREAD)
