@@ -126,6 +126,7 @@ bench: setup
 	$(BIN)/python benchmarks/run.py gptq-demo gptq-demo-fast awq-demo gptq-0.5b gptq-0.5b-fast rtn-16gb fp8-16gb gptq-16gb-short
 	$(BIN)/python benchmarks/run.py awq-0.5b --layers 2
 	$(BIN)/python benchmarks/two_processes.py
+	$(BIN)/python benchmarks/products.py
 	$(BIN)/python benchmarks/predictions.py
 	$(BIN)/python benchmarks/calibrate_once.py
 	$(BIN)/python benchmarks/quality.py

@@ -24,6 +24,7 @@ from quantkit.inputs import LoadedRecipe
 from quantkit.job_windows import collect_notes, find_calibration, load_evaluation
 from quantkit.numerics.columns import missing_compiler
 from quantkit.numerics.kernels import missing_kernels
+from quantkit.numerics.products import sums_products
 from quantkit.planning import find_chosen, make_plan
 from quantkit.planning.prediction import predict
 from quantkit.planning.probe import probe_machine
@@ -241,6 +242,7 @@ def describe_workload(
         compute_bytes=dtype.itemsize,
         on_device=device.type == "cuda",
         compiled=find_spec("numba") is not None,
+        compiled_sums=dtype == torch.bfloat16 and sums_products(device),
     )
 
 

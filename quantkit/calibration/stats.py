@@ -54,7 +54,7 @@ class Moment:
     drift: float32 [I, I], the sum of (y - x) x^T, y being the original model's; None before the
     first token, and where the original is not followed. bfloat16: whether no activation of another
     dtype was added. buffer: int32, for activations on their way into a product; fresh memory for
-    each batch takes longer than to copy them.
+    each batch takes longer than to copy them. compiled: whether bfloat16 is summed by `products`.
     """
 
     total: Tensor
@@ -66,6 +66,7 @@ class Moment:
     drift: Tensor | None = None
     bfloat16: bool = True
     buffer: Tensor | None = None
+    compiled: bool = False
 
 
 def empty_moment(features: int, device: torch.device) -> Moment:
@@ -77,6 +78,7 @@ def empty_moment(features: int, device: torch.device) -> Moment:
         sample=Sample(None, None, torch.empty(0, dtype=torch.float64), 1.0, 0),
         weight=0.0,
         tokens=0,
+        compiled=sums_products(device),
     )
 
 
@@ -103,11 +105,14 @@ def accumulate(
     if not len(rows):
         return
     left = None if moved is None else _weighted(moved, weights)
-    _add_products(moment, _weighted(rows, weights), left)
-    if weights is None:
-        moment.first += rows.sum(0, dtype=torch.float32)
-    else:
+    packed = _add_products(moment, _weighted(rows, weights), left)
+    if weights is not None:
         moment.first += weights.to(torch.float32) @ rows.to(torch.float32)
+    elif packed is not None:
+        ones = torch.ones(len(rows), 1, dtype=torch.bfloat16)
+        add_product(moment.first.unsqueeze(0), pack_rows(ones), packed)
+    else:
+        moment.first += rows.sum(0, dtype=torch.float32)
     for extreme in (rows.amax(0), -rows.amin(0)):
         torch.maximum(moment.absmax, extreme.float(), out=moment.absmax)
     _draw(moment.sample, rows, moved)
@@ -116,22 +121,28 @@ def accumulate(
     moment.bfloat16 &= rows.dtype == torch.bfloat16
 
 
-def _add_products(moment: Moment, rows: Tensor, moved: Tensor | None) -> None:
-    """Add the second moment of rows [T, I], and what they have in common with `moved` [T, I]."""
+def _add_products(moment: Moment, rows: Tensor, moved: Tensor | None) -> Tensor | None:
+    """Add the second moment of rows [T, I], and what they have in common with `moved` [T, I].
+
+    Returns:
+        The rows packed, where they were; good until the next batch.
+    """
     if moved is not None and moment.drift is None:
         moment.drift = torch.zeros_like(moment.total)
-    if sums_products(rows) and (moved is None or sums_products(moved)):
+    short = rows.dtype == torch.bfloat16 and (moved is None or moved.dtype == torch.bfloat16)
+    if short and moment.compiled:
         packed = pack_rows(rows, moment.buffer)
         if moment.buffer is None or packed.numel() > moment.buffer.numel():
             moment.buffer = packed.view(-1)
         add_product(moment.total, packed, packed, upper=True)
         if moved is not None and moment.drift is not None:
             add_product(moment.drift, pack_rows(moved), packed)
-        return
+        return packed
     factors = _widen(moment, rows)
     _add_square(moment.total, rows, factors)
     if moved is not None and moment.drift is not None:
         _add_product(moment.drift, moved.to(factors.dtype).T, factors, rows.dtype)
+    return None
 
 
 def _widen(moment: Moment, rows: Tensor) -> Tensor:

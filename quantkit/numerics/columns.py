@@ -121,7 +121,7 @@ def missing_compiler() -> str | None:
         return None
     return (
         "numba is not installed, so the loops over columns and the search of scales take several "
-        'times as long: pip install "quantkit[fast]"'
+        'times as long, and second moments longer: pip install "quantkit[fast]"'
     )
 
 

@@ -27,9 +27,9 @@ _BLOCKS_A_THREAD = 4
 """So few numbers, or blocks of columns, take about as long as starting a thread."""
 
 
-def sums_products(rows: Tensor) -> bool:
-    """Say whether rows can be packed and multiplied here."""
-    if rows.dtype != torch.bfloat16 or rows.device.type != "cpu" or find_spec("numba") is None:
+def sums_products(device: torch.device) -> bool:
+    """Say whether bfloat16 rows on a device can be packed and multiplied."""
+    if device.type != "cpu" or find_spec("numba") is None:
         return False
     from llvmlite.binding import get_host_cpu_features
 

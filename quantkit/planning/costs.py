@@ -21,35 +21,38 @@ COSTS: Mapping[str, float] = MappingProxyType(
     {
         "prepare: start": 0.25,
         "prepare: probe": 0.7,
-        "prepare: text": 0.45,
-        "prepare: hash": 1.1,
-        "walk: start": 0.6,
-        "walk: read": 3.0,
-        "walk: forward": 1.6,
-        "walk: attention": 4.0,
+        "prepare: text": 0.5,
+        "prepare: hash": 1.0,
+        "walk: start": 0.55,
+        "walk: read": 2.4,
+        "walk: forward": 1.3,
+        "walk: attention": 6.0,
         "walk: elements": 1.5,
-        "walk: calls": 10.0,
-        "walk: statistics": 2.0,
-        "solve: order": 2.0,
-        "solve: factor": 1.3,
-        "solve: products": 1.3,
-        "solve: elements": 1.5,
+        "walk: calls": 15.0,
+        "walk: statistics": 1.2,
+        "solve: order": 1.0,
+        "solve: factor": 0.4,
+        "solve: products": 1.5,
+        "solve: elements": 2.0,
         "solve: calls": 1.5,
-        "encode: elements": 1.0,
-        "store": 1.5,
-        "write: start": 0.05,
+        "encode: elements": 1.1,
+        "store": 2.0,
+        "write: start": 0.07,
         "write: bytes": 2.0,
-        "write: onnx": 0.5,
-        "gate: start": 8.0,
+        "write: onnx": 0.2,
+        "gate: start": 11.0,
         "gate: weights": 2.0,
-        "gate: forward": 1.4,
-        "gate: logits": 3.0,
-        "gate: prompts": 1.5,
+        "gate: forward": 1.8,
+        "gate: logits": 3.1,
+        "gate: prompts": 1.7,
         "fisher: passes": 3.0,
         "allocate: passes": 1.5,
     }
 )
 """Term -> how many times its ideal seconds it takes, or seconds."""
+
+_WIDENED = 1.7
+"""How many times longer second moments take where torch sums them in float32."""
 
 _UNMEASURED_WRITING = 200e6
 """Bytes a second where the probe could not write."""
@@ -140,7 +143,7 @@ def _count_walk(plan: Plan, work: Workload, probe: MachineProbe) -> Terms:
         * work.compute_bytes
         / probe.moved_bytes_per_second,
         "walk: calls": follows * batches * blocks * _CALLS_A_LAYER * probe.call_seconds * 10,
-        "walk: statistics": sums * tokens / flops,
+        "walk: statistics": sums * tokens / flops * (1.0 if work.compiled_sums else _WIDENED),
     }
     if follows > 1:
         seen = min(tokens, 1 << 15)

@@ -18,7 +18,7 @@ from quantkit.planning.workload import Workload
 from quantkit.records import BlockPlan, GroupPlan, LinearPlan, Plan
 from quantkit.schemes import ONNX
 
-_FLOAT32, _FLOAT64 = 4, 8
+_FLOAT32 = 4
 
 MEMORY: Mapping[str, float] = MappingProxyType(
     {
@@ -29,7 +29,7 @@ MEMORY: Mapping[str, float] = MappingProxyType(
         "suspended forward": 1.5e6,
         "compiled loops": 112e6,
         "solving": 16e6,
-        "writing": 40e6,
+        "writing": 56e6,
         "gguf": 40e6,
         "onnx": 65e6,
         "gate": 60e6,
@@ -80,7 +80,7 @@ def find_peak(plan: Plan, work: Workload, resident: int) -> int:
     else:
         stages.append(max(_hold_solving(plan, work), default=0.0))
         stages[-1] += _hold_walk(work) if work.tokens else 0
-    if work.compiled and not work.on_device and any(map(_has_loops, plan.linears)):
+    if _runs_compiled(plan, work):
         base += MEMORY["compiled loops"]
     if work.gate_windows:
         stages.append(MEMORY["gate"])
@@ -88,6 +88,13 @@ def find_peak(plan: Plan, work: Workload, resident: int) -> int:
         measuring = 2 * work.model.block_bytes + plan.choice.memory_bytes
         stages.append(_hold_walk(work) + measuring)
     return int(MEMORY["margin"] * (base + max(stages)))
+
+
+def _runs_compiled(plan: Plan, work: Workload) -> bool:
+    """Whether anything is run that numba compiles."""
+    if work.compiled_sums and any(linear.needs_statistics for linear in plan.linears):
+        return True
+    return work.compiled and not work.on_device and any(map(_has_loops, plan.linears))
 
 
 def _has_loops(linear: LinearPlan) -> bool:
@@ -228,7 +235,7 @@ def _hold_solver(group: GroupPlan) -> float:
     for linear in group.linears:
         if linear.encoded:
             held.append(linear.out_features * linear.in_features * _FLOAT32 * 4.0 + _CHUNK_BYTES)
-            held[-1] += 2 * linear.in_features**2 * _FLOAT64 if linear.needs_statistics else 0
+            held[-1] += 3 * linear.in_features**2 * _FLOAT32 if linear.needs_statistics else 0
     return max(held)
 
 
@@ -240,11 +247,12 @@ def _hold_matrix(matrix: SolvedMatrix, joined: bool) -> float:
     codes = matrix.elements
     if not method.needs_calibration:
         return copy + codes + MEMORY["rtn"] * size
-    folded = 0
+    # With rounded inputs, the second moment and the noise of their rounding.
+    folded = square if matrix.first.scheme.activations is not None else 0
     stages: list[float] = []
     if method.transform is not None:
         # The weights and the second moment, scaled; before, the candidates.
-        folded = square
+        folded += square
         rows = _CANDIDATE_ROWS * columns
         candidates = min(_CANDIDATE_ELEMENTS, rows) * _CANDIDATE_TENSORS * _FLOAT32
         stages.append(candidates + (2 * square if method.rounder == "gptq" else 0))

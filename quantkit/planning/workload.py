@@ -49,6 +49,8 @@ class Workload:
     """Whether the walk runs on an accelerator."""
     compiled: bool = False
     """Whether numba is there to compile the loops over columns."""
+    compiled_sums: bool = False
+    """Whether it compiles the sums of second moments as well."""
     room_bytes: int | None = None
     """What suspended forwards may hold where they run; the rest is parked. None: all fits."""
 
