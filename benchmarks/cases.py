@@ -112,7 +112,7 @@ CASES: Mapping[str, Case] = _table(
         windows=64,
         length=512,
         effort="fast",
-        memory="1.5GB",
+        memory="1.3GB",
         promises=replace(_GPTQ, bound_ratio=2.0),
     ),
     Case(

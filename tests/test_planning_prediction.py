@@ -102,7 +102,17 @@ def test_operations_of_the_walk_are_counted(model: Path) -> None:
     assert terms["walk: attention"] == pytest.approx(2 * tokens * 64 * HIDDEN * BLOCKS / 4e9)
     # The inputs of q, o and gate are 64 wide, that of down 128; half of a product by symmetry.
     sums = BLOCKS * (3 * HIDDEN**2 + MIDDLE**2)
+    assert terms["walk: statistics"] == pytest.approx(1.7 * sums * tokens / 4e9)
+    terms = find_terms(plan, replace(work, compiled_sums=True), PROBE)["quantize"]
     assert terms["walk: statistics"] == pytest.approx(sums * tokens / 4e9)
+
+
+def test_what_is_compiled_takes_memory(model: Path) -> None:
+    """The second moments of any method that has them, and nothing of plain rounding."""
+    for method, more in (("awq", True), ("rtn", False)):
+        plan, work = make(model, method)
+        least = find_peak(plan, work, 0)
+        assert (find_peak(plan, replace(work, compiled_sums=True), 0) > least) == more
 
 
 def test_operations_of_gptq_are_counted(model: Path) -> None:
@@ -120,7 +130,7 @@ def test_operations_of_gptq_are_counted(model: Path) -> None:
         + HIDDEN * MIDDLE**2
     )
     assert terms["solve: order"] == pytest.approx(cubes / 1e9)
-    assert terms["solve: factor"] == pytest.approx(cubes / 3 / 0.25e9)
+    assert terms["solve: factor"] == pytest.approx(cubes / 3 / 0.5e9)
     assert terms["solve: products"] == pytest.approx(13 * rows_by_squares / 1e9)
     columns = BLOCKS * (3 * HIDDEN + MIDDLE)
     assert terms["solve: calls"] == pytest.approx(columns * (8 + 9 * 2) * 1e-6)

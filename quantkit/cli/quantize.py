@@ -24,6 +24,7 @@ from quantkit.cli.options import (
     given,
     one_model,
 )
+from quantkit.cli.process import keep_freed_memory
 from quantkit.cli.reports import quantize_reply
 from quantkit.cli.tracking import (
     MlflowModelOption,
@@ -70,6 +71,8 @@ def quantize(
 ) -> Reply:
     """Quantize a model, judge the result and write a report."""
     model, most = one_model(model_argument, model), read_memory(memory)
+    if most is not None:
+        keep_freed_memory()
     ranks = read_ranks()
     if ranks.size == 1:
         # What the files alone can refuse is answered before torch is loaded, which takes seconds.

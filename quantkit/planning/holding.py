@@ -209,7 +209,8 @@ def _hold_forwards(stop: _Stop, work: Workload, *, small: bool) -> float:
         holes = MEMORY["holes between small tensors"]
     held = work.tokens * width * work.compute_bytes
     if work.room_bytes is not None:
-        held = min(held, work.room_bytes)
+        # What is not parked lies between what comes and goes.
+        held, holes = min(held, work.room_bytes), MEMORY["holes between small tensors"]
     return held * (1 + holes)
 
 

@@ -52,3 +52,40 @@ def test_torch_asks_for_huge_pages_unless_the_user_says_otherwise(given: str | N
     )
 
     assert reply.stdout.split() == [given or "1", "False"]
+
+
+@pytest.mark.parametrize(
+    ("limited", "given", "mapped"),
+    [(False, None, [0, 1, 1]), (True, None, [0, 0, 1]), (True, "1048576", [0, 1, 1])],
+    ids=["no limit", "a limit", "the user's own"],
+)
+def test_freed_memory_stays_where_activations_are_parked(
+    limited: bool, given: str | None, mapped: list[int]
+) -> None:
+    """Blocks of 0.5, 8 and 32 MiB: which of them glibc maps on their own."""
+    environment = {key: value for key, value in os.environ.items() if "MALLOC_MMAP" not in key}
+    if given is not None:
+        environment["MALLOC_MMAP_THRESHOLD_"] = given
+    show = (
+        "import ctypes\n"
+        "from quantkit.cli.process import keep_freed_memory, settle_process\n"
+        "settle_process()\n"
+        f"keep_freed_memory() if {limited} else None\n"
+        "library = ctypes.CDLL(None)\n"
+        "Counts = type('Counts', (ctypes.Structure,), {'_fields_': [\n"
+        "    (name, ctypes.c_size_t) for name in 'abcdefghij']})\n"
+        "library.mallinfo2.restype = Counts\n"
+        "library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]\n"
+        "found = []\n"
+        "for size in (1 << 19, 1 << 23, 1 << 25):\n"
+        "    before = library.mallinfo2().d\n"
+        "    library.malloc(size)\n"
+        "    found.append(library.mallinfo2().d - before)\n"
+        "print(found)\n"
+    )
+
+    reply = subprocess.run(
+        [sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert reply.stdout.strip() == str(mapped)
