@@ -284,11 +284,14 @@ def test_a_bound_for_memory_leaves_activations_what_the_rest_does(model: Path) -
     plan, work = make(model, calibration_windows=1 << 15)
     plan = replace(plan, activation_bytes=2_000_000_000)
     free = predict(plan, work, PROBE)
+    whole = replace(work, room_bytes=plan.activation_bytes)
+    most = find_peak(plan, whole, PROBE.resident_bytes)
     assert free.room_bytes is None
+    assert free.peak_memory_bytes < most
 
-    for bound in (free.peak_memory_bytes, free.peak_memory_bytes + 1):
-        assert predict(plan, work, PROBE, bound) == free
-    bound = free.peak_memory_bytes - 50_000_000
+    for bound in (most, most + 1):
+        assert predict(plan, work, PROBE, bound) == replace(free, peak_memory_bytes=most)
+    bound = most - 50_000_000
     found = predict(plan, work, PROBE, bound)
 
     assert bound - 10 <= found.peak_memory_bytes <= bound

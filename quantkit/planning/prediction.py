@@ -41,7 +41,9 @@ def predict(
     room = _find_room(needed, free if device is None else device.free_bytes)
     if device is None:
         room = in_ram = _least(room, most)
-    work = replace(work, room_bytes=room)
+    limited = memory is not None and device is None
+    # Under a limit they leave holes, also where all of them have room.
+    work = replace(work, room_bytes=needed if limited and room is None else room)
     parked = 0 if room is None else needed - room
     beside = 0
     if device is not None:
