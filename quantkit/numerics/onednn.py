@@ -22,8 +22,8 @@ _SIZE = 256
 _EXACT = 1e-6
 """Relative error of a product of `_SIZE`: 3e-7 of float32 sums, 2e-3 of factors in bfloat16."""
 
-# torch's stubs are without it.
-_MATMUL: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+# A worker's torch may be older than the setting.
+_MATMUL: Any = getattr(torch.backends.mkldnn, "matmul", None)
 _ROUNDING, _USUAL = "bf16", "none"
 
 _PROCESSOR = Path("/proc/cpuinfo")
@@ -61,7 +61,7 @@ def set_quick_float32() -> bool:
     Returns:
         Whether anything was changed. A choice that somebody made before is left alone.
     """
-    if _MATMUL.fp32_precision != _USUAL or not _is_slow_in_mkl():
+    if getattr(_MATMUL, "fp32_precision", None) != _USUAL or not _is_slow_in_mkl():
         return False
     _MATMUL.fp32_precision = _ROUNDING
     if _is_exact():

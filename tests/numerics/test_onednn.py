@@ -98,6 +98,12 @@ def test_the_usual_library_stays_where_it_is_fast(
         assert setting() == ("bf16" if changes else "none")
 
 
+def test_a_torch_without_the_setting_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an interpreter of a worker may have one."""
+    monkeypatch.setattr(onednn, "_MATMUL", None)
+    assert not set_quick_float32()
+
+
 def test_it_runs_where_there_is_no_quantkit(tmp_path: Path) -> None:
     """As the workers of the judge run it, and leaves as many threads as there were."""
     script = (
