@@ -14,6 +14,14 @@ SHOW = (
 )
 
 
+def run_alone(script: str, environment: dict[str, str]) -> str:
+    """Return what a script prints in a process of its own."""
+    reply = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    return reply.stdout.strip()
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -29,11 +37,7 @@ def test_threads_spin_briefly_unless_the_user_says_otherwise(
     ours = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
     environment = {name: value for name, value in os.environ.items() if name not in ours} | given
 
-    reply = subprocess.run(
-        [sys.executable, "-c", SHOW], env=environment, capture_output=True, text=True, check=True
-    )
-
-    assert reply.stdout.strip() == expected
+    assert run_alone(SHOW, environment) == expected
 
 
 @pytest.mark.parametrize("given", ["0", None])
@@ -47,11 +51,7 @@ def test_torch_asks_for_huge_pages_unless_the_user_says_otherwise(given: str | N
         "print(os.environ['THP_MEM_ALLOC_ENABLE'], 'torch' in sys.modules)"
     )
 
-    reply = subprocess.run(
-        [sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True
-    )
-
-    assert reply.stdout.split() == [given or "1", "False"]
+    assert run_alone(show, environment).split() == [given or "1", "False"]
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,4 @@ def test_freed_memory_stays_where_activations_are_parked(
         "print(found)\n"
     )
 
-    reply = subprocess.run(
-        [sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True
-    )
-
-    assert reply.stdout.strip() == str(mapped)
+    assert run_alone(show, environment) == str(mapped)
