@@ -14,16 +14,10 @@ from torch import Tensor
 _LEAST_DAMPING = 0.01
 _MOST_DAMPING = 1.0
 
-_PIVOTS_AT_ONCE = 32
-"""Into so many parts are the columns divided, of which the pivots are taken together."""
-
-_KEPT_COLUMNS = 0.75
-"""Share of columns below which those that are eliminated are dropped: it takes a copy."""
-
 _LOSS_COLUMNS = 512
 """Width of the panels of H in a quadratic form."""
 
-_CHUNK_ELEMENTS = 1 << 22
+CHUNK_ELEMENTS = 1 << 22
 """Elements of a temporary: 16 MiB of float32."""
 
 
@@ -52,79 +46,14 @@ def sampling_ridge(tokens: int, size: int) -> float:
     return min(1.0, 0.5 * (size / max(tokens, 1)) ** 2)
 
 
-def order_by_pivot(second_moment: Tensor, damping: float) -> Tensor:
-    """Return the order of columns, int64 [I], in which each step takes the smallest pivots left.
-
-    A pivot is what remains of a diagonal element once the columns before it are eliminated: what an
-    error in this column costs if the columns before it make up for it. To take small ones first is
-    the sorted decomposition of multi-antenna receivers (Wuebben et al., Electronics Letters 37(22),
-    2001). A 32nd of the columns is taken at a time, which costs about as much as a factorization
-    and orders nearly as well as taking one.
-
-    Args:
-        second_moment: float32 [I, I]; neither changed nor kept.
-        damping: fraction of mean(diag H) that is added to the diagonal.
-    """
-    added = max(damping, _LEAST_DAMPING) * second_moment.diagonal().mean()
-    size = len(second_moment)
-    left = torch.arange(size, device=second_moment.device)
-    remaining, taken = second_moment.diagonal().clone(), []
-    eliminated = _Eliminated(left, torch.empty(size * size, device=left.device), 0)
-    at_once = max(8, size // _PIVOTS_AT_ONCE)
-    while len(left) > at_once:
-        ranked = torch.argsort(remaining, stable=True)
-        first, rest = ranked[:at_once], ranked[at_once:].sort().values
-        cross = eliminated.rest_of(second_moment, left[first])
-        own = torch.searchsorted(eliminated.columns, left)
-        pivots = cross.index_select(1, own[first])
-        pivots.diagonal().add_(added)
-        lower, info = torch.linalg.cholesky_ex(pivots)
-        if int(info):
-            # Not positive definite, up to rounding: what is left stays in the order of activity.
-            break
-        torch.linalg.solve_triangular(lower, cross, upper=False, out=cross)
-        taken.append(left[first])
-        left = left[rest]
-        remaining = remaining[rest] - cross.square().sum(dim=0)[own[rest]]
-        eliminated.add(cross, left)
-    return torch.cat([*taken, left[torch.argsort(remaining, stable=True)]])
+def mean_of_diagonal(second_moment: Tensor) -> float:
+    """Return the unit of damping."""
+    return float(second_moment.diagonal().double().mean())
 
 
-@dataclass
-class _Eliminated:
-    """Columns that are eliminated: rows of a factor, for the columns of H that are left.
-
-    columns: int64 [C], sorted: those of H that the rows have, a few of which are eliminated by
-    now. room: float32 [I * I], whose beginning holds the rows [count, C].
-    """
-
-    columns: Tensor
-    room: Tensor
-    count: int
-
-    def rows(self) -> Tensor:
-        """Return the rows so far [count, C]."""
-        return self.room[: self.count * len(self.columns)].view(self.count, -1)
-
-    def rest_of(self, second_moment: Tensor, rows: Tensor) -> Tensor:
-        """Return what is left of some rows of H [P, C] once the columns so far are eliminated."""
-        rest = second_moment.index_select(0, rows).index_select(1, self.columns)
-        if self.count:
-            known, own = self.rows(), torch.searchsorted(self.columns, rows)
-            rest.addmm_(known.index_select(1, own).T, known, alpha=-1)
-        return rest
-
-    def add(self, part: Tensor, left: Tensor) -> None:
-        """Add rows [P, C], and drop eliminated columns once they are more than a quarter."""
-        self.count += len(part)
-        self.rows()[-len(part) :] = part
-        if len(left) < _KEPT_COLUMNS * len(self.columns):
-            known, kept = self.rows(), torch.searchsorted(self.columns, left)
-            self.columns = left
-            narrow, step = self.rows(), max(1, _CHUNK_ELEMENTS // known.shape[1])
-            # In place: a row's new place ends before the next row's old one begins.
-            for start in range(0, self.count, step):
-                narrow[start : start + step] = known[start : start + step].index_select(1, kept)
+def usable_damping(wanted: float) -> float:
+    """Return the fraction of mean(diag H) to start with: 1 % at least, the mean at most."""
+    return min(max(wanted, _LEAST_DAMPING), _MOST_DAMPING)
 
 
 def factor_moment(
@@ -148,10 +77,10 @@ def factor_moment(
     Returns:
         The factor, or None where even the last damping did not suffice or H is zero.
     """
-    mean = float(second_moment.diagonal().double().mean())
+    mean = mean_of_diagonal(second_moment)
     if mean <= 0.0:
         return None
-    damping = min(max(damping, _LEAST_DAMPING), _MOST_DAMPING)
+    damping = usable_damping(damping)
     while True:
         for tried in dict.fromkeys((dtype, torch.float64)):
             lower = _factorize(second_moment, order, mean, damping, tried)
@@ -179,7 +108,7 @@ def _factorize(
 
 def _gather(matrix: Tensor, order: Tensor, out: Tensor) -> None:
     """Write matrix[order][:, order] into `out`, a few rows at a time."""
-    rows = max(1, _CHUNK_ELEMENTS // matrix.shape[0])
+    rows = max(1, CHUNK_ELEMENTS // matrix.shape[0])
     for start in range(0, len(order), rows):
         part = matrix.index_select(0, order[start : start + rows])
         out[start : start + rows] = part.index_select(1, order)
@@ -191,7 +120,7 @@ def row_losses(error: Tensor, second_moment: Tensor) -> Tensor:
     What lies below the diagonal of H counts twice instead of what lies above. Rows are treated in
     chunks, so the temporaries stay small beside `error`.
     """
-    rows = max(1, _CHUNK_ELEMENTS // error.shape[1])
+    rows = max(1, CHUNK_ELEMENTS // error.shape[1])
     losses = torch.zeros(len(error), dtype=torch.float64, device=error.device)
     for start in range(0, error.shape[1], _LOSS_COLUMNS):
         panel = second_moment[start:, start : start + _LOSS_COLUMNS].clone()

@@ -7,7 +7,6 @@ import torch
 
 from quantkit.numerics.linalg import (
     factor_moment,
-    order_by_pivot,
     row_losses,
     sampling_ridge,
 )
@@ -84,7 +83,7 @@ def test_a_float32_factor_is_that_of_float64(tokens: int) -> None:
     moment = make_moment(320, seed=4, tokens=tokens)
     moment[7] *= 100.0
     moment[:, 7] *= 100.0
-    order = order_by_pivot(moment, 0.0)
+    order = torch.argsort(moment.diagonal())
 
     exact = factor_moment(moment, order, damping=0.01)
     single = factor_moment(moment, order, 0.01, torch.float32)
@@ -134,53 +133,3 @@ def test_losses_are_summed_over_panels_of_columns() -> None:
     torch.testing.assert_close(
         row_losses(error, moment), exact_losses(error, moment), rtol=1e-5, atol=0
     )
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_each_step_takes_the_eight_smallest_pivots_left(device: str) -> None:
-    """Against Schur complements by the inverse, in float64."""
-    moment = make_moment(44, seed=1)
-    remaining = moment.double() + 0.01 * moment.diagonal().mean() * torch.eye(44).double()
-    left, expected = list(range(44)), []
-    while left:
-        ranked = sorted(range(len(left)), key=lambda index: float(remaining[index, index]))
-        first, rest = ranked[:8], sorted(ranked[8:])
-        expected += [left[index] for index in first]
-        cross = remaining[first][:, rest]
-        eliminated = cross.T @ torch.linalg.inv(remaining[first][:, first]) @ cross
-        remaining = remaining[rest][:, rest] - eliminated
-        left = [left[index] for index in rest]
-
-    order = order_by_pivot(moment.to(device), damping=0.0)
-
-    assert order.tolist() == expected
-
-
-def test_the_order_by_pivot_levels_the_pivots() -> None:
-    """The largest is smaller than in the order of activity; their product is the determinant."""
-    moment = make_moment(96, seed=2)
-    orders = order_by_pivot(moment, 0.01), torch.argsort(moment.diagonal())
-
-    factors = [factor_moment(moment, order, 0.01) for order in orders]
-
-    pivots = [factor.lower.diagonal().square() for factor in factors if factor is not None]
-    torch.testing.assert_close(pivots[0].log().sum(), pivots[1].log().sum())
-    assert pivots[0].max() < pivots[1].max()
-    assert pivots[0].sum() < pivots[1].sum()
-
-
-@pytest.mark.parametrize("kind", ["zero", "indefinite", "vast", "single"])
-def test_every_moment_has_an_order_of_all_columns(kind: str) -> None:
-    """Also where no elimination is possible; the moment stays as it was."""
-    moment = {
-        "zero": torch.zeros(40, 40),
-        "indefinite": torch.diag(torch.cat([-torch.ones(20), torch.ones(20)])),
-        "vast": make_moment(40, seed=3) * 1e12,
-        "single": torch.ones(1, 1),
-    }[kind]
-    before = moment.clone()
-
-    order = order_by_pivot(moment, damping=0.0)
-
-    assert order.sort().values.tolist() == list(range(len(moment)))
-    assert torch.equal(moment, before)
