@@ -21,10 +21,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from quantkit.calibration.placing import TOKENS_AT_ONCE, put
+from quantkit.calibration.placing import hidden_features, put
 from quantkit.checkpoint.reader import Checkpoint, read_tensor
 from quantkit.checkpoint.skeleton import tied_names
 from quantkit.errors import CheckpointError
+from quantkit.numerics.batching import windows_at_once
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def record(
     Raises:
         CheckpointError: the forward does something to hidden states between two blocks.
     """
-    step = max(1, TOKENS_AT_ONCE[device.type] // ids.shape[1])
+    features, on_device = hidden_features(model), device.type == "cuda"
+    step = windows_at_once(features, ids.shape[1], on_device=on_device)
     for in_tuple in (False, True):
         hidden, calls = [], []
         for start in range(0, len(ids), step):

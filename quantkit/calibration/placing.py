@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-TOKENS_AT_ONCE: Mapping[str, int] = MappingProxyType({"cpu": 1024, "cuda": 8192})
-"""Tokens of a micro-batch: few enough for a core's cache, enough to fill a GPU."""
+
+def hidden_features(model: nn.Module) -> int:
+    """Return the features of the hidden states that a model's embedding gives."""
+    return int(cast(Any, model).get_input_embeddings().weight.shape[-1])
 
 
 def put(module: nn.Module, leaf: str, value: Tensor) -> None:

@@ -42,10 +42,11 @@ from quantkit.calibration.forwards import (
 )
 from quantkit.calibration.kv import KvWatch, observed_attention
 from quantkit.calibration.parking import Parking, Room, parked
-from quantkit.calibration.placing import TOKENS_AT_ONCE, empty, put
+from quantkit.calibration.placing import empty, hidden_features, put
 from quantkit.calibration.stats import Moment, accumulate, empty_moment, finish
 from quantkit.checkpoint.ahead import read_ahead
 from quantkit.errors import CheckpointError
+from quantkit.numerics.batching import windows_at_once
 from quantkit.records import (
     BlockPlan,
     GroupPlan,
@@ -149,8 +150,10 @@ def walk(
         if watch is not None:
             stack.enter_context(observed_attention(model))
         count, length = windows.ids.shape
-        at_once = max(1, min(count, TOKENS_AT_ONCE[device.type] // length))
-        if device.type == "cuda" if probe_batch is None else probe_batch:
+        on_device = device.type == "cuda"
+        at_once = windows_at_once(hidden_features(model), length, on_device=on_device)
+        at_once = min(count, at_once)
+        if on_device if probe_batch is None else probe_batch:
             _fill(model, load_block(blocks[0]), device, dtype)
             at_once = _probe_batch(model, blocks[0], windows, at_once, device, watch is not None)
             empty(model.get_submodule(blocks[0].prefix))

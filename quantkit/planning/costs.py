@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from quantkit.numerics.batching import windows_at_once
 from quantkit.planning.groups import SolvedMatrix, block_weights, solved_matrices
 from quantkit.planning.workload import Workload
 from quantkit.records import GroupPlan, MachineProbe, Plan
@@ -129,7 +130,8 @@ def _count_walk(plan: Plan, work: Workload, probe: MachineProbe) -> Terms:
         if any(linear.needs_statistics for linear in group.linears)
     )
     follows = 2 if any(block.looks_at_whole_model for block in plan.blocks) else 1
-    batches = -(-work.calibration_windows // max(1, 1024 // length))
+    at_once = windows_at_once(model.hidden, length, on_device=work.on_device)
+    batches = -(-work.calibration_windows // at_once)
     flops = matmul_speed(work, probe)
     width = sum(linear.out_features for block in plan.blocks for linear in block.linears)
     terms = {

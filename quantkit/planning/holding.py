@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from quantkit.numerics.batching import tokens_at_once, windows_at_once
 from quantkit.planning.groups import SolvedMatrix, group_weights, holds_outputs, solved_matrices
 from quantkit.planning.workload import Workload
 from quantkit.records import BlockPlan, GroupPlan, LinearPlan, Plan
@@ -46,9 +47,6 @@ MEMORY: Mapping[str, float] = MappingProxyType(
     }
 )
 """What was found by measuring jobs: benchmarks/predictions.py."""
-
-_TOKENS_AT_ONCE: Mapping[bool, int] = MappingProxyType({False: 1024, True: 8192})
-"""Tokens of a micro-batch, without an accelerator and with one, as the walk has them."""
 
 _MAPPED_FROM = 2 << 20
 """Bytes from which on a tensor's memory is its own; smaller ones share the heap."""
@@ -107,8 +105,10 @@ def _has_loops(linear: LinearPlan) -> bool:
 
 def _hold_walk(work: Workload) -> float:
     """Libraries that the walk needs, and the stacks of its suspended forwards."""
-    windows = max(1, _TOKENS_AT_ONCE[work.on_device] // work.calibration_length)
-    forwards = -(-work.calibration_windows // windows)
+    length, hidden = work.calibration_length, work.model.hidden
+    forwards = -(
+        -work.calibration_windows // windows_at_once(hidden, length, on_device=work.on_device)
+    )
     return MEMORY["walk"] + forwards * MEMORY["suspended forward"]
 
 
@@ -202,7 +202,7 @@ def _hold_forwards(stop: _Stop, work: Workload, *, small: bool) -> float:
         width += last.linears[0].in_features
         if holds_outputs(last):
             width += sum(linear.out_features for linear in last.linears)
-    at_once = _TOKENS_AT_ONCE[work.on_device]
+    at_once = tokens_at_once(work.model.hidden, on_device=work.on_device)
     at_once = max(at_once, work.calibration_length) * work.model.hidden * work.compute_bytes
     holes = MEMORY["holes"]
     if small and at_once < _MAPPED_FROM and not work.on_device:

@@ -97,6 +97,9 @@ class _Decoder(nn.Module):
         self.layers = nn.ModuleList([nn.Identity(), nn.Identity()])
         self.between = between
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
     def forward(self, input_ids: Tensor, use_cache: bool) -> Tensor:
         hidden: Tensor = self.embedding(input_ids)
         for layer in self.layers:

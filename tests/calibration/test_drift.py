@@ -84,7 +84,7 @@ def test_the_walk_follows_the_original_through_replaced_weights(
     folder = make_pico_model(tmp_path / "model", family="qwen3")
     overrides = [{"match": "*.1.self_attn.o_proj", "scheme": "none"}]
     checkpoint, plan = open_model(folder, make_recipe(overrides=overrides, kv_cache=kv_cache))
-    windows = make_windows(80, 16)
+    windows = make_windows(300, 16)
     quantized, found = load_float(folder), {}
     outside = ["model.embed_tokens.weight", "model.norm.weight"]
     stops = walk(

@@ -96,7 +96,7 @@ def test_what_is_watched_is_what_a_cache_holds(tmp_path: Path, family: str) -> N
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 4}))
     checkpoint, plan = open_model(folder, make_recipe(scheme="none", kv_cache="fp8"))
-    windows = make_windows(count=130)  # More than one micro-batch.
+    windows = make_windows(count=270)  # More than one micro-batch.
 
     stops = list(walk_kv(checkpoint, plan, windows))
 

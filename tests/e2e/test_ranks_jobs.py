@@ -55,7 +55,7 @@ class Pair:
     refused: str
 
 
-def make_job(folder: Path, name: str, output: str, samples: int = 64) -> Recipe:
+def make_job(folder: Path, name: str, output: str, samples: int = 256) -> Recipe:
     """A job on the model in `folder`; of the name `killed` it is that of `awq`.
 
     One process walks its windows in two micro-batches: so do two, each with one of them.
@@ -65,7 +65,7 @@ def make_job(folder: Path, name: str, output: str, samples: int = 64) -> Recipe:
         folder, GGUF if name == "gguf" else (), output=output, quantize=quantize
     ).model_dump(mode="json")
     recipe["calibration"]["samples"] = samples
-    (folder / "calibration.txt").write_text(pico_text(2000, seed=1))
+    (folder / "calibration.txt").write_text(pico_text(8000, seed=1))
     return Recipe.model_validate(recipe)
 
 

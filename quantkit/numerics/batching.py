@@ -1,0 +1,23 @@
+"""How much of the data a forward takes at a time."""
+
+from __future__ import annotations
+
+_ON_DEVICE = 8192
+"""Enough to fill a GPU."""
+
+_FEWEST, _MOST = 1024, 4096
+_VALUES = 1 << 20
+"""Hidden states of so many values stay in a processor's last cache with what a block makes of them.
+Calls of torch take longer than what they compute where there are much fewer."""
+
+
+def tokens_at_once(hidden: int, *, on_device: bool) -> int:
+    """Return the tokens of a micro-batch for a model of so many hidden features."""
+    if on_device:
+        return _ON_DEVICE
+    return min(max(_FEWEST, _VALUES // hidden), _MOST)
+
+
+def windows_at_once(hidden: int, length: int, *, on_device: bool) -> int:
+    """Return the windows of `length` tokens of a micro-batch: one at least."""
+    return max(1, tokens_at_once(hidden, on_device=on_device) // length)
