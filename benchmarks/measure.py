@@ -60,7 +60,7 @@ def run_measured(
             [sys.executable, "-S", __file__, str(result), "gpu" if gpu else "cpu", *words],
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            env=usual_environment(),
             check=False,
         )
         if outcome.returncode == 0:
@@ -68,6 +68,15 @@ def run_measured(
             return Measured(**measured)
     tail = log.read_text(errors="replace")[-4000:]
     raise SystemExit(f"{tail}\nfailed with exit code {outcome.returncode}: {' '.join(words)}")
+
+
+def usual_environment() -> dict[str, str]:
+    """Return this process's environment, offline, in which Python keeps what it has compiled.
+
+    Containers forbid it to; then every start compiles all of a tool's modules, for seconds.
+    """
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "HF_HUB_OFFLINE": "1"}
 
 
 def _run_one(result: Path, device: str, words: list[str]) -> int:

@@ -27,6 +27,7 @@ from measure import (
     describe_commit,
     describe_machine,
     package_versions,
+    usual_environment,
     write_results,
 )
 from performance_tables import WITHIN
@@ -160,7 +161,7 @@ def run_case(case: Case, work: Path, device: str) -> Row:
             [*small, sys.executable, "-m", "quantkit", "quantize", *options],
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            env=usual_environment(),
             check=False,
         )
     if outcome.returncode not in VERDICTS:

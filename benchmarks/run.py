@@ -27,7 +27,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -210,10 +210,19 @@ def run_job(case: Case, tool: str, inputs: Inputs, options: Options, runs: Runs)
     )
 
 
+def warm_up(tiny: Case, tools: Sequence[str], options: Options) -> None:
+    """Let each tool do a small job once, after which Python has compiled what it imports."""
+    inputs = prepare(tiny, options.work)
+    for tool in tools:
+        run_job(replace(tiny, name=f"{tiny.name}-warm-up"), tool, inputs, options, Runs())
+
+
 def run_case(case: Case, options: Options) -> dict[str, Any]:
     """Run a case as often as it is wanted, the tools in turns; return its entry of the results."""
     inputs, runs = prepare(case, options.work), Runs()
     contest = options.rival is not None and case.has_rival
+    if case.shape.name != "tiny":
+        warm_up(case.tiny(), (RIVAL, OURS) if contest else (OURS,), options)
     for repeat in range(options.repeats):
         if case.calibrated:
             runs.speeds.append(probe_speed(case.device, options.probe_seconds))
