@@ -14,7 +14,13 @@ from torch import Tensor
 
 from quantkit.numerics import kernels
 from quantkit.numerics.precision import quick_products
-from quantkit.numerics.products import add_product, pack_rows, sums_products
+from quantkit.numerics.products import (
+    PackedRows,
+    add_product,
+    pack_and_measure,
+    pack_rows,
+    sums_products,
+)
 from quantkit.records import LayerStats
 
 SAMPLED_TOKENS = 1024
@@ -36,7 +42,8 @@ class Sample:
 
     rows: [S, I] in the dtype of the activations; None before the first token. moved: what the same
     tokens have in the original model, less what they have here; None where that is not followed.
-    phases: float64 [S]. seen: tokens of the stream so far.
+    phases: float64 [S]. seen: tokens of the stream so far. room, moved_room: [R, I], of which
+    `rows` and `moved` are the beginning, so that not all is copied for a few more.
     """
 
     rows: Tensor | None
@@ -44,6 +51,8 @@ class Sample:
     phases: Tensor
     share: float
     seen: int
+    room: Tensor | None = None
+    moved_room: Tensor | None = None
 
 
 @dataclass
@@ -102,47 +111,60 @@ def accumulate(
         if not bool(counted.all()):
             rows, weights = rows[counted], weights[counted]
             moved = None if moved is None else moved[counted]
+        if bool((weights == 1).all()):
+            weights = None
     if not len(rows):
         return
     left = None if moved is None else _weighted(moved, weights)
     packed = _add_products(moment, _weighted(rows, weights), left)
-    if weights is not None:
-        moment.first += weights.to(torch.float32) @ rows.to(torch.float32)
-    elif packed is not None:
-        ones = torch.ones(len(rows), 1, dtype=torch.bfloat16)
-        add_product(moment.first.unsqueeze(0), pack_rows(ones), packed)
+    if packed is None or weights is not None:
+        _add_features(moment, rows, weights)
     else:
-        moment.first += rows.sum(0, dtype=torch.float32)
-    for extreme in (rows.amax(0), -rows.amin(0)):
-        torch.maximum(moment.absmax, extreme.float(), out=moment.absmax)
+        moment.first += packed.sums
+        torch.maximum(moment.absmax, packed.largest, out=moment.absmax)
     _draw(moment.sample, rows, moved)
     moment.weight += len(rows) if weights is None else float(weights.sum())
     moment.tokens += len(rows)
     moment.bfloat16 &= rows.dtype == torch.bfloat16
 
 
-def _add_products(moment: Moment, rows: Tensor, moved: Tensor | None) -> Tensor | None:
+def _add_products(moment: Moment, rows: Tensor, moved: Tensor | None) -> PackedRows | None:
     """Add the second moment of rows [T, I], and what they have in common with `moved` [T, I].
 
     Returns:
         The rows packed, where they were; good until the next batch.
     """
-    if moved is not None and moment.drift is None:
-        moment.drift = torch.zeros_like(moment.total)
     short = rows.dtype == torch.bfloat16 and (moved is None or moved.dtype == torch.bfloat16)
     if short and moment.compiled:
-        packed = pack_rows(rows, moment.buffer)
-        if moment.buffer is None or packed.numel() > moment.buffer.numel():
-            moment.buffer = packed.view(-1)
-        add_product(moment.total, packed, packed, upper=True)
-        if moved is not None and moment.drift is not None:
-            add_product(moment.drift, pack_rows(moved), packed)
-        return packed
+        found = pack_and_measure(rows, moment.buffer)
+        if moment.buffer is None or found.packed.numel() > moment.buffer.numel():
+            moment.buffer = found.packed.view(-1)
+        add_product(moment.total, found.packed, found.packed, upper=True)
+        if moved is not None:
+            add_product(_begin_drift(moment), pack_rows(moved), found.packed)
+        return found
     factors = _widen(moment, rows)
     _add_square(moment.total, rows, factors)
-    if moved is not None and moment.drift is not None:
-        _add_product(moment.drift, moved.to(factors.dtype).T, factors, rows.dtype)
+    if moved is not None:
+        _add_product(_begin_drift(moment), moved.to(factors.dtype).T, factors, rows.dtype)
     return None
+
+
+def _begin_drift(moment: Moment) -> Tensor:
+    """Return the sum of the drift, which the first batch makes."""
+    if moment.drift is None:
+        moment.drift = torch.zeros_like(moment.total)
+    return moment.drift
+
+
+def _add_features(moment: Moment, rows: Tensor, weights: Tensor | None) -> None:
+    """Add what the features of rows [T, I] come to each, and look how large they are."""
+    if weights is None:
+        moment.first += rows.sum(0, dtype=torch.float32)
+    else:
+        moment.first += weights.to(torch.float32) @ rows.to(torch.float32)
+    for extreme in (rows.amax(0), -rows.amin(0)):
+        torch.maximum(moment.absmax, extreme.float(), out=moment.absmax)
 
 
 def _widen(moment: Moment, rows: Tensor) -> Tensor:
@@ -196,30 +218,59 @@ def _draw(sample: Sample, rows: Tensor, moved: Tensor | None) -> None:
     """Let the sample have its share of the next tokens [T, I] of the stream."""
     numbers = torch.arange(sample.seen, sample.seen + len(rows), dtype=torch.float64)
     sample.seen += len(rows)
-    phases = (numbers * _GOLDEN).frac_()
-    chosen = phases < sample.share
-    known = 0 if sample.rows is None else len(sample.rows)
-    while known + int(chosen.sum()) > SAMPLED_TOKENS:
-        sample.share /= 2
-        chosen = phases < sample.share
-        if sample.rows is not None:
-            kept = sample.phases < sample.share
-            sample.rows = sample.rows[kept.to(rows.device)]
-            if sample.moved is not None:
-                sample.moved = sample.moved[kept.to(rows.device)]
-            sample.phases = sample.phases[kept]
-            known = len(sample.rows)
-    chosen_here = chosen.to(rows.device)
-    sample.rows = _append(sample.rows, rows, chosen_here)
-    if moved is not None:
-        sample.moved = _append(sample.moved, moved, chosen_here)
+    phases = numbers.mul_(_GOLDEN).frac_()
+    chosen = _find_below(phases, sample.share)
+    while len(sample.phases) + len(chosen) > SAMPLED_TOKENS:
+        _halve(sample)
+        chosen = _find_below(phases, sample.share)
     sample.phases = torch.cat([sample.phases, phases[chosen]])
+    chosen = chosen.to(rows.device)
+    sample.rows, sample.room = _append(sample.rows, sample.room, rows, chosen)
+    if moved is not None:
+        sample.moved, sample.moved_room = _append(sample.moved, sample.moved_room, moved, chosen)
 
 
-def _append(sampled: Tensor | None, rows: Tensor, chosen: Tensor) -> Tensor:
-    """Add some of the rows: copies, by a mask, that do not keep the batch alive."""
-    added = rows[chosen]
-    return added if sampled is None else torch.cat([sampled, added])
+def _find_below(phases: Tensor, share: float) -> Tensor:
+    """Return the indices of phases below a share: a few of them are sooner used than a mask."""
+    return (phases < share).nonzero().squeeze(1)
+
+
+def _halve(sample: Sample) -> None:
+    """Halve the share of the stream, and let go of the tokens that are not in it any more."""
+    sample.share /= 2
+    kept = _find_below(sample.phases, sample.share)
+    sample.phases = sample.phases[kept]
+    if sample.rows is not None:
+        sample.rows = _keep(sample.rows, kept.to(sample.rows.device))
+    if sample.moved is not None:
+        sample.moved = _keep(sample.moved, kept.to(sample.moved.device))
+
+
+def _keep(sampled: Tensor, kept: Tensor) -> Tensor:
+    """Move the kept ones of sampled rows to their beginning, which is returned."""
+    beginning = sampled[: len(kept)]
+    return beginning.copy_(sampled[kept])
+
+
+def _append(
+    sampled: Tensor | None, room: Tensor | None, rows: Tensor, chosen: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return `sampled` with some of the rows behind it, and the room where both lie.
+
+    Args:
+        sampled: the beginning of `room`, if there is one; it is replaced where it is too small.
+        chosen: indices. Rows are copied, so that they do not keep the batch alive.
+    """
+    known = 0 if sampled is None else len(sampled)
+    needed, dtype = known + len(chosen), rows.dtype
+    if sampled is not None:
+        dtype = torch.promote_types(sampled.dtype, dtype)
+    if room is None or room.dtype != dtype or len(room) < needed:
+        room = rows.new_empty(min(2 * needed, SAMPLED_TOKENS), rows.shape[1], dtype=dtype)
+        if sampled is not None:
+            room[:known] = sampled
+    torch.index_select(rows.to(dtype), 0, chosen, out=room[known:needed])
+    return room[:needed], room
 
 
 def finish(moment: Moment) -> LayerStats:

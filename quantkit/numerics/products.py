@@ -11,6 +11,7 @@ panels of 16 features, in which a number has the values of a feature for two tok
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import cast
@@ -22,9 +23,11 @@ from torch import Tensor
 
 from quantkit.numerics.threads import share_out
 
-_PACKED_A_THREAD = 1 << 20
-_BLOCKS_A_THREAD = 4
-"""So few numbers, or blocks of columns, take about as long as starting a thread."""
+_PACKED_A_THREAD = 1 << 18
+_PRODUCTS_A_THREAD = 1 << 25
+"""So few numbers, or products of two of them, take about as long as waking a thread."""
+
+_PARTS_A_THREAD = 4
 
 
 def sums_products(device: torch.device) -> bool:
@@ -37,13 +40,31 @@ def sums_products(device: torch.device) -> bool:
     return features.get("avx512bf16", False) and not features.get("amx-bf16", False)
 
 
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows [T, n] packed, and what was seen of each feature on the way.
+
+    sums: over the tokens, float32 [n]. largest: magnitudes, float32 [n]; what is no number is
+    larger than an infinity.
+    """
+
+    packed: Tensor
+    sums: Tensor
+    largest: Tensor
+
+
 def pack_rows(rows: Tensor, room: Tensor | None = None) -> Tensor:
     """Return bfloat16 rows [T, n] packed.
 
     Args:
         room: int32, flat, of no use any more; what is returned lies there where it fits.
     """
-    from quantkit.numerics.products_compiled import LANES, count_panels, pack
+    return pack_and_measure(rows, room).packed
+
+
+def pack_and_measure(rows: Tensor, room: Tensor | None = None) -> PackedRows:
+    """Do what `pack_rows` does, and return as well what rows and their magnitudes come to."""
+    from quantkit.numerics.products_compiled import LANES, PANELS, count_panels, pack
 
     # Not by Tensor.numpy, after which the rows' memory could not be given back by resizing it.
     bits = np.from_dlpack(rows.contiguous().view(torch.int16))
@@ -53,9 +74,13 @@ def pack_rows(rows: Tensor, room: Tensor | None = None) -> Tensor:
     if room is None or room.numel() < size:
         room = torch.empty(size, dtype=torch.int32)
     packed = room[:size].view(shape)
-    run = partial(pack, cast(NDArray[np.int16], bits), packed.numpy())
-    share_out(run, shape[0], size // _PACKED_A_THREAD)
-    return packed
+    sums = torch.empty(shape[0] * LANES, dtype=torch.float32)
+    largest = torch.empty(shape[0] * LANES, dtype=torch.int16)
+    arrays = packed.numpy(), sums.numpy(), largest.numpy()
+    run = partial(pack, cast(NDArray[np.int16], bits), *arrays)
+    share_out(run, shape[0] // PANELS, size // _PACKED_A_THREAD, _PARTS_A_THREAD)
+    magnitudes = largest[:features].view(torch.bfloat16).float()
+    return PackedRows(packed, sums[:features], magnitudes)
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, *, upper: bool = False) -> None:
@@ -75,6 +100,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, *, upper: bool = Fal
             f"packed rows of shapes {tuple(left.shape)} and {tuple(right.shape)} have no product "
             f"of shape {tuple(total.shape)}"
         )
-    blocks = len(right) // PANELS
+    blocks, products = len(right) // PANELS, 2 * left.shape[1] * total.numel()
+    worthwhile = products // (2 * _PRODUCTS_A_THREAD if upper else _PRODUCTS_A_THREAD)
     run = partial(multiply, left.numpy(), right.numpy(), upper, total.numpy())
-    share_out(run, blocks, blocks // _BLOCKS_A_THREAD)
+    share_out(run, blocks, worthwhile, _PARTS_A_THREAD)

@@ -1,8 +1,8 @@
-"""The product of `products` compiled by numba, an optional package, for AVX512-BF16.
+"""What `products` does, compiled by numba, an optional package, for AVX512-BF16.
 
 A tile of 8 by 48 sums stays in 24 registers for all tokens. The instruction adds the products of
 two tokens to each of 16 sums; LLVM has no name for it that every release knows, so it is written
-as assembly.
+as assembly. Packing is written as vectors too: LLVM makes none of a loop that goes through panels.
 
 The kernels let go of Python's lock. Importing this module raises ImportError where numba is
 missing.
@@ -10,7 +10,8 @@ missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -29,9 +30,11 @@ PANELS = 3
 """Of a block, that is multiplied at a time."""
 
 _ROWS = 8
-_STRIP = 16
 _WIDTH = LANES * PANELS
-_BYTES = 4
+_BYTES, _SHORT_BYTES = 4, 2
+_SHORT_BITS, _MAGNITUDE = 16, 0x7FFF
+_AHEAD = 32
+"""Tokens from the one that is packed to the one that is fetched from memory meanwhile."""
 
 Floats = NDArray[np.float32]
 Bits = NDArray[np.int16]
@@ -40,32 +43,42 @@ Pairs = NDArray[np.int32]
 # Once a process: without it LLVM cannot read assembly.
 binding.initialize_native_asmparser()
 
-_INTEGER, _INDEX = ir.IntType(32), ir.IntType(64)
+_SHORT, _INTEGER, _INDEX = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _SUMS, _PAIRS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(_INTEGER, LANES)
+_SHORTS = ir.VectorType(_SHORT, LANES)
 _ADD_PRODUCTS = ir.InlineAsm(
     ir.FunctionType(_SUMS, [_SUMS, _PAIRS, _PAIRS]), "vdpbf16ps $3, $2, $0", "=v,0,v,v"
 )
+_FETCH = ir.InlineAsm(
+    ir.FunctionType(ir.VoidType(), [_INDEX]), "prefetcht0 ($0)", "r", side_effect=True
+)
+
+
+def _constant(number: int) -> Any:
+    return ir.Constant(_INDEX, number)
+
+
+def _at(builder: Any, start: Any, offset: Any, kind: Any) -> Any:
+    """Return a pointer to what lies an offset in bytes behind an address."""
+    return builder.inttoptr(builder.add(start, offset), kind.as_pointer())
+
+
+def _arrays(context: Any, builder: Any, signature: Any, arguments: Any) -> Iterator[Any]:
+    """Yield those of the arguments that are arrays."""
+    for kind, argument in zip(signature.args, arguments, strict=True):
+        if isinstance(kind, types.Array):
+            yield context.make_array(kind)(context, builder, argument)
 
 
 def _generate_tile(_: Any, left: Any, lane: Any, right: Any, sums: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        def address(position: int) -> Any:
-            array = context.make_array(signature.args[position])
-            return builder.ptrtoint(array(context, builder, arguments[position]).data, _INDEX)
-
-        def at(start: Any, offset: Any, kind: Any) -> Any:
-            return builder.inttoptr(builder.add(start, offset), kind.as_pointer())
-
-        def constant(number: int) -> Any:
-            return ir.Constant(_INDEX, number)
-
-        shape = context.make_array(signature.args[0])(context, builder, arguments[0]).shape
-        pairs = cgutils.unpack_tuple(builder, shape)[0]
-        panel = builder.mul(pairs, constant(LANES * _BYTES))
-        first = builder.add(address(0), builder.mul(arguments[1], constant(_BYTES)))
+        arrays = list(_arrays(context, builder, signature, arguments))
+        pairs = cgutils.unpack_tuple(builder, arrays[0].shape)[0]
+        start, others, result = (builder.ptrtoint(array.data, _INDEX) for array in arrays)
+        first = builder.add(start, builder.mul(arguments[1], _constant(_BYTES)))
+        panel = builder.mul(pairs, _constant(LANES * _BYTES))
         panels = [
-            builder.add(address(2), builder.mul(panel, constant(number)))
-            for number in range(PANELS)
+            builder.add(others, builder.mul(panel, _constant(number))) for number in range(PANELS)
         ]
         places = [(row, number) for row in range(_ROWS) for number in range(PANELS)]
         zero = ir.Constant(_SUMS, None)
@@ -74,21 +87,21 @@ def _generate_tile(_: Any, left: Any, lane: Any, right: Any, sums: Any) -> Any:
         nothing = ir.Constant(_PAIRS, ir.Undefined)
         everywhere = ir.Constant(_PAIRS, [0] * LANES)
         with cgutils.for_range(builder, pairs) as loop:
-            offset = builder.mul(loop.index, constant(LANES * _BYTES))
-            loaded = [builder.load(at(start, offset, _PAIRS), align=_BYTES) for start in panels]
+            offset = builder.mul(loop.index, _constant(LANES * _BYTES))
+            loaded = [
+                builder.load(_at(builder, start, offset, _PAIRS), align=_BYTES) for start in panels
+            ]
             for row in range(_ROWS):
-                here = at(first, builder.add(offset, constant(_BYTES * row)), _INTEGER)
-                one = builder.insert_element(
-                    nothing, builder.load(here, align=_BYTES), ir.Constant(_INTEGER, 0)
-                )
+                there = builder.add(offset, _constant(_BYTES * row))
+                here = builder.load(_at(builder, first, there, _INTEGER), align=_BYTES)
+                one = builder.insert_element(nothing, here, ir.Constant(_INTEGER, 0))
                 factor = builder.shuffle_vector(one, nothing, everywhere)
                 for number in range(PANELS):
                     place = tile[row, number]
                     added = [builder.load(place), factor, loaded[number]]
                     builder.store(builder.call(_ADD_PRODUCTS, added), place)
-        result = address(3)
         for position, place in enumerate(places):
-            there = at(result, constant(position * LANES * _BYTES), _SUMS)
+            there = _at(builder, result, _constant(position * LANES * _BYTES), _SUMS)
             builder.store(builder.load(tile[place]), there, align=_BYTES)
         return context.get_dummy_value()
 
@@ -100,31 +113,122 @@ _multiply_tile = cast(Callable[[Pairs, int, Pairs, Floats], None], intrinsic(_ge
 [3, T/2, 16] of others."""
 
 
+@dataclass(frozen=True)
+class _Tallies:
+    """Places on the stack for what is known of a panel's features, of even and of odd tokens.
+
+    even, odd: sums float32 [16]. largest: magnitudes of all, int16 [16], the bits of a bfloat16.
+    """
+
+    even: Any
+    odd: Any
+    largest: Any
+
+
+def _pack_pair(builder: Any, panel: _Tallies, low: Any, high: Any) -> Any:
+    """Return the numbers of a panel for two tokens, int16 [16] each, and add them to its tallies.
+
+    The bits of a magnitude are ordered as it is, with an infinity above all numbers, and what is
+    no number above that.
+    """
+    shift, magnitude = (
+        ir.Constant(kind, [number] * LANES)
+        for kind, number in ((_PAIRS, _SHORT_BITS), (_SHORTS, _MAGNITUDE))
+    )
+    first = builder.zext(low, _PAIRS)
+    second = builder.shl(builder.zext(high, _PAIRS), shift)
+    for place, bits in ((panel.even, builder.shl(first, shift)), (panel.odd, second)):
+        added = builder.fadd(builder.load(place), builder.bitcast(bits, _SUMS))
+        builder.store(added, place)
+    largest = builder.load(panel.largest)
+    for bits in (low, high):
+        size = builder.and_(bits, magnitude)
+        largest = builder.select(builder.icmp_signed(">", size, largest), size, largest)
+    builder.store(largest, panel.largest)
+    return builder.or_(first, second)
+
+
+def _generate_packing(
+    _: Any, rows: Any, column: Any, zeros: Any, packed: Any, sums: Any, largest: Any
+) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        arrays = list(_arrays(context, builder, signature, arguments))
+        tokens, features = cgutils.unpack_tuple(builder, arrays[0].shape)
+        pairs = cgutils.unpack_tuple(builder, arrays[2].shape)[1]
+        start, beyond, result, *found = (builder.ptrtoint(array.data, _INDEX) for array in arrays)
+        first = builder.add(start, builder.mul(arguments[1], _constant(_SHORT_BYTES)))
+        row = builder.mul(features, _constant(_SHORT_BYTES))
+        zero, nothing = ir.Constant(_SUMS, None), ir.Constant(_SHORTS, None)
+        panels = [
+            _Tallies(*(cgutils.alloca_once_value(builder, none) for none in (zero, zero, nothing)))
+            for _ in range(PANELS)
+        ]
+        with cgutils.for_range(builder, pairs) as loop:
+            token = builder.mul(loop.index, _constant(2))
+            low = builder.add(first, builder.mul(token, row))
+            paired = builder.icmp_signed("<", builder.add(token, _constant(1)), tokens)
+            high = builder.select(paired, builder.add(low, row), beyond)
+            for side in (low, high):
+                ahead = builder.add(side, builder.mul(row, _constant(_AHEAD)))
+                for byte in (0, _WIDTH * _SHORT_BYTES - 1):
+                    builder.call(_FETCH, [builder.add(ahead, _constant(byte))])
+            for number, panel in enumerate(panels):
+                there = _constant(number * LANES * _SHORT_BYTES)
+                both = [
+                    builder.load(_at(builder, side, there, _SHORTS), align=_SHORT_BYTES)
+                    for side in (low, high)
+                ]
+                pair = builder.add(loop.index, builder.mul(pairs, _constant(number)))
+                place = builder.mul(pair, _constant(LANES * _BYTES))
+                filled = _pack_pair(builder, panel, *both)
+                builder.store(filled, _at(builder, result, place, _PAIRS), align=_BYTES)
+        for number, panel in enumerate(panels):
+            there = _constant(number * LANES * _BYTES)
+            total = builder.fadd(builder.load(panel.even), builder.load(panel.odd))
+            builder.store(total, _at(builder, found[0], there, _SUMS), align=_BYTES)
+            there = _constant(number * LANES * _SHORT_BYTES)
+            size = builder.load(panel.largest)
+            builder.store(size, _at(builder, found[1], there, _SHORTS), align=_SHORT_BYTES)
+        return context.get_dummy_value()
+
+    return types.void(rows, types.int64, zeros, packed, sums, largest), generate
+
+
+_pack_block = cast(
+    Callable[[Bits, int, Bits, Pairs, Floats, Bits], None], intrinsic(_generate_packing)
+)
+"""Pack 48 features of rows [T, n], from a column on, into panels [3, ceil(T/2), 16].
+
+The last token has zeros [48] beside it where their number is odd. Write what the features add up
+to, float32 [48], and the bits of their largest magnitudes, int16 [48].
+"""
+
+
 def count_panels(features: int) -> int:
     """Return how many panels so many features take: whole blocks of them."""
     return -(-features // _WIDTH) * PANELS
 
 
 @compiled
-def pack(rows: Bits, packed: Pairs, start: int, stop: int) -> None:
-    """Fill the panels from `start` to `stop`; what is beyond the last feature or token is 0."""
+def pack(rows: Bits, packed: Pairs, sums: Floats, largest: Bits, start: int, stop: int) -> None:
+    """Fill the blocks of 48 features from `start` to `stop`, and what is known of each feature.
+
+    What is beyond the last feature or token is 0. A sum is that of every other token, in order,
+    and the rest.
+    """
     tokens, features = rows.shape
-    nothing = np.zeros(LANES, np.int16)
-    # Strips of a few panels: what lies side by side in memory is read together.
-    for strip in range(start, stop, _STRIP):
-        for pair in range(packed.shape[1]):
-            token = 2 * pair
-            for panel in range(strip, min(strip + _STRIP, stop)):
-                first, here = panel * LANES, packed[panel, pair]
-                low = rows[token, first:]
-                high = rows[token + 1, first:] if token + 1 < tokens else nothing
-                if first + LANES <= features:
-                    for lane in range(LANES):
-                        here[lane] = np.uint16(low[lane]) | (np.int32(high[lane]) << 16)
-                else:
-                    here[:] = 0
-                    for lane in range(features - first):
-                        here[lane] = np.uint16(low[lane]) | (np.int32(high[lane]) << 16)
+    zeros = np.zeros(_WIDTH, np.int16)
+    for block in range(start, stop):
+        first, panels = block * _WIDTH, packed[block * PANELS : (block + 1) * PANELS]
+        totals, sizes = sums[first : first + _WIDTH], largest[first : first + _WIDTH]
+        if first + _WIDTH <= features:
+            _pack_block(rows, first, zeros, panels, totals, sizes)
+        else:
+            last = np.zeros((tokens, _WIDTH), np.int16)
+            for token in range(tokens):
+                for column in range(features - first):
+                    last[token, column] = rows[token, first + column]
+            _pack_block(last, 0, zeros, panels, totals, sizes)
 
 
 @compiled

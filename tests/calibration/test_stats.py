@@ -152,6 +152,48 @@ def test_means_and_extremes_are_those_of_the_counted_tokens(
     assert bool(stats.second_moment.isfinite().all())
 
 
+def test_weights_of_one_are_no_weights() -> None:
+    """Nor are they where some tokens do not count."""
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.randn(70, 20, generator=generator).bfloat16()
+    counted = torch.rand(70, generator=generator) > 0.3
+    found = []
+    for batch, weights in ((rows, counted.float()), (rows[counted], None)):
+        moment = empty_moment(20, CPU)
+        accumulate(moment, batch, weights)
+        found.append(finish(moment))
+
+    assert found[0].tokens == found[1].tokens == int(counted.sum())
+    for name in ("second_moment", "mean", "absmax", "sample"):
+        assert torch.equal(getattr(found[0], name), getattr(found[1], name)), name
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 9])
+@pytest.mark.parametrize("features", [1, 47, 50])
+def test_the_ways_to_sum_see_the_same_of_each_feature(
+    tokens: int, features: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a value that is no number, infinities of both signs, and a zero that has one."""
+    generator = torch.Generator().manual_seed(6)
+    batches = [torch.randn(tokens, features, generator=generator).bfloat16() for _ in range(3)]
+    batches[0][-1, features // 2] = torch.nan
+    batches[1][0, features // 3] = -torch.inf
+    batches[1][-1, features // 4] = torch.inf
+    batches[0][:, -1] = -0.0
+    found = []
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(stats_module, "sums_products", lambda _: False)
+        moment = empty_moment(features, CPU)
+        for batch in batches:
+            accumulate(moment, batch, None)
+        found.append((moment.absmax, moment.first))
+
+    (ours, our_sum), (theirs, their_sum) = found
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(our_sum, their_sum, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
 def sample_of(tokens: int, batch: int, features: int = 2) -> list[int]:
     """The numbers of the tokens in a sample of so many, of which token i is filled with i."""
     rows = torch.arange(tokens).float().unsqueeze(1).expand(tokens, features)
@@ -178,6 +220,42 @@ def test_a_sample_is_spread_evenly_and_does_not_depend_on_batches(tokens: int) -
     assert chosen == sorted(set(chosen)) == sample_of(tokens, batch=tokens)
     gaps = [after - before for before, after in pairwise(chosen)]
     assert max(gaps) <= 3 * tokens / len(chosen)
+
+
+@pytest.mark.parametrize("followed", [False, True])
+def test_a_sample_is_of_the_tokens_whose_phase_is_below_its_share(followed: bool) -> None:
+    """In batches of any lengths and of both dtypes, after any number of tokens."""
+    generator = torch.Generator().manual_seed(7)
+    lengths = (3, 700, 1, 900, 40, 2500, 5, 1024, 60, 800)
+    first = 1 << 20
+    rows = torch.randn(sum(lengths), 5, generator=generator).bfloat16().float()
+    moment = empty_moment(5, CPU)
+    moment.sample.seen = first
+
+    for number, batch in enumerate(rows.split(lengths)):
+        given = batch.to(torch.float32 if number == 4 else torch.bfloat16)
+        accumulate(moment, given, None, 2 * given if followed else None)
+    share, stats = moment.sample.share, finish(moment)
+
+    numbers = torch.arange(first, first + len(rows), dtype=torch.float64)
+    phases = (numbers * ((5**0.5 - 1) / 2)).frac()
+    assert share == 1 / 8
+    assert stats.sample is not None
+    assert torch.equal(stats.sample, rows[phases < share])
+    assert torch.equal(moment.sample.phases, phases[phases < share])
+    if followed:
+        assert stats.drift_sample is not None
+        assert torch.equal(stats.drift_sample, stats.sample)
+
+
+def test_a_sample_does_not_keep_the_activations_it_is_of() -> None:
+    """It takes the room of so many tokens as it may have, at the most."""
+    moment = empty_moment(4, CPU)
+    for _ in range(9):
+        accumulate(moment, torch.randn(5000, 4), None)
+        assert moment.sample.rows is not None
+        held = moment.sample.rows.untyped_storage().nbytes()
+        assert held <= SAMPLED_TOKENS * 4 * 4
 
 
 @pytest.mark.parametrize("length", [128, 512, 1000])

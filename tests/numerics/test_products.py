@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from quantkit.numerics import products
-from quantkit.numerics.products import add_product, pack_rows, sums_products
+from quantkit.numerics.products import (
+    add_product,
+    pack_and_measure,
+    pack_rows,
+    sums_products,
+)
 
 pytestmark = pytest.mark.skipif(
     not sums_products(torch.device("cpu")),
@@ -80,21 +85,62 @@ def test_memory_of_packed_rows_can_still_be_given_back() -> None:
     assert rows.untyped_storage().resizable()
 
 
-def test_threads_change_no_bit() -> None:
+@pytest.mark.parametrize("tokens", [1, 2, 37, 256])
+@pytest.mark.parametrize("features", [1, 7, 16, 47, 48, 49, 96, 300])
+def test_packing_sees_sums_and_magnitudes(tokens: int, features: int) -> None:
+    """Sums up to float32's rounding, magnitudes exactly, whatever the last panel and pair lack."""
+    rows = 100 * _draw(tokens, features)
+
+    found = pack_and_measure(rows, torch.full((1 << 17,), -1, dtype=torch.int32))
+
+    assert torch.equal(found.packed, pack_rows(rows))
+    assert torch.equal(found.largest, rows.abs().amax(0).float())
+    torch.testing.assert_close(
+        found.sums.double(), rows.double().sum(0), rtol=1e-6, atol=1e-5 * tokens
+    )
+
+
+def test_packing_sees_what_is_not_finite() -> None:
+    """What is no number is never lost, not beside an infinity either; nothing else is touched."""
+    nan, infinity = torch.nan, torch.inf
+    rows = torch.zeros(3, 7).bfloat16()
+    rows[:, 0] = torch.tensor([1.0, nan, 2.0])
+    rows[:, 1] = torch.tensor([-nan, infinity, 2.0])
+    rows[:, 2] = torch.tensor([1.0, 2.0, -infinity])
+    rows[:, 3] = torch.tensor([infinity, -infinity, 2.0])
+    rows[:, 4] = torch.tensor([-0.0, -0.0, -0.0])
+    rows[:, 5] = torch.tensor([1e-40, -3e-39, 0.0])
+
+    found = pack_and_measure(rows)
+
+    expected = rows.abs().amax(0).float()
+    torch.testing.assert_close(found.largest, expected, rtol=0, atol=0, equal_nan=True)
+    assert found.largest[:5].tolist()[2:] == [infinity, infinity, 0.0]
+    total = rows.float().sum(0)
+    torch.testing.assert_close(found.sums, total, rtol=0, atol=0, equal_nan=True)
+    assert found.sums.isnan().tolist() == [True, True, False, True, False, False, False]
+
+
+def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every sum is one thread's."""
+    monkeypatch.setattr(products, "_PACKED_A_THREAD", 1)
+    monkeypatch.setattr(products, "_PRODUCTS_A_THREAD", 1)
     left, right = _draw(513, 700), _draw(513, 900, seed=1)
     found = []
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 3, 4):
             torch.set_num_threads(threads)
-            found.append(torch.zeros(700, 900))
-            add_product(found[-1], pack_rows(left), pack_rows(right))
+            packed, other = pack_and_measure(left), pack_and_measure(right)
+            total, square = torch.zeros(700, 900), torch.zeros(900, 900)
+            add_product(total, packed.packed, other.packed)
+            add_product(square, other.packed, other.packed, upper=True)
+            found.append((total, square, other.packed, other.sums, other.largest))
     finally:
         torch.set_num_threads(before)
 
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    for others in found[1:]:
+        assert all(map(torch.equal, found[0], others))
 
 
 def test_a_value_that_is_not_finite_stays_in_its_row_and_column() -> None:
