@@ -3,7 +3,7 @@
 transformers lets an attention function be registered under a name and passes it the keyword
 arguments of the forward (`AttentionInterface`). The function registered here tells an observer
 what it was given, keys after their norms and the rotary embedding and before they are repeated for
-the query heads, and goes on to transformers' scaled dot product attention. That is what a
+the query heads, and goes on to what computes scaled dot product attention. That is what a
 cache stores, whatever the architecture does in front of it.
 """
 
@@ -12,14 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from quantkit.calibration.attention import Attend
 from quantkit.errors import CheckpointError
 from quantkit.numerics.octaves import POSITIONS, measure_positions
 from quantkit.records import KvCachePlan, KvStats
@@ -106,10 +107,13 @@ class KvWatch:
 
 
 @contextmanager
-def observed_attention(model: nn.Module) -> Iterator[None]:
+def observed_attention(model: nn.Module, attend: Attend) -> Iterator[None]:
     """Let the model's attention tell an observer what it caches; undo it afterwards.
 
     Inside, a forward takes the observer as its keyword argument `OBSERVER`.
+
+    Args:
+        attend: computes the attention.
 
     Raises:
         CheckpointError: the model does not use scaled dot product attention.
@@ -121,7 +125,7 @@ def observed_attention(model: nn.Module) -> Iterator[None]:
             f"{type(model).__name__} computes attention by {usual!r}; keys and values are observed "
             f"in scaled dot product attention only, so its cache cannot be quantized"
         )
-    AttentionInterface.register(OBSERVED_ATTENTION, _attend)
+    AttentionInterface.register(OBSERVED_ATTENTION, partial(_observe, attend))
     AttentionMaskInterface.register(OBSERVED_ATTENTION, sdpa_mask)
     transformers_model.set_attn_implementation(OBSERVED_ATTENTION)
     try:
@@ -130,7 +134,8 @@ def observed_attention(model: nn.Module) -> Iterator[None]:
         transformers_model.set_attn_implementation(usual)
 
 
-def _attend(
+def _observe(
+    attend: Attend,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -138,10 +143,7 @@ def _attend(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot product attention that tells the observer first."""
+    """Tell the observer, then attend."""
     observer: Observer = options.pop(OBSERVER)
     observer(module, key, value)
-    return cast(
-        tuple[Tensor, None],
-        sdpa_attention_forward(module, query, key, value, attention_mask, **options),
-    )
+    return attend(module, query, key, value, attention_mask, **options)

@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from quantkit.calibration.attention import choose_attention, replaced_attention
 from quantkit.calibration.forwards import (
     Forward,
     advance,
@@ -147,8 +148,8 @@ def walk(
         _place_buffers(model, device)
         _fill(model, load_outside(), device, None)
         watch = None if kv_cache is None else KvWatch(model, kv_cache, device)
-        if watch is not None:
-            stack.enter_context(observed_attention(model))
+        attention = replaced_attention if watch is None else observed_attention
+        stack.enter_context(attention(model, choose_attention(device, dtype)))
         count, length = windows.ids.shape
         on_device = device.type == "cuda"
         at_once = windows_at_once(hidden_features(model), length, on_device=on_device)
