@@ -58,8 +58,8 @@ def round_columns(
     if limits is not None and _compiles(target, errors):
         from quantkit.numerics.columns_compiled import round_columns as compiled
 
-        arrays = (target.numpy(), errors.numpy(), *_arrays(block, lower, steps))
-        run = partial(compiled, *arrays, _array(offsets), *limits)
+        arrays = (_contiguous(block), _contiguous(lower), _contiguous(steps))
+        run = partial(compiled, target.numpy(), errors.numpy(), *arrays, _array(offsets), *limits)
         share_out(run, target.shape[1], target.shape[1] // _ROWS_A_THREAD)
         return
     for column in range(len(block) - 1, -1, -1):
@@ -86,24 +86,29 @@ def descend_columns(
 
     Args:
         values: codes less zero points, float32 [B, O].
-        steps: float32 [B, O], not zero; offset: zero points [B, O] or None.
+        steps: float32 [S, O], not zero, each for B / S columns side by side; offset: zero points
+            [S, O] or None.
         residual: R float32 [B, O], follows. inner: the block of H, [B, B].
     """
+    on_device, limits = kernels.kernels_available(values.device), integer_limits(scheme)
+    if not on_device and limits is not None and _compiles(values, residual):
+        from quantkit.numerics.columns_compiled import descend_columns as compiled
+
+        arrays = (values.numpy(), residual.numpy(), _contiguous(steps), _contiguous(inner))
+        run = partial(compiled, *arrays, _array(offset), *limits)
+        share_out(run, values.shape[1], values.shape[1] // _ROWS_A_THREAD)
+        return
+    columns = len(values) // len(steps)
+    if columns > 1:
+        steps = steps.repeat_interleave(columns, 0)
+        offset = None if offset is None else offset.repeat_interleave(columns, 0)
     diagonal = inner.diagonal().unsqueeze(1)
     # A column that was never active has no best value: its codes stay.
     gain = torch.where(diagonal > 0, 1.0 / (diagonal * steps), torch.zeros_like(steps))
     # Finite also where a step is tiny beside its row, so that nothing times it is nothing.
     gain.clamp_(*_FINITE)
-    if kernels.kernels_available(values.device):
+    if on_device:
         kernels.descend_columns(values, steps, gain, offset, residual, inner, scheme)
-        return
-    limits = integer_limits(scheme)
-    if limits is not None and _compiles(values, residual):
-        from quantkit.numerics.columns_compiled import descend_columns as compiled
-
-        arrays = (values.numpy(), residual.numpy(), *_arrays(steps, gain, inner))
-        run = partial(compiled, *arrays, _array(offset), *limits)
-        share_out(run, values.shape[1], values.shape[1] // _ROWS_A_THREAD)
         return
     new = torch.empty_like(values[0])
     for column in range(len(values)):
@@ -130,10 +135,6 @@ def _compiles(*changed: Tensor) -> bool:
     if changed[0].shape[1] < _FEWEST_ROWS or find_spec("numba") is None:
         return False
     return all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in changed)
-
-
-def _arrays(first: Tensor, second: Tensor, third: Tensor) -> tuple[Floats, Floats, Floats]:
-    return _contiguous(first), _contiguous(second), _contiguous(third)
 
 
 def _contiguous(tensor: Tensor) -> Floats:

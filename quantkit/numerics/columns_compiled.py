@@ -17,6 +17,12 @@ from quantkit.numerics.ggml.kernels import compiled
 _LANES = 128
 """Loops over fewer are unrolled by LLVM before it looks for vectors, and then stay scalar."""
 
+_TOGETHER = 8
+"""Columns whose products are added together to those of later turns, which are loaded once for all.
+LLVM unrolls a loop over so few."""
+
+_LARGEST = np.finfo(np.float32).max
+
 
 @compiled
 def _nearest(value: np.float32, low: np.float32, high: np.float32) -> np.float32:
@@ -51,6 +57,23 @@ def _add_products(factors: Floats, change: Floats, lanes: Floats, count: int) ->
         factor, here = factors[column], lanes[column]
         for lane in range(_LANES):
             here[lane] = fused(factor, change[lane], here[lane])
+
+
+@compiled
+def _add_all_products(factors: Floats, changes: Floats, lanes: Floats, count: int) -> None:
+    """Do that for each of `_TOGETHER` columns, from the last to the first.
+
+    Args:
+        factors: [_TOGETHER, B]; changes: [_TOGETHER, lanes].
+    """
+    for column in range(count):
+        here = lanes[column]
+        for lane in range(_LANES):
+            total = here[lane]
+            for other in range(_TOGETHER):
+                place = _TOGETHER - 1 - other
+                total = fused(factors[place, column], changes[place, lane], total)
+            here[lane] = total
 
 
 @compiled
@@ -96,16 +119,33 @@ def round_columns(
         _load(block, first, error)
         if offsets is not None:
             _limit(offsets, first, smallest, largest, low, high)
-        for column in range(size - 1, -1, -1):
-            for lane in range(_LANES):
-                code = _nearest(
-                    value[column, lane] / step[column, lane], low[column, lane], high[column, lane]
-                )
-                value[column, lane] = code
-                error[column, lane] = fused(-code, step[column, lane], error[column, lane])
-            _add_products(lower[column], error[column], value, column)
+        for stop_column in range(size, 0, -_TOGETHER):
+            begin = max(0, stop_column - _TOGETHER)
+            for column in range(stop_column - 1, begin - 1, -1):
+                for lane in range(_LANES):
+                    code = _nearest(
+                        value[column, lane] / step[column, lane],
+                        low[column, lane],
+                        high[column, lane],
+                    )
+                    value[column, lane] = code
+                    error[column, lane] = fused(-code, step[column, lane], error[column, lane])
+                near = column - begin
+                _add_products(lower[column, begin:], error[column], value[begin:], near)
+            if begin:
+                together = slice(begin, stop_column)
+                _add_all_products(lower[together], error[together], value, begin)
         _store(value, first, stop, target)
         _store(error, first, stop, errors)
+
+
+@compiled
+def _gain(curvature: np.float32, step: np.float32) -> np.float32:
+    """Return the steps that a unit of the residual is worth; 0 for a column never active."""
+    worth = np.float32(1.0) / (curvature * step) if curvature > 0 else np.float32(0.0)
+    # Finite also where a step is tiny beside its row, so that nothing times it is nothing.
+    worth = -_LARGEST if worth < -_LARGEST else worth
+    return _LARGEST if worth > _LARGEST else worth
 
 
 @compiled
@@ -113,7 +153,6 @@ def descend_columns(
     values: Floats,
     residual: Floats,
     steps: Floats,
-    gain: Floats,
     inner: Floats,
     offsets: Floats | None,
     smallest: int,
@@ -121,39 +160,35 @@ def descend_columns(
     start: int,
     stop: int,
 ) -> None:
-    """`columns.descend_columns` for the rows from `start` to `stop`; gain float32 [B, O]."""
-    size = values.shape[0]
-    value, step, rest, slope = (
+    """`columns.descend_columns` for the rows from `start` to `stop`."""
+    size, groups = values.shape[0], steps.shape[0]
+    value, rest, step = (
         np.empty((size, _LANES), np.float32),
         np.empty((size, _LANES), np.float32),
-        np.empty((size, _LANES), np.float32),
-        np.empty((size, _LANES), np.float32),
+        np.empty((groups, _LANES), np.float32),
     )
     low, high = (
-        np.full((size, _LANES), smallest, np.float32),
-        np.full((size, _LANES), largest, np.float32),
+        np.full((groups, _LANES), smallest, np.float32),
+        np.full((groups, _LANES), largest, np.float32),
     )
     change = np.empty(_LANES, np.float32)
     for first in range(start, stop, _LANES):
         _load(values, first, value)
-        _load(steps, first, step)
         _load(residual, first, rest)
-        _load(gain, first, slope)
+        _load(steps, first, step)
         if offsets is not None:
             _limit(offsets, first, smallest, largest, low, high)
         for column in range(size):
+            group, curvature = column // (size // groups), inner[column, column]
             moved = False
             for lane in range(_LANES):
                 old = value[column, lane]
-                code = _nearest(
-                    fused(rest[column, lane], slope[column, lane], old),
-                    low[column, lane],
-                    high[column, lane],
-                )
-                change[lane] = (old - code) * step[column, lane]
+                best = fused(rest[column, lane], _gain(curvature, step[group, lane]), old)
+                code = _nearest(best, low[group, lane], high[group, lane])
+                change[lane] = (old - code) * step[group, lane]
                 value[column, lane] = code
                 moved |= old != code
-            # Most columns stay as they are from the second sweep on.
+            # Most columns stay as they are, already in the first sweep after compensation.
             if moved:
                 _add_products(inner[column], change, rest, size)
         _store(value, first, stop, values)

@@ -191,16 +191,19 @@ def _polish_block(draft: _Draft, second_moment: Tensor, own: slice, behind: int)
         draft.residual[own].addmm_(second_moment[own, reach], draft.changes[reach])
     inner = second_moment[start:stop, start:stop].clone()
     inner.diagonal().add_(draft.added)
-    groups = torch.arange(start, stop, device=inner.device) // draft.columns
-    steps = relative_steps(draft.scale.index_select(0, groups), draft.unit)
-    offset = None if draft.zero_point is None else draft.zero_point.index_select(0, groups)
-    values = draft.codes[start:stop].float()
+    groups = _groups_of(draft, own)
+    steps = relative_steps(draft.scale[groups], draft.unit)
+    offset = None if draft.zero_point is None else draft.zero_point[groups]
+    values = draft.codes[own].float()
+    # The same numbers, [S, B / S, O].
+    by_group = values.unflatten(0, (len(steps), -1))
     if offset is not None:
-        values -= offset
+        by_group -= offset.unsqueeze(1)
     here = draft.residual[own]
-    before = values * steps
+    before = by_group * steps.unsqueeze(1)
     descend_columns(values, steps, offset, here, inner, draft.scheme)
-    draft.codes[start:stop] = values if offset is None else values + offset
+    codes = by_group if offset is None else by_group + offset.unsqueeze(1)
+    draft.codes[own] = codes.view_as(values)
     if draft.refits and _BLOCK % draft.columns == 0:
         every = slice(None)
         for first in range(0, stop - start, draft.columns):
@@ -209,8 +212,17 @@ def _polish_block(draft: _Draft, second_moment: Tensor, own: slice, behind: int)
             moved = inner[:, part] @ values[part]
             change = _refit(draft, group, every, values[part], here[part], moved[part])
             here.addcmul_(moved, change, value=-1)
-        steps = relative_steps(draft.scale.index_select(0, groups), draft.unit)
-    torch.sub(before, values.mul_(steps), out=draft.changes[own])
+        steps = relative_steps(draft.scale[groups], draft.unit)
+    by_group *= steps.unsqueeze(1)
+    torch.sub(before.view_as(values), values, out=draft.changes[own])
+
+
+def _groups_of(draft: _Draft, own: slice) -> slice | Tensor:
+    """Return which scales a block has: each is for as many columns side by side."""
+    if _BLOCK % draft.columns and draft.columns % _BLOCK:
+        columns = torch.arange(own.start, own.stop, device=draft.codes.device)
+        return columns // draft.columns
+    return slice(own.start // draft.columns, -(-own.stop // draft.columns))
 
 
 def _refit_wide_groups(draft: _Draft, second_moment: Tensor) -> None:

@@ -66,10 +66,16 @@ def test_columns_are_rounded_from_the_last_to_the_first(
 
 @INTEGERS
 @ROWS
-def test_descent_moves_one_column_after_the_other(way: str, rows: int, scheme: CodeSet) -> None:
-    """Each to its best value, and the residual follows at once."""
-    size = 16
-    block, _, _, steps, offsets = make_case(size, rows, scheme, seed=1)
+@pytest.mark.parametrize("shared", [1, 5, 20])
+def test_descent_moves_one_column_after_the_other(
+    way: str, rows: int, shared: int, scheme: CodeSet
+) -> None:
+    """Each to its best value, and the residual follows; so many columns share their steps."""
+    size = 20
+    block, _, _, given, zeros = make_case(size, rows, scheme, seed=1)
+    given, zeros = given[::shared], None if zeros is None else zeros[::shared]
+    steps = given.repeat_interleave(shared, 0)
+    offsets = None if zeros is None else zeros.repeat_interleave(shared, 0)
     generator = torch.Generator().manual_seed(2)
     root = torch.randint(-1, 2, (size, size), generator=generator).float()
     # Diagonals that are powers of two divide without rounding.
@@ -89,7 +95,7 @@ def test_descent_moves_one_column_after_the_other(way: str, rows: int, scheme: C
         rest += inner[column].double().unsqueeze(1) * change
         expected[column] = new
 
-    columns.descend_columns(values, steps, offsets, residual, inner, scheme)
+    columns.descend_columns(values, given, zeros, residual, inner, scheme)
 
     assert torch.equal(values.double(), expected)
     assert torch.equal(residual.double(), rest)
@@ -110,6 +116,29 @@ def test_both_ways_agree_on_weights_as_they_are(monkeypatch: pytest.MonkeyPatch)
         columns.round_columns(block, target, lower, steps, None, W4, errors)
         found.append(target)
     assert float((found[0] == found[1]).float().mean()) > 0.999
+
+
+@pytest.mark.parametrize("size", [3, 8, 19, 128])
+def test_columns_are_rounded_the_same_however_many_are_taken_together(size: int) -> None:
+    """To the last bit what one step after the other gives, each product added without rounding."""
+    torch.manual_seed(1)
+    block, steps = torch.randn(size, 130), torch.rand(size, 130) * 0.1 + 0.2
+    lower = (torch.randn(size, size) * 0.05).tril(-1) + torch.eye(size)
+    target, errors = block + 0.01, torch.empty_like(block)
+    expected, left = target.double(), torch.empty_like(errors)
+    for column in range(size - 1, -1, -1):
+        value = expected[column].float() / steps[column]
+        expected[column] = round_values(value, W4, None).double()
+        product = expected[column] * steps[column].double()
+        left[column] = (block[column].double() - product).float()
+        for other in range(column):
+            more = lower[column, other].double() * left[column].double()
+            expected[other] = (expected[other] + more).float().double()
+
+    columns.round_columns(block, target, lower, steps, None, W4, errors)
+
+    assert torch.equal(target.double(), expected)
+    assert torch.equal(errors, left)
 
 
 def test_values_that_are_no_numbers_stay_so(way: str) -> None:
