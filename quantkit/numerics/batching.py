@@ -6,7 +6,7 @@ _ON_DEVICE = 8192
 """Enough to fill a GPU."""
 
 _FEWEST, _MOST = 1024, 4096
-_VALUES = 1 << 20
+_VALUES = 1 << 19
 """Hidden states of so many values stay in a processor's last cache with what a block makes of them.
 Calls of torch take longer than what they compute where there are much fewer."""
 

@@ -48,7 +48,7 @@ MEMORY: Mapping[str, float] = MappingProxyType(
 )
 """What was found by measuring jobs: benchmarks/predictions.py."""
 
-_MAPPED_FROM = 2 << 20
+_MAPPED_FROM = 8 << 20
 """Bytes from which on a tensor's memory is its own; smaller ones share the heap."""
 
 _CHUNK_BYTES = 32 << 20
