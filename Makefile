@@ -127,6 +127,7 @@ bench: setup
 	$(BIN)/python benchmarks/run.py awq-0.5b --layers 2
 	$(BIN)/python benchmarks/two_processes.py
 	$(BIN)/python benchmarks/products.py
+	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/predictions.py
 	$(BIN)/python benchmarks/calibrate_once.py
 	$(BIN)/python benchmarks/quality.py

@@ -12,7 +12,9 @@ usage: python benchmarks/products.py [--rounds N]
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +24,7 @@ from measure import describe_commit, describe_machine, package_versions, write_r
 from torch import Tensor
 
 from quantkit.calibration.stats import PANEL
+from quantkit.cli.process import settle_process
 from quantkit.numerics.onednn import set_quick_float32, usual_float32
 from quantkit.numerics.products import add_product, pack_rows, sums_products
 
@@ -52,6 +55,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
+    if "GOMP_SPINCOUNT" not in os.environ:
+        # What the command sets for its own process is read when torch is imported: begin again.
+        settle_process()
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     if not sums_products(torch.device("cpu")):
         raise SystemExit("quantkit's own product takes AVX512-BF16 without AMX, and numba")
     if not set_quick_float32():

@@ -33,8 +33,7 @@ PROBE = MachineProbe(
     threads=1,
     float32_gflops=1.0,
     bfloat16_gflops=4.0,
-    float32_cholesky_gflops=0.5,
-    float64_cholesky_gflops=0.25,
+    cholesky_gflops=0.5,
     moved_bytes_per_second=1e9,
     call_seconds=1e-6,
     hash_bytes_per_second=1e9,
@@ -99,12 +98,14 @@ def test_operations_of_the_walk_are_counted(model: Path) -> None:
 
     tokens = 8 * 64
     assert terms["walk: forward"] == pytest.approx(2 * BLOCKS * BLOCK_WEIGHTS * tokens / 4e9)
-    assert terms["walk: attention"] == pytest.approx(2 * tokens * 64 * HIDDEN * BLOCKS / 4e9)
+    attention = 2 * tokens * 64 * HIDDEN * BLOCKS / 4e9
+    assert terms["walk: attention"] == pytest.approx(4.5 * attention)
     # The inputs of q, o and gate are 64 wide, that of down 128; half of a product by symmetry.
     sums = BLOCKS * (3 * HIDDEN**2 + MIDDLE**2)
     assert terms["walk: statistics"] == pytest.approx(1.7 * sums * tokens / 4e9)
     terms = find_terms(plan, replace(work, compiled_sums=True), PROBE)["quantize"]
     assert terms["walk: statistics"] == pytest.approx(sums * tokens / 4e9)
+    assert terms["walk: attention"] == pytest.approx(attention)
 
 
 def test_what_is_compiled_takes_memory(model: Path) -> None:
@@ -116,7 +117,7 @@ def test_what_is_compiled_takes_memory(model: Path) -> None:
 
 
 def test_operations_of_gptq_are_counted(model: Path) -> None:
-    """By hand: one order and one factor a matrix; 9 products O I^2 with two sweeps, and 4 besides
+    """By hand: one order a matrix, with its factor; 9 products O I^2 with two sweeps, and 4 besides
     for what the output has and how well it is met."""
     plan, work = make(model)
 
@@ -130,7 +131,7 @@ def test_operations_of_gptq_are_counted(model: Path) -> None:
         + HIDDEN * MIDDLE**2
     )
     assert terms["solve: order"] == pytest.approx(cubes / 1e9)
-    assert terms["solve: factor"] == pytest.approx(cubes / 3 / 0.5e9)
+    assert terms["solve: factor"] == 0.0
     assert terms["solve: products"] == pytest.approx(13 * rows_by_squares / 1e9)
     columns = BLOCKS * (3 * HIDDEN + MIDDLE)
     assert terms["solve: calls"] == pytest.approx(columns * (8 + 9 * 2) * 1e-6)
@@ -197,7 +198,6 @@ def test_a_faster_machine_takes_less(model: Path) -> None:
         PROBE,
         float32_gflops=100.0,
         bfloat16_gflops=400.0,
-        float64_cholesky_gflops=20.0,
         moved_bytes_per_second=1e11,
         read_bytes_per_second=1e10,
         hash_bytes_per_second=1e10,
@@ -228,7 +228,8 @@ def test_memory_grows_by_what_the_forwards_hold(model: Path) -> None:
 
     width = HIDDEN + HIDDEN + (HIDDEN + 2 * KV) + HIDDEN
     held = 4096 * 1024 * width * 2
-    stacks = 4096 * 1.5e6
+    # Four windows a forward.
+    stacks = 4096 / 4 * 1.5e6
     assert 1.0 * (held + stacks) < grown < 1.7 * (held + stacks)
 
 
@@ -323,10 +324,10 @@ def test_a_bound_below_what_the_rest_takes_is_refused(model: Path) -> None:
     plan, work = make(model, calibration_windows=1 << 15)
     plan = replace(plan, activation_bytes=1_000_000_000)
 
-    with pytest.raises(ResourceError, match=r"0.50 GB are too little: .* give at least 4.20GB"):
+    with pytest.raises(ResourceError, match=r"0.50 GB are too little: .* give at least 1.67GB"):
         predict(plan, work, PROBE, 500_000_000)
 
-    assert predict(plan, work, PROBE, 4_200_000_000).peak_memory_bytes <= 4_200_000_000
+    assert predict(plan, work, PROBE, 1_670_000_000).peak_memory_bytes <= 1_670_000_000
     least = find_peak(plan, replace(work, room_bytes=0), PROBE.resident_bytes)
     assert predict(plan, work, PROBE, least).peak_memory_bytes == least
     with pytest.raises(ResourceError):

@@ -27,7 +27,7 @@ COSTS: Mapping[str, float] = MappingProxyType(
         "walk: start": 0.55,
         "walk: read": 2.4,
         "walk: forward": 1.3,
-        "walk: attention": 6.0,
+        "walk: attention": 2.0,
         "walk: elements": 1.5,
         "walk: calls": 15.0,
         "walk: statistics": 1.2,
@@ -54,6 +54,9 @@ COSTS: Mapping[str, float] = MappingProxyType(
 
 _WIDENED = 1.7
 """How many times longer second moments take where torch sums them in float32."""
+
+_ATTENTION_OF_TORCH = 4.5
+"""How many times longer attention takes in bfloat16 where it is torch's."""
 
 _UNMEASURED_WRITING = 200e6
 """Bytes a second where the probe could not write."""
@@ -134,11 +137,12 @@ def _count_walk(plan: Plan, work: Workload, probe: MachineProbe) -> Terms:
     batches = -(-work.calibration_windows // at_once)
     flops = matmul_speed(work, probe)
     width = sum(linear.out_features for block in plan.blocks for linear in block.linears)
+    slower = 1.0 if work.compiled_sums or work.compute_bytes != 2 else _ATTENTION_OF_TORCH
     terms = {
         **reading,
         "walk: start": 1.0,
         "walk: forward": follows * 2 * weights * tokens / flops,
-        "walk: attention": follows * 2 * tokens * length * model.hidden * blocks / flops,
+        "walk: attention": follows * 2 * tokens * length * model.hidden * blocks / flops * slower,
         "walk: elements": follows
         * tokens
         * (4 * width + 16 * model.hidden * blocks)
@@ -186,7 +190,7 @@ def _count_solving(plan: Plan, work: Workload, probe: MachineProbe) -> Terms:
     flops = 1e9 * probe.float32_gflops
     if work.on_device and probe.accelerator is not None:
         flops = 1e9 * probe.accelerator.float32_gflops
-    factored = flops if work.on_device else 1e9 * probe.float32_cholesky_gflops
+    factored = flops if work.on_device else 1e9 * probe.cholesky_gflops
     moved = probe.moved_bytes_per_second * (flops / probe.float32_gflops / 1e9)
     return {
         "solve: order": totals["solve: order"] / flops,
@@ -241,8 +245,8 @@ def _count_matrix(matrix: SolvedMatrix) -> Mapping[str, float]:
         parts = -(-elements // _SEARCHED_ELEMENTS) * -(-columns // group)
         found["solve: calls"] += max(1, sweeps) * tried * 12 * parts
         return found
+    # The factor comes with the order.
     found["solve: order"] += float(columns) ** 3
-    found["solve: factor"] += columns**3 / 3
     # Floating-point codes are rounded by way of their exponents.
     passes = 30 if first.scheme.weight_kind == "float" else 10
     found["solve: elements"] += tried * passes * elements * 4

@@ -53,8 +53,7 @@ def probe_machine(
         threads=torch.get_num_threads(),
         float32_gflops=_measure_matmul(torch.float32),
         bfloat16_gflops=_measure_matmul(torch.bfloat16),
-        float32_cholesky_gflops=_measure_cholesky(torch.float32),
-        float64_cholesky_gflops=_measure_cholesky(torch.float64),
+        cholesky_gflops=_measure_cholesky(),
         moved_bytes_per_second=_measure_moving(),
         call_seconds=_measure_calls(),
         hash_bytes_per_second=_measure_hash(),
@@ -117,9 +116,9 @@ def _measure_matmul(dtype: torch.dtype) -> float:
     return measure(_LARGE) if found > _BEARABLE_GFLOPS else found
 
 
-def _measure_cholesky(dtype: torch.dtype) -> float:
-    """Return the GFLOP/s of a factorization, n^3 / 3 operations."""
-    matrix = torch.full((_FACTORED, _FACTORED), 0.5, dtype=dtype)
+def _measure_cholesky() -> float:
+    """Return the GFLOP/s of a factorization in float32, n^3 / 3 operations."""
+    matrix = torch.full((_FACTORED, _FACTORED), 0.5)
     matrix.diagonal().add_(_FACTORED)
     seconds = _best_on_all_threads(lambda: torch.linalg.cholesky_ex(matrix))
     return _FACTORED**3 / 3 / seconds / 1e9

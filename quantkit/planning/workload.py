@@ -50,7 +50,7 @@ class Workload:
     compiled: bool = False
     """Whether numba is there to compile the loops over columns."""
     compiled_sums: bool = False
-    """Whether it compiles the sums of second moments as well."""
+    """Whether it compiles the sums of second moments as well, and attention."""
     room_bytes: int | None = None
     """What suspended forwards may hold where they run; the rest is parked. None: all fits."""
 

@@ -33,8 +33,8 @@ class MachineProbe:
     float32_gflops: float
     """Of a square matmul, as is the next."""
     bfloat16_gflops: float
-    float32_cholesky_gflops: float
-    float64_cholesky_gflops: float
+    cholesky_gflops: float
+    """Of a factorization in float32."""
     moved_bytes_per_second: float
     """Read and written by an elementwise operation on a tensor larger than a core's cache."""
     call_seconds: float
