@@ -24,19 +24,19 @@ COSTS: Mapping[str, float] = MappingProxyType(
         "prepare: probe": 0.7,
         "prepare: text": 0.5,
         "prepare: hash": 1.0,
-        "walk: start": 0.55,
+        "walk: start": 0.4,
         "walk: read": 2.4,
-        "walk: forward": 1.3,
-        "walk: attention": 2.0,
-        "walk: elements": 1.5,
-        "walk: calls": 15.0,
-        "walk: statistics": 1.2,
-        "solve: order": 1.0,
-        "solve: factor": 0.4,
-        "solve: products": 1.5,
-        "solve: elements": 2.0,
+        "walk: forward": 1.4,
+        "walk: attention": 2.4,
+        "walk: elements": 1.1,
+        "walk: calls": 10.0,
+        "walk: statistics": 1.05,
+        "solve: order": 0.35,
+        "solve: factor": 0.2,
+        "solve: products": 1.0,
+        "solve: elements": 2.8,
         "solve: calls": 1.5,
-        "encode: elements": 1.1,
+        "encode: elements": 0.8,
         "store": 2.0,
         "write: start": 0.07,
         "write: bytes": 2.0,
@@ -241,7 +241,7 @@ def _count_matrix(matrix: SolvedMatrix) -> Mapping[str, float]:
         group = first.group_size or columns
         found["solve: products"] += max(1, sweeps) * 2 * square
         found["solve: products"] += max(1, sweeps) * tried * 2.0 * elements * group
-        found["solve: elements"] += max(1, sweeps) * tried * 20 * elements * 4
+        found["solve: elements"] += max(1, sweeps) * tried * 70 * elements * 4
         parts = -(-elements // _SEARCHED_ELEMENTS) * -(-columns // group)
         found["solve: calls"] += max(1, sweeps) * tried * 12 * parts
         return found

@@ -26,7 +26,7 @@ MEMORY: Mapping[str, float] = MappingProxyType(
         "margin": 1.1,
         # Bytes by which the process grows once it does more than plan.
         "data": 36e6,
-        "walk": 40e6,
+        "walk": 80e6,
         "suspended forward": 1.5e6,
         "compiled loops": 112e6,
         "solving": 16e6,
@@ -36,10 +36,10 @@ MEMORY: Mapping[str, float] = MappingProxyType(
         "gate": 60e6,
         "accelerator": 1.2e9,
         # The share of what suspended forwards hold that lies beside it in holes.
-        "holes": 0.05,
+        "holes": 0.15,
         "holes between small tensors": 0.5,
         # Copies of a matrix [O, I] in float32 that a rounder has beside the weights.
-        "rtn": 2.0,
+        "rtn": 2.5,
         "search": 2.0,
         "gptq": 3.0,
         # Not measured: what a solver of the user's own holds is not known.
