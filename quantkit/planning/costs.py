@@ -218,7 +218,7 @@ def _count_matrix(matrix: SolvedMatrix) -> Mapping[str, float]:
         ("solve: order", "solve: factor", "solve: products", "solve: elements", "solve: calls"), 0.0
     )
     # Plain rounding, decoding and the errors of the weights.
-    found["solve: elements"] += 150 * elements * 4
+    found["solve: elements"] += 105 * elements * 4
     if not method.needs_calibration:
         return found
     # What the output has, and how well it is met.

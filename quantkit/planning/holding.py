@@ -30,7 +30,7 @@ MEMORY: Mapping[str, float] = MappingProxyType(
         "suspended forward": 1.5e6,
         "compiled loops": 112e6,
         "solving": 16e6,
-        "writing": 56e6,
+        "writing": 75e6,
         "gguf": 40e6,
         "onnx": 65e6,
         "gate": 60e6,
