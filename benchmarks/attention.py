@@ -10,18 +10,14 @@ usage: python benchmarks/attention.py [--rounds N]
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
-import sys
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
-from measure import describe_commit, describe_machine, package_versions, write_results
+from measure import spread
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from turns import settle_as_the_command, take_turns, write_speeds
 
-from quantkit.cli.process import settle_process
 from quantkit.numerics.attention import attend_causally
 from quantkit.numerics.products import sums_products
 
@@ -30,7 +26,6 @@ SHAPES = ((4, 2, 64), (14, 2, 64), (32, 8, 128))
 Qwen2-0.5B and Llama-3.1-8B have them."""
 TOKENS = {512: 2, 2048: 1}
 """Tokens of a window and windows at a time."""
-PACKAGES = ("quantkit", "torch", "numba")
 OURS, TORCH = "quantkit", "torch"
 
 
@@ -54,10 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=31)
     rounds = parser.parse_args().rounds
-    if "GOMP_SPINCOUNT" not in os.environ:
-        # What the command sets for its own process is read when torch is imported: begin again.
-        settle_process()
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+    settle_as_the_command()
     if not sums_products(torch.device("cpu")):
         raise SystemExit("quantkit's own attention takes AVX512-BF16 without AMX, and numba")
     found = [
@@ -66,17 +58,7 @@ def main() -> int:
         for tokens, windows in TOKENS.items()
         for speed in measure_shape(shape, tokens, windows, rounds)
     ]
-    document = {
-        "windows": TOKENS,
-        "rounds": rounds,
-        "threads": torch.get_num_threads(),
-        "speeds": [asdict(speed) for speed in found],
-        "machine": describe_machine(),
-        "versions": package_versions(PACKAGES),
-        "commit": describe_commit(),
-        "command": "python benchmarks/attention.py",
-    }
-    write_results("attention", document, render(found))
+    write_speeds("attention", {"windows": TOKENS, "rounds": rounds}, found, render(found))
     return 0
 
 
@@ -101,20 +83,15 @@ def measure_shape(
 
     exact = attend_by_torch(query.double(), key.double(), value.double())
     ways = {OURS: by_us, TORCH: by_torch}
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(rounds + 1):
-        for way, attend in ways.items():
-            start = time.perf_counter()
-            attend()
-            if turn:
-                seconds[way].append(time.perf_counter() - start)
+    seconds = take_turns(ways, rounds)
     operations = 2 * windows * heads * channels * tokens * (tokens + 1)
     found = []
     for way, attend in ways.items():
-        speeds = sorted(operations / each / 1e9 for each in seconds[way])
+        speed = spread([operations / each / 1e9 for each in seconds[way]])
         error = float((attend().double() - exact).norm() / exact.norm())
-        middle = statistics.median(speeds)
-        found.append(Speed(*shape, tokens, way, middle, speeds[0], speeds[-1], error))
+        found.append(
+            Speed(*shape, tokens, way, speed["median"], speed["low"], speed["high"], error)
+        )
     return found
 
 

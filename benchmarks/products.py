@@ -12,29 +12,21 @@ usage: python benchmarks/products.py [--rounds N]
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
-import sys
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
-from measure import describe_commit, describe_machine, package_versions, write_results
+from measure import spread
 from torch import Tensor
+from turns import settle_as_the_command, take_turns, write_speeds
 
 from quantkit.calibration.stats import PANEL
-from quantkit.cli.process import settle_process
 from quantkit.numerics.onednn import set_quick_float32, usual_float32
 from quantkit.numerics.products import add_product, pack_rows, sums_products
 
 TOKENS = 1024
 FEATURES = (896, 2048, 4864, 8192)
-PACKAGES = ("quantkit", "torch", "numba")
 OURS, WIDENED, ROUNDED = "quantkit", "widened to float32", "bfloat16, sums rounded"
 FLOAT32 = "float32 product"
-
-Ways = Mapping[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -55,26 +47,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
-    if "GOMP_SPINCOUNT" not in os.environ:
-        # What the command sets for its own process is read when torch is imported: begin again.
-        settle_process()
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+    settle_as_the_command()
     if not sums_products(torch.device("cpu")):
         raise SystemExit("quantkit's own product takes AVX512-BF16 without AMX, and numba")
     if not set_quick_float32():
         raise SystemExit("on this processor torch's usual library is left to it")
     found = [speed for features in FEATURES for speed in measure_size(features, rounds)]
-    document = {
-        "tokens": TOKENS,
-        "rounds": rounds,
-        "threads": torch.get_num_threads(),
-        "speeds": [asdict(speed) for speed in found],
-        "machine": describe_machine(),
-        "versions": package_versions(PACKAGES),
-        "commit": describe_commit(),
-        "command": "python benchmarks/products.py",
-    }
-    write_results("products", document, render(found))
+    write_speeds("products", {"tokens": TOKENS, "rounds": rounds}, found, render(found))
     return 0
 
 
@@ -118,14 +97,15 @@ def measure_size(features: int, rounds: int) -> list[Speed]:
     found = []
     for (way, library), times in seconds.items():
         operations = TOKENS * features * (features + 1 if way != FLOAT32 else 2 * features)
-        speeds = sorted(operations / each / 1e9 for each in times)
+        speed = spread([operations / each / 1e9 for each in times])
         error = None
         if way != FLOAT32:
             total.zero_()
             sums[way, library]()
             error = float((total.triu() - expected).norm() / expected.norm())
-        middle = statistics.median(speeds)
-        found.append(Speed(features, way, library, middle, speeds[0], speeds[-1], error))
+        found.append(
+            Speed(features, way, library, speed["median"], speed["low"], speed["high"], error)
+        )
     return found
 
 
@@ -134,20 +114,6 @@ def add_panels(total: Tensor, rows: Tensor) -> None:
     for start in range(0, len(total), PANEL):
         here = total[start : start + PANEL, start:]
         here.addmm_(rows[:, start : start + PANEL].T, rows[:, start:])
-
-
-def take_turns(
-    ways: Mapping[tuple[str, str], Callable[[], object]], rounds: int
-) -> dict[tuple[str, str], list[float]]:
-    """Return the seconds of each way in each round, after one that does not count."""
-    seconds: dict[tuple[str, str], list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def render(speeds: list[Speed]) -> str:

@@ -17,17 +17,17 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from quantkit.numerics.ggml.kernels import compiled
+from quantkit.numerics.products_compiled import ADD_PRODUCTS, LANES
 
-_LANES = 16
 _PANELS = 2
-QUERIES = _LANES * _PANELS
+QUERIES = LANES * _PANELS
 """Of a block, that are looked at together."""
 
 _ROWS = 8
@@ -49,21 +49,15 @@ Floats = NDArray[np.float32]
 Bits = NDArray[np.int16]
 Pairs = NDArray[np.int32]
 
-# Once a process: without it LLVM cannot read assembly.
-binding.initialize_native_asmparser()
-
 _INTEGER, _INDEX = ir.IntType(32), ir.IntType(64)
-_FLOATS, _PAIRS = ir.VectorType(ir.FloatType(), _LANES), ir.VectorType(_INTEGER, _LANES)
-_HALVES = ir.VectorType(ir.IntType(16), 2 * _LANES)
-_ADD_PRODUCTS = ir.InlineAsm(
-    ir.FunctionType(_FLOATS, [_FLOATS, _PAIRS, _PAIRS]), "vdpbf16ps $3, $2, $0", "=v,0,v,v"
-)
+_FLOATS, _PAIRS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(_INTEGER, LANES)
+_HALVES = ir.VectorType(ir.IntType(16), 2 * LANES)
 _ROUND = ir.InlineAsm(
     ir.FunctionType(_HALVES, [_FLOATS, _FLOATS]), "vcvtne2ps2bf16 $1, $2, $0", "=v,v,v"
 )
 _IN_TURNS = ir.Constant(
-    ir.VectorType(_INTEGER, 2 * _LANES),
-    [lane + _LANES * half for lane in range(_LANES) for half in range(2)],
+    ir.VectorType(_INTEGER, 2 * LANES),
+    [lane + LANES * half for lane in range(LANES) for half in range(2)],
 )
 _POLYNOMIAL = (1.0, 0.69314698, 0.24022242, 0.05550734, 0.00967151, 0.00132647)
 """2^x for x in [-0.5, 0.5]."""
@@ -92,7 +86,7 @@ class _Call:
     def _panel(self, position: int, row: Any, panel: int, kind: Any) -> Any:
         row = _index(row) if isinstance(row, int) else row
         start = self.builder.mul(row, _index(QUERIES * _BYTES))
-        return self.at(position, self.builder.add(start, _index(panel * _LANES * _BYTES)), kind)
+        return self.at(position, self.builder.add(start, _index(panel * LANES * _BYTES)), kind)
 
     def load(self, position: int, row: Any, panel: int, kind: Any = _FLOATS) -> Any:
         return self.builder.load(self._panel(position, row, panel, kind), align=_BYTES)
@@ -104,7 +98,7 @@ class _Call:
     def spread(self, number: Any, kind: Any) -> Any:
         nothing, first = ir.Constant(kind, ir.Undefined), ir.Constant(_INTEGER, 0)
         one = self.builder.insert_element(nothing, number, first)
-        return self.builder.shuffle_vector(one, nothing, ir.Constant(_PAIRS, [0] * _LANES))
+        return self.builder.shuffle_vector(one, nothing, ir.Constant(_PAIRS, [0] * LANES))
 
     def add_product(self, left: Any, right: Any, added: Any) -> Any:
         """Return left * right + added, rounded once."""
@@ -126,8 +120,8 @@ class _Call:
             total = self.add_product(total, rest, _constant(factor))
         # The nearest integer is in the lowest bits: it becomes an exponent, and -127 the number 0.
         integer = self.builder.bitcast(shifted, _PAIRS)
-        exponent = self.builder.add(integer, ir.Constant(_PAIRS, [127] * _LANES))
-        bits = self.builder.shl(exponent, ir.Constant(_PAIRS, [23] * _LANES))
+        exponent = self.builder.add(integer, ir.Constant(_PAIRS, [127] * LANES))
+        bits = self.builder.shl(exponent, ir.Constant(_PAIRS, [23] * LANES))
         return self.builder.fmul(total, self.builder.bitcast(bits, _FLOATS))
 
     def join(self, low: Any, high: Any) -> Any:
@@ -142,7 +136,7 @@ def _index(number: int) -> Any:
 
 
 def _constant(number: float) -> Any:
-    return ir.Constant(_FLOATS, [number] * _LANES)
+    return ir.Constant(_FLOATS, [number] * LANES)
 
 
 def _generate_tile(
@@ -166,7 +160,7 @@ def _generate_tile(
                 for panel in range(_PANELS):
                     place = tile[row, panel]
                     added = [builder.load(place), factor, loaded[panel]]
-                    builder.store(builder.call(_ADD_PRODUCTS, added), place)
+                    builder.store(builder.call(ADD_PRODUCTS, added), place)
         for place in places:
             code.store(builder.load(tile[place]), 5, *place)
         return code.context.get_dummy_value()

@@ -7,8 +7,9 @@ _ON_DEVICE = 8192
 
 _FEWEST, _MOST = 1024, 4096
 _VALUES = 1 << 19
-"""Hidden states of so many values stay in a processor's last cache with what a block makes of them.
-Calls of torch take longer than what they compute where there are much fewer."""
+"""Hidden states of a micro-batch, where the bounds allow. With much fewer, calls of torch take
+longer than what they compute; with more, what a block makes of them in float32 takes new memory
+each time (cli/process.py)."""
 
 
 def tokens_at_once(hidden: int, *, on_device: bool) -> int:
@@ -21,3 +22,8 @@ def tokens_at_once(hidden: int, *, on_device: bool) -> int:
 def windows_at_once(hidden: int, length: int, *, on_device: bool) -> int:
     """Return the windows of `length` tokens of a micro-batch: one at least."""
     return max(1, tokens_at_once(hidden, on_device=on_device) // length)
+
+
+def count_micro_batches(windows: int, hidden: int, length: int, *, on_device: bool) -> int:
+    """Return how many micro-batches so many windows are; the last may be smaller."""
+    return -(-windows // windows_at_once(hidden, length, on_device=on_device))

@@ -46,9 +46,10 @@ binding.initialize_native_asmparser()
 _SHORT, _INTEGER, _INDEX = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _SUMS, _PAIRS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(_INTEGER, LANES)
 _SHORTS = ir.VectorType(_SHORT, LANES)
-_ADD_PRODUCTS = ir.InlineAsm(
+ADD_PRODUCTS = ir.InlineAsm(
     ir.FunctionType(_SUMS, [_SUMS, _PAIRS, _PAIRS]), "vdpbf16ps $3, $2, $0", "=v,0,v,v"
 )
+"""Of 16 sums and 16 pairs each on both sides."""
 _FETCH = ir.InlineAsm(
     ir.FunctionType(ir.VoidType(), [_INDEX]), "prefetcht0 ($0)", "r", side_effect=True
 )
@@ -99,7 +100,7 @@ def _generate_tile(_: Any, left: Any, lane: Any, right: Any, sums: Any) -> Any:
                 for number in range(PANELS):
                     place = tile[row, number]
                     added = [builder.load(place), factor, loaded[number]]
-                    builder.store(builder.call(_ADD_PRODUCTS, added), place)
+                    builder.store(builder.call(ADD_PRODUCTS, added), place)
         for position, place in enumerate(places):
             there = _at(builder, result, _constant(position * LANES * _BYTES), _SUMS)
             builder.store(builder.load(tile[place]), there, align=_BYTES)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from quantkit.numerics.batching import windows_at_once
+from quantkit.numerics.batching import count_micro_batches
 from quantkit.planning.groups import SolvedMatrix, block_weights, solved_matrices
 from quantkit.planning.workload import Workload
 from quantkit.records import GroupPlan, MachineProbe, Plan
@@ -133,8 +133,9 @@ def _count_walk(plan: Plan, work: Workload, probe: MachineProbe) -> Terms:
         if any(linear.needs_statistics for linear in group.linears)
     )
     follows = 2 if any(block.looks_at_whole_model for block in plan.blocks) else 1
-    at_once = windows_at_once(model.hidden, length, on_device=work.on_device)
-    batches = -(-work.calibration_windows // at_once)
+    batches = count_micro_batches(
+        work.calibration_windows, model.hidden, length, on_device=work.on_device
+    )
     flops = matmul_speed(work, probe)
     width = sum(linear.out_features for block in plan.blocks for linear in block.linears)
     slower = 1.0 if work.compiled_sums or work.compute_bytes != 2 else _ATTENTION_OF_TORCH

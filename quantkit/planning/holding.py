@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from quantkit.numerics.batching import tokens_at_once, windows_at_once
+from quantkit.numerics.batching import count_micro_batches, tokens_at_once
 from quantkit.planning.groups import SolvedMatrix, group_weights, holds_outputs, solved_matrices
 from quantkit.planning.workload import Workload
 from quantkit.records import BlockPlan, GroupPlan, LinearPlan, Plan
@@ -105,10 +105,8 @@ def _has_loops(linear: LinearPlan) -> bool:
 
 def _hold_walk(work: Workload) -> float:
     """Libraries that the walk needs, and the stacks of its suspended forwards."""
-    length, hidden = work.calibration_length, work.model.hidden
-    forwards = -(
-        -work.calibration_windows // windows_at_once(hidden, length, on_device=work.on_device)
-    )
+    windows, length = work.calibration_windows, work.calibration_length
+    forwards = count_micro_batches(windows, work.model.hidden, length, on_device=work.on_device)
     return MEMORY["walk"] + forwards * MEMORY["suspended forward"]
 
 
@@ -260,7 +258,7 @@ def _hold_matrix(matrix: SolvedMatrix, joined: bool) -> float:
     chunk = min(_CHUNK_BYTES, 2 * size)
     rounding = MEMORY[method.rounder] * size + chunk
     if method.rounder == "gptq":
-        # A factor in float64, or two matrices while its order is looked for.
+        # A factor in float64, or one in float32 and what is eliminated while its order is found.
         stages.append(folded + 2 * square + size + codes + chunk / 2)
         width = matrix.first.effort.beam_width
         rounding += size * (width > 1)
