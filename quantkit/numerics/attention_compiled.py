@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from quantkit.numerics.ggml.kernels import compiled
 from quantkit.numerics.products_compiled import ADD_PRODUCTS, LANES
+from quantkit.numerics.vectors import INDEX, INTEGER, add_product, at, index, spread
 
 _PANELS = 2
 QUERIES = LANES * _PANELS
@@ -49,14 +50,13 @@ Floats = NDArray[np.float32]
 Bits = NDArray[np.int16]
 Pairs = NDArray[np.int32]
 
-_INTEGER, _INDEX = ir.IntType(32), ir.IntType(64)
-_FLOATS, _PAIRS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(_INTEGER, LANES)
+_FLOATS, _PAIRS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(INTEGER, LANES)
 _HALVES = ir.VectorType(ir.IntType(16), 2 * LANES)
 _ROUND = ir.InlineAsm(
     ir.FunctionType(_HALVES, [_FLOATS, _FLOATS]), "vcvtne2ps2bf16 $1, $2, $0", "=v,v,v"
 )
 _IN_TURNS = ir.Constant(
-    ir.VectorType(_INTEGER, 2 * LANES),
+    ir.VectorType(INTEGER, 2 * LANES),
     [lane + LANES * half for lane in range(LANES) for half in range(2)],
 )
 _POLYNOMIAL = (1.0, 0.69314698, 0.24022242, 0.05550734, 0.00967151, 0.00132647)
@@ -80,13 +80,13 @@ class _Call:
         return cgutils.unpack_tuple(self.builder, self.array(position).shape)[0]
 
     def at(self, position: int, offset: Any, kind: Any) -> Any:
-        start = self.builder.ptrtoint(self.array(position).data, _INDEX)
-        return self.builder.inttoptr(self.builder.add(start, offset), kind.as_pointer())
+        start = self.builder.ptrtoint(self.array(position).data, INDEX)
+        return at(self.builder, start, offset, kind)
 
     def _panel(self, position: int, row: Any, panel: int, kind: Any) -> Any:
-        row = _index(row) if isinstance(row, int) else row
-        start = self.builder.mul(row, _index(QUERIES * _BYTES))
-        return self.at(position, self.builder.add(start, _index(panel * LANES * _BYTES)), kind)
+        row = index(row) if isinstance(row, int) else row
+        start = self.builder.mul(row, index(QUERIES * _BYTES))
+        return self.at(position, self.builder.add(start, index(panel * LANES * _BYTES)), kind)
 
     def load(self, position: int, row: Any, panel: int, kind: Any = _FLOATS) -> Any:
         return self.builder.load(self._panel(position, row, panel, kind), align=_BYTES)
@@ -96,15 +96,11 @@ class _Call:
         self.builder.store(value, place, align=_BYTES)
 
     def spread(self, number: Any, kind: Any) -> Any:
-        nothing, first = ir.Constant(kind, ir.Undefined), ir.Constant(_INTEGER, 0)
-        one = self.builder.insert_element(nothing, number, first)
-        return self.builder.shuffle_vector(one, nothing, ir.Constant(_PAIRS, [0] * LANES))
+        return spread(self.builder, number, kind)
 
     def add_product(self, left: Any, right: Any, added: Any) -> Any:
         """Return left * right + added, rounded once."""
-        kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-        fma = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.fma.v16f32")
-        return self.builder.call(fma, [left, right, added])
+        return add_product(self.builder, left, right, added)
 
     def exponentiate(self, power: Any) -> Any:
         """Return 2^power, up to 2e-7 of it: at most about 1, and 0 where it is no normal number.
@@ -131,10 +127,6 @@ class _Call:
         return self.builder.bitcast(mixed, _PAIRS)
 
 
-def _index(number: int) -> Any:
-    return ir.Constant(_INDEX, number)
-
-
 def _constant(number: float) -> Any:
     return ir.Constant(_FLOATS, [number] * LANES)
 
@@ -145,7 +137,7 @@ def _generate_tile(
     def generate(*call: Any) -> Any:
         code, builder = _Call(*call), call[1]
         row_bytes, pair_bytes = (
-            builder.mul(code.arguments[position], _index(_BYTES)) for position in (1, 2)
+            builder.mul(code.arguments[position], index(_BYTES)) for position in (1, 2)
         )
         places = [(row, panel) for row in range(_ROWS) for panel in range(_PANELS)]
         # LLVM keeps what has a place on the stack, and no address anywhere else, in registers.
@@ -154,8 +146,8 @@ def _generate_tile(
             loaded = [code.load(3, loop.index, panel, _PAIRS) for panel in range(_PANELS)]
             here = builder.mul(loop.index, pair_bytes)
             for row in range(_ROWS):
-                offset = builder.add(builder.mul(row_bytes, _index(row)), here)
-                pair = builder.load(code.at(0, offset, _INTEGER), align=_BYTES)
+                offset = builder.add(builder.mul(row_bytes, index(row)), here)
+                pair = builder.load(code.at(0, offset, INTEGER), align=_BYTES)
                 factor = code.spread(pair, _PAIRS)
                 for panel in range(_PANELS):
                     place = tile[row, panel]
@@ -185,10 +177,10 @@ def _generate_weights(_: Any, scores: Any, scale: Any, state: Any, weights: Any)
             total = cgutils.alloca_once_value(
                 builder, builder.fmul(code.load(2, _TOTAL, panel), shrink)
             )
-            with cgutils.for_range(builder, builder.udiv(keys, _index(2))) as loop:
+            with cgutils.for_range(builder, builder.udiv(keys, index(2))) as loop:
                 pair = []
                 for half in range(2):
-                    key = builder.add(builder.mul(loop.index, _index(2)), _index(half))
+                    key = builder.add(builder.mul(loop.index, index(2)), index(half))
                     power = code.add_product(code.load(0, key, panel), factor, builder.fneg(now))
                     pair.append(code.exponentiate(power))
                 builder.store(builder.fadd(builder.load(total), builder.fadd(*pair)), total)

@@ -10,7 +10,7 @@ missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from quantkit.numerics.ggml.kernels import compiled
+from quantkit.numerics.vectors import INDEX, INTEGER, at, find_arrays, index, spread
 
 LANES = 16
 """Features of a panel: float32 numbers of a vector register."""
@@ -43,66 +44,47 @@ Pairs = NDArray[np.int32]
 # Once a process: without it LLVM cannot read assembly.
 binding.initialize_native_asmparser()
 
-_SHORT, _INTEGER, _INDEX = ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_SUMS, _PAIRS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(_INTEGER, LANES)
+_SHORT = ir.IntType(16)
+_SUMS, _PAIRS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(INTEGER, LANES)
 _SHORTS = ir.VectorType(_SHORT, LANES)
 ADD_PRODUCTS = ir.InlineAsm(
     ir.FunctionType(_SUMS, [_SUMS, _PAIRS, _PAIRS]), "vdpbf16ps $3, $2, $0", "=v,0,v,v"
 )
 """Of 16 sums and 16 pairs each on both sides."""
 _FETCH = ir.InlineAsm(
-    ir.FunctionType(ir.VoidType(), [_INDEX]), "prefetcht0 ($0)", "r", side_effect=True
+    ir.FunctionType(ir.VoidType(), [INDEX]), "prefetcht0 ($0)", "r", side_effect=True
 )
-
-
-def _constant(number: int) -> Any:
-    return ir.Constant(_INDEX, number)
-
-
-def _at(builder: Any, start: Any, offset: Any, kind: Any) -> Any:
-    """Return a pointer to what lies an offset in bytes behind an address."""
-    return builder.inttoptr(builder.add(start, offset), kind.as_pointer())
-
-
-def _arrays(context: Any, builder: Any, signature: Any, arguments: Any) -> Iterator[Any]:
-    """Yield those of the arguments that are arrays."""
-    for kind, argument in zip(signature.args, arguments, strict=True):
-        if isinstance(kind, types.Array):
-            yield context.make_array(kind)(context, builder, argument)
 
 
 def _generate_tile(_: Any, left: Any, lane: Any, right: Any, sums: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        arrays = list(_arrays(context, builder, signature, arguments))
+        arrays = list(find_arrays(context, builder, signature, arguments))
         pairs = cgutils.unpack_tuple(builder, arrays[0].shape)[0]
-        start, others, result = (builder.ptrtoint(array.data, _INDEX) for array in arrays)
-        first = builder.add(start, builder.mul(arguments[1], _constant(_BYTES)))
-        panel = builder.mul(pairs, _constant(LANES * _BYTES))
+        start, others, result = (builder.ptrtoint(array.data, INDEX) for array in arrays)
+        first = builder.add(start, builder.mul(arguments[1], index(_BYTES)))
+        panel = builder.mul(pairs, index(LANES * _BYTES))
         panels = [
-            builder.add(others, builder.mul(panel, _constant(number))) for number in range(PANELS)
+            builder.add(others, builder.mul(panel, index(number))) for number in range(PANELS)
         ]
         places = [(row, number) for row in range(_ROWS) for number in range(PANELS)]
         zero = ir.Constant(_SUMS, None)
         # LLVM keeps what has a place on the stack, and no address anywhere else, in registers.
         tile = {place: cgutils.alloca_once_value(builder, zero) for place in places}
-        nothing = ir.Constant(_PAIRS, ir.Undefined)
-        everywhere = ir.Constant(_PAIRS, [0] * LANES)
         with cgutils.for_range(builder, pairs) as loop:
-            offset = builder.mul(loop.index, _constant(LANES * _BYTES))
+            offset = builder.mul(loop.index, index(LANES * _BYTES))
             loaded = [
-                builder.load(_at(builder, start, offset, _PAIRS), align=_BYTES) for start in panels
+                builder.load(at(builder, start, offset, _PAIRS), align=_BYTES) for start in panels
             ]
             for row in range(_ROWS):
-                there = builder.add(offset, _constant(_BYTES * row))
-                here = builder.load(_at(builder, first, there, _INTEGER), align=_BYTES)
-                one = builder.insert_element(nothing, here, ir.Constant(_INTEGER, 0))
-                factor = builder.shuffle_vector(one, nothing, everywhere)
+                there = builder.add(offset, index(_BYTES * row))
+                here = builder.load(at(builder, first, there, INTEGER), align=_BYTES)
+                factor = spread(builder, here, _PAIRS)
                 for number in range(PANELS):
                     place = tile[row, number]
                     added = [builder.load(place), factor, loaded[number]]
                     builder.store(builder.call(ADD_PRODUCTS, added), place)
         for position, place in enumerate(places):
-            there = _at(builder, result, _constant(position * LANES * _BYTES), _SUMS)
+            there = at(builder, result, index(position * LANES * _BYTES), _SUMS)
             builder.store(builder.load(tile[place]), there, align=_BYTES)
         return context.get_dummy_value()
 
@@ -153,43 +135,43 @@ def _generate_packing(
     _: Any, rows: Any, column: Any, zeros: Any, packed: Any, sums: Any, largest: Any
 ) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        arrays = list(_arrays(context, builder, signature, arguments))
+        arrays = list(find_arrays(context, builder, signature, arguments))
         tokens, features = cgutils.unpack_tuple(builder, arrays[0].shape)
         pairs = cgutils.unpack_tuple(builder, arrays[2].shape)[1]
-        start, beyond, result, *found = (builder.ptrtoint(array.data, _INDEX) for array in arrays)
-        first = builder.add(start, builder.mul(arguments[1], _constant(_SHORT_BYTES)))
-        row = builder.mul(features, _constant(_SHORT_BYTES))
+        start, beyond, result, *found = (builder.ptrtoint(array.data, INDEX) for array in arrays)
+        first = builder.add(start, builder.mul(arguments[1], index(_SHORT_BYTES)))
+        row = builder.mul(features, index(_SHORT_BYTES))
         zero, nothing = ir.Constant(_SUMS, None), ir.Constant(_SHORTS, None)
         panels = [
             _Tallies(*(cgutils.alloca_once_value(builder, none) for none in (zero, zero, nothing)))
             for _ in range(PANELS)
         ]
         with cgutils.for_range(builder, pairs) as loop:
-            token = builder.mul(loop.index, _constant(2))
+            token = builder.mul(loop.index, index(2))
             low = builder.add(first, builder.mul(token, row))
-            paired = builder.icmp_signed("<", builder.add(token, _constant(1)), tokens)
+            paired = builder.icmp_signed("<", builder.add(token, index(1)), tokens)
             high = builder.select(paired, builder.add(low, row), beyond)
             for side in (low, high):
-                ahead = builder.add(side, builder.mul(row, _constant(_AHEAD)))
+                ahead = builder.add(side, builder.mul(row, index(_AHEAD)))
                 for byte in (0, _WIDTH * _SHORT_BYTES - 1):
-                    builder.call(_FETCH, [builder.add(ahead, _constant(byte))])
+                    builder.call(_FETCH, [builder.add(ahead, index(byte))])
             for number, panel in enumerate(panels):
-                there = _constant(number * LANES * _SHORT_BYTES)
+                there = index(number * LANES * _SHORT_BYTES)
                 both = [
-                    builder.load(_at(builder, side, there, _SHORTS), align=_SHORT_BYTES)
+                    builder.load(at(builder, side, there, _SHORTS), align=_SHORT_BYTES)
                     for side in (low, high)
                 ]
-                pair = builder.add(loop.index, builder.mul(pairs, _constant(number)))
-                place = builder.mul(pair, _constant(LANES * _BYTES))
+                pair = builder.add(loop.index, builder.mul(pairs, index(number)))
+                place = builder.mul(pair, index(LANES * _BYTES))
                 filled = _pack_pair(builder, panel, *both)
-                builder.store(filled, _at(builder, result, place, _PAIRS), align=_BYTES)
+                builder.store(filled, at(builder, result, place, _PAIRS), align=_BYTES)
         for number, panel in enumerate(panels):
-            there = _constant(number * LANES * _BYTES)
+            there = index(number * LANES * _BYTES)
             total = builder.fadd(builder.load(panel.even), builder.load(panel.odd))
-            builder.store(total, _at(builder, found[0], there, _SUMS), align=_BYTES)
-            there = _constant(number * LANES * _SHORT_BYTES)
+            builder.store(total, at(builder, found[0], there, _SUMS), align=_BYTES)
+            there = index(number * LANES * _SHORT_BYTES)
             size = builder.load(panel.largest)
-            builder.store(size, _at(builder, found[1], there, _SHORTS), align=_SHORT_BYTES)
+            builder.store(size, at(builder, found[1], there, _SHORTS), align=_SHORT_BYTES)
         return context.get_dummy_value()
 
     return types.void(rows, types.int64, zeros, packed, sums, largest), generate

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from quantkit.numerics.joint_search import search_scales_jointly
 from quantkit.numerics.linalg import Factor, row_losses
 from quantkit.numerics.precision import quick_products
-from quantkit.numerics.scale_search import COARSE, search_scales_jointly
+from quantkit.numerics.scale_candidates import COARSE
 from quantkit.records import LayerStats, LinearPlan
 from quantkit.solvers.candidates import (
     FoldChoice,

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from quantkit.numerics.affine import choose_absmax, decode, quantize
 from quantkit.numerics.linalg import Factor
-from quantkit.numerics.scale_search import COARSE, search_scales
+from quantkit.numerics.scale_candidates import COARSE
+from quantkit.numerics.scale_search import search_scales
 from quantkit.records import LinearPlan
 from quantkit.solvers.gptq import compensate, curvature
 

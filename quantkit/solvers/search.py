@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from quantkit.numerics.affine import decode, quantize, row_units
+from quantkit.numerics.joint_search import search_scales_jointly
 from quantkit.numerics.linalg import row_losses
-from quantkit.numerics.scale_search import search_scales, search_scales_jointly
+from quantkit.numerics.scale_search import search_scales
 from quantkit.records import LayerStats
 from quantkit.schemes import Effort, Scheme
 from quantkit.solvers.rounding import Rounding, keep_better_rows

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quantkit.numerics.affine import choose_absmax, dequantize, quantize
-from quantkit.numerics.scale_search import COARSE, search_scales, search_scales_jointly
-from quantkit.records import LayerStats
+from quantkit.numerics.joint_search import search_scales_jointly
+from quantkit.numerics.scale_candidates import COARSE
+from quantkit.numerics.scale_search import search_scales
 from quantkit.schemes import SCHEMES, Scheme
 from tests.solvers.cases import (
     DEVICES,
     INTEGER_SCHEMES,
     exact_losses,
-    hard_stats,
     hard_weights,
     make_moment,
     make_weight,
@@ -62,30 +62,6 @@ def test_no_group_gets_worse_than_with_absmax_scales(
     assert bool((cost(found) <= cost(plain) * (1 + 1e-5)).all())
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    weight=hard_weights(rows=3, columns=128),
-    scheme=schemes,
-    group_size=group_sizes,
-    dtype=dtypes,
-    stats=hard_stats(columns=128),
-)
-def test_no_row_gets_worse_than_with_absmax_scales(
-    weight: Tensor, scheme: Scheme, group_size: int | None, dtype: torch.dtype, stats: LayerStats
-) -> None:
-    """e H e^T of each row in float64, up to the resolution of the float32 search."""
-    moment = stats.second_moment
-
-    search = search_scales_jointly(weight, scheme, group_size, dtype, moment, sweeps=2)
-
-    found = search.scale, search.zero_point
-    plain = choose_absmax(weight, scheme, group_size, dtype)
-    before, after = (error_in_units(weight, pair, scheme) for pair in (plain, found))
-    resolution = 1e-5 * before.square().sum(1) * moment.diagonal().sum()
-    assert bool(found[0].isfinite().all())
-    assert bool((exact_losses(after, moment) <= exact_losses(before, moment) + resolution).all())
-
-
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", INTEGER_SCHEMES)
 def test_the_search_finds_clearly_better_scales_on_realistic_weights(
@@ -117,51 +93,6 @@ def test_a_scale_that_serves_the_one_important_column_is_found() -> None:
 
     value = dequantize(quantize(weight, scale, None, scheme), scale, None)[0, 0]
     assert value.item() == pytest.approx(4.5, abs=1e-5)
-
-
-def test_rows_are_searched_independently() -> None:
-    """The result of a row does not depend on which rows are searched beside it."""
-    weight, moment = make_weight(12, 64, seed=4), make_moment(64, seed=4)
-    scheme = SCHEMES["w4a16_asym"]
-
-    together = search_scales_jointly(weight, scheme, 32, torch.bfloat16, moment, 2)
-    alone = [
-        search_scales_jointly(row, scheme, 32, torch.bfloat16, moment, 2) for row in weight.split(1)
-    ]
-
-    assert torch.equal(together.scale, torch.cat([row.scale for row in alone]))
-
-
-def test_a_channel_scale_is_the_same_as_scaling_weight_and_moment() -> None:
-    """Codes for W * s under H / (s s^T) are those for W with channel scale s under H."""
-    weight, moment = make_weight(8, 64, seed=5), make_moment(64, seed=5)
-    channel = torch.exp2(torch.arange(64) % 5 - 2.0)
-    scheme = SCHEMES["w4a16"]
-
-    scaled = search_scales_jointly(
-        weight * channel, scheme, 32, torch.bfloat16, moment / channel / channel.unsqueeze(1), 1
-    )
-    given_apart = search_scales_jointly(
-        weight, scheme, 32, torch.bfloat16, moment, 1, channel_scale=channel.expand_as(weight)
-    )
-
-    assert torch.equal(scaled.scale, given_apart.scale)
-    torch.testing.assert_close(scaled.losses, given_apart.losses)
-
-
-def test_the_losses_are_those_of_the_scales_before_and_after() -> None:
-    """Against float64, in the units of the weights."""
-    weight, moment = make_weight(16, 128, seed=7), make_moment(128, seed=7)
-    scheme = SCHEMES["w4a16_asym"]
-
-    search = search_scales_jointly(weight, scheme, 32, torch.bfloat16, moment, sweeps=2)
-
-    for losses, pair in (
-        (search.losses, (search.scale, search.zero_point)),
-        (search.plain_losses, choose_absmax(weight, scheme, 32, torch.bfloat16)),
-    ):
-        error = dequantize(quantize(weight, *pair, scheme), *pair) - weight
-        torch.testing.assert_close(losses, exact_losses(error, moment), rtol=1e-4, atol=0)
 
 
 def test_importance_can_differ_between_rows() -> None:
@@ -215,26 +146,3 @@ def test_blocks_are_searched_as_one_group_each() -> None:
         costs.append([part.sum() for rows in cost.split(128) for part in rows.split(128, dim=1)])
     assert all(new <= old for old, new in zip(*costs, strict=True))
     assert sum(costs[1]) < sum(costs[0])
-
-
-def test_wide_groups_are_searched_among_the_best_by_the_diagonal() -> None:
-    """640 columns of one group: never worse than absmax, and nearly as good as all candidates."""
-    weight, moment = make_weight(8, 640, seed=10), make_moment(640, seed=10)
-    for name in ("w4a16", "w4a16_asym", "fp8_dynamic"):
-        scheme = SCHEMES[name]
-
-        search = search_scales_jointly(weight, scheme, None, torch.bfloat16, moment, sweeps=2)
-
-        pair = search.scale, search.zero_point
-        error = dequantize(quantize(weight, *pair, scheme), *pair) - weight
-        torch.testing.assert_close(search.losses, exact_losses(error, moment), rtol=1e-4, atol=0)
-        assert bool((search.losses <= search.plain_losses).all())
-        assert search.losses.sum() < 0.9 * search.plain_losses.sum()
-
-
-def test_rows_that_share_their_scales_have_no_joint_search() -> None:
-    """Their loss is no sum over rows of what the search of one row can change."""
-    with pytest.raises(ValueError, match="rows that share their scales"):
-        search_scales_jointly(
-            torch.ones(2, 32), SCHEMES["fp8_block"], None, torch.bfloat16, torch.eye(32), 1
-        )

@@ -19,7 +19,8 @@ from quantkit.numerics.ggml.encode_k_search import (
 )
 from quantkit.numerics.linalg import factor_moment
 from quantkit.numerics.packing import pack_rows
-from quantkit.numerics.scale_search import COARSE, search_scales
+from quantkit.numerics.scale_candidates import COARSE
+from quantkit.numerics.scale_search import search_scales
 from quantkit.schemes import SCHEMES
 from quantkit.solvers.gptq import compensate
 from tests.numerics.kernels.cases import (
