@@ -24,7 +24,7 @@ from quantkit.schemes import Scheme
 _FEWEST_WEIGHTS = 1 << 16
 """Fewer are searched before numba is imported."""
 
-_WIDEST = 512
+WIDEST = 512
 """Columns of a group: its factors and the errors of some rows are to stay in a core's cache."""
 
 _PRODUCTS_A_THREAD = 1 << 23
@@ -33,7 +33,7 @@ _PRODUCTS_A_THREAD = 1 << 23
 
 def chooses_jointly(weight: Tensor, scheme: Scheme, size: int) -> bool:
     """Whether `cheapest_jointly` can search a weight [O, I] in groups of so many columns."""
-    if weight.device.type != "cpu" or scheme.weight_kind != "int" or size > _WIDEST:
+    if weight.device.type != "cpu" or scheme.weight_kind != "int" or size > WIDEST:
         return False
     if weight.numel() < _FEWEST_WEIGHTS or find_spec("numba") is None:
         return False

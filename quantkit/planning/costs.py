@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from quantkit.numerics.batching import count_micro_batches
+from quantkit.numerics.joint_cheapest import WIDEST
 from quantkit.planning.groups import SolvedMatrix, block_weights, solved_matrices
 from quantkit.planning.workload import Workload
 from quantkit.records import GroupPlan, MachineProbe, Plan
@@ -181,7 +182,7 @@ def _count_solving(plan: Plan, work: Workload, probe: MachineProbe) -> Terms:
     for block in plan.blocks:
         for group in block.groups:
             for matrix in solved_matrices(group):
-                _add(totals, _count_matrix(matrix))
+                _add(totals, _count_matrix(matrix, work.on_device))
             totals["encode: elements"] += _count_encoding(group)
             totals["solve: calls"] += sum(
                 100 * linear.in_features * len(linear.ggml_types)
@@ -208,7 +209,7 @@ def _add(totals: dict[str, float], more: Mapping[str, float]) -> None:
         totals[name] += value
 
 
-def _count_matrix(matrix: SolvedMatrix) -> Mapping[str, float]:
+def _count_matrix(matrix: SolvedMatrix, on_device: bool) -> Mapping[str, float]:
     """Operations, bytes and calls that solving a matrix takes; see solvers/."""
     first, columns, elements = matrix.first, matrix.columns, matrix.elements
     method, sweeps = first.method, first.effort.polish_sweeps
@@ -241,10 +242,13 @@ def _count_matrix(matrix: SolvedMatrix) -> Mapping[str, float]:
     if method.rounder == "search":
         group = first.group_size or columns
         found["solve: products"] += max(1, sweeps) * 2 * square
-        found["solve: products"] += max(1, sweeps) * tried * 2.0 * elements * group
-        found["solve: elements"] += max(1, sweeps) * tried * 70 * elements * 4
+        # One half of H of the group, where loops do it; else all of it, and passes over memory.
+        by_loops = first.scheme.weight_kind == "int" and group <= WIDEST and not on_device
+        products, passes, calls = (1.0, 8, 0) if by_loops else (2.0, 70, 12)
+        found["solve: products"] += max(1, sweeps) * tried * products * elements * group
+        found["solve: elements"] += max(1, sweeps) * tried * passes * elements * 4
         parts = -(-elements // _SEARCHED_ELEMENTS) * -(-columns // group)
-        found["solve: calls"] += max(1, sweeps) * tried * 12 * parts
+        found["solve: calls"] += max(1, sweeps) * (tried * calls + 40) * parts
         return found
     # The factor comes with the order.
     found["solve: order"] += float(columns) ** 3
