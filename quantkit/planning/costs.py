@@ -182,7 +182,7 @@ def _count_solving(plan: Plan, work: Workload, probe: MachineProbe) -> Terms:
     for block in plan.blocks:
         for group in block.groups:
             for matrix in solved_matrices(group):
-                _add(totals, _count_matrix(matrix, work.on_device))
+                _add(totals, _count_matrix(matrix, work))
             totals["encode: elements"] += _count_encoding(group)
             totals["solve: calls"] += sum(
                 100 * linear.in_features * len(linear.ggml_types)
@@ -209,7 +209,7 @@ def _add(totals: dict[str, float], more: Mapping[str, float]) -> None:
         totals[name] += value
 
 
-def _count_matrix(matrix: SolvedMatrix, on_device: bool) -> Mapping[str, float]:
+def _count_matrix(matrix: SolvedMatrix, work: Workload) -> Mapping[str, float]:
     """Operations, bytes and calls that solving a matrix takes; see solvers/."""
     first, columns, elements = matrix.first, matrix.columns, matrix.elements
     method, sweeps = first.method, first.effort.polish_sweeps
@@ -243,7 +243,8 @@ def _count_matrix(matrix: SolvedMatrix, on_device: bool) -> Mapping[str, float]:
         group = first.group_size or columns
         found["solve: products"] += max(1, sweeps) * 2 * square
         # One half of H of the group, where loops do it; else all of it, and passes over memory.
-        by_loops = first.scheme.weight_kind == "int" and group <= WIDEST and not on_device
+        by_loops = first.scheme.weight_kind == "int" and group <= WIDEST
+        by_loops = by_loops and work.compiled and not work.on_device
         products, passes, calls = (1.0, 8, 0) if by_loops else (2.0, 70, 12)
         found["solve: products"] += max(1, sweeps) * tried * products * elements * group
         found["solve: elements"] += max(1, sweeps) * tried * passes * elements * 4

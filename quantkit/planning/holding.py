@@ -96,11 +96,11 @@ def _runs_compiled(plan: Plan, work: Workload) -> bool:
 
 
 def _has_loops(linear: LinearPlan) -> bool:
-    """Whether a solver goes over the columns of a layer one after the other, in integers."""
+    """Whether a solver goes over the columns or the candidate scales of a layer, in integers."""
     if not linear.needs_statistics:
         return False
     integers = linear.quantized and linear.scheme.weight_kind == "int"
-    return linear.encoded or (integers and linear.method.rounder == "gptq")
+    return linear.encoded or (integers and linear.method.rounder in ("gptq", "search"))
 
 
 def _hold_walk(work: Workload) -> float:
