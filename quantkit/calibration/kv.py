@@ -1,10 +1,10 @@
 """Keys and values on their way to the cache, as a model's own attention makes them.
 
-transformers lets an attention function be registered under a name and passes it the keyword
-arguments of the forward (`AttentionInterface`). The function registered here tells an observer
-what it was given, keys after their norms and the rotary embedding and before they are repeated for
-the query heads, and goes on to what computes scaled dot product attention. That is what a
-cache stores, whatever the architecture does in front of it.
+transformers passes the function that computes attention the keyword arguments of the forward. The
+one that is put there (`replaced_attention`) tells an observer what it was given, keys after their
+norms and the rotary embedding and before they are repeated for the query heads, and goes on to what
+computes scaled dot product attention. That is what a cache stores, whatever the architecture does
+in front of it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
 
-from quantkit.calibration.attention import Attend
+from quantkit.calibration.attention import Attend, replaced_attention
 from quantkit.errors import CheckpointError
 from quantkit.numerics.octaves import POSITIONS, measure_positions
 from quantkit.records import KvCachePlan, KvStats
-
-OBSERVED_ATTENTION = "quantkit_observed_sdpa"
-"""The name under which the observed attention function is registered."""
 
 OBSERVER = "quantkit_kv_observer"
 """The keyword argument of a forward that holds the observer."""
@@ -118,20 +113,14 @@ def observed_attention(model: nn.Module, attend: Attend) -> Iterator[None]:
     Raises:
         CheckpointError: the model does not use scaled dot product attention.
     """
-    transformers_model = cast(Any, model)
-    usual = transformers_model.config._attn_implementation
+    usual = cast(Any, model).config._attn_implementation
     if usual != "sdpa":
         raise CheckpointError(
             f"{type(model).__name__} computes attention by {usual!r}; keys and values are observed "
             f"in scaled dot product attention only, so its cache cannot be quantized"
         )
-    AttentionInterface.register(OBSERVED_ATTENTION, partial(_observe, attend))
-    AttentionMaskInterface.register(OBSERVED_ATTENTION, sdpa_mask)
-    transformers_model.set_attn_implementation(OBSERVED_ATTENTION)
-    try:
+    with replaced_attention(model, partial(_observe, attend)):
         yield
-    finally:
-        transformers_model.set_attn_implementation(usual)
 
 
 def _observe(

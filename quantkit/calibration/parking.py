@@ -11,7 +11,6 @@ A storage is left alone that is the model's own, or that two forwards hold.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +25,7 @@ from greenlet import greenlet
 from torch import Tensor, UntypedStorage, nn
 
 from quantkit.errors import CheckpointError, ResourceError, writing
+from quantkit.numerics.memory import view_memory
 
 _SMALL = 4096
 """Bytes of a storage that is not worth the way."""
@@ -267,7 +267,7 @@ class Parking:
             away.offset = file.free[size].pop() if file.free.get(size) else file.end
             file.end = max(file.end, away.offset + size)
             here = _bytes_of(storage).cpu() if self._on_cuda else None
-            _write(file, _memory_of(storage if here is None else here), away.offset)
+            _write(file, view_memory(storage if here is None else here), away.offset)
         storage.resize_(0)
         return away
 
@@ -289,10 +289,10 @@ class Parking:
                 self._copy(away.host, _bytes_of(away.storage))
             elif self._on_cuda:
                 host = torch.empty(away.size, dtype=torch.uint8, pin_memory=True)
-                _read(self._open_file(), _memory_of(host), away.offset)
+                _read(self._open_file(), view_memory(host), away.offset)
                 self._copy(host, _bytes_of(away.storage))
             else:
-                _read(self._open_file(), _memory_of(away.storage), away.offset)
+                _read(self._open_file(), view_memory(away.storage), away.offset)
         if self._copies is not None:
             self._fetched[number] = self._copies.record_event()
 
@@ -369,13 +369,6 @@ def _collect(value: Any, depth: int, found: dict[int, UntypedStorage]) -> None:
 
 def _bytes_of(storage: UntypedStorage) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-
-
-def _memory_of(owner: UntypedStorage | Tensor) -> memoryview:
-    """A storage's bytes in RAM; not by way of numpy, which would forbid to resize it."""
-    storage = owner.untyped_storage() if isinstance(owner, Tensor) else owner
-    array = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
-    return memoryview(array).cast("B")
 
 
 def _write(file: _File, data: memoryview, offset: int) -> None:

@@ -11,15 +11,13 @@ channels of a head.
 
 from __future__ import annotations
 
-import ctypes
 import math
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from quantkit.numerics.memory import view_numbers
 from quantkit.numerics.threads import share_out
 
 _CHANNELS = 16
@@ -71,8 +69,8 @@ def attend_causally(query: Tensor, key: Tensor, value: Tensor, scaling: float) -
     # In a model the heads of a token lie side by side, so that nothing is copied here.
     parts = [part.transpose(1, 2).contiguous() for part in (query, key, value)]
     output = torch.empty_like(parts[0])
-    queries, keys, result = (_show(part, np.int32) for part in (*parts[:2], output))
-    values = _show(parts[2], np.int16)
+    queries, keys, result = (view_numbers(part, np.int32) for part in (*parts[:2], output))
+    values = view_numbers(parts[2], np.int16)
     scale = np.float32(scaling * math.log2(math.e))
     batch, tokens, heads, channels = output.shape
 
@@ -83,13 +81,3 @@ def attend_causally(query: Tensor, key: Tensor, value: Tensor, scaling: float) -
     units = batch * heads * -(-tokens // QUERIES)
     share_out(run, units, output.numel() * tokens // _PRODUCTS_A_THREAD)
     return output
-
-
-def _show(part: Tensor, kind: Any) -> NDArray[Any]:
-    """Show the memory of a contiguous tensor as numbers of another kind.
-
-    Not by Tensor.numpy, after which the memory could not be given back by resizing it, nor by
-    DLPack, which lets older numpy only read.
-    """
-    room: Any = (ctypes.c_char * part.nbytes).from_address(part.data_ptr())
-    return np.frombuffer(room, kind).reshape(*part.shape[:-1], -1)

@@ -14,13 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from quantkit.numerics.memory import view_numbers
 from quantkit.numerics.threads import share_out
 
 _PACKED_A_THREAD = 1 << 18
@@ -66,8 +65,7 @@ def pack_and_measure(rows: Tensor, room: Tensor | None = None) -> PackedRows:
     """Do what `pack_rows` does, and return as well what rows and their magnitudes come to."""
     from quantkit.numerics.products_compiled import LANES, PANELS, count_panels, pack
 
-    # Not by Tensor.numpy, after which the rows' memory could not be given back by resizing it.
-    bits = np.from_dlpack(rows.contiguous().view(torch.int16))
+    rows = rows.contiguous()
     tokens, features = rows.shape
     shape = (count_panels(features), -(-tokens // 2), LANES)
     size = shape[0] * shape[1] * shape[2]
@@ -77,7 +75,7 @@ def pack_and_measure(rows: Tensor, room: Tensor | None = None) -> PackedRows:
     sums = torch.empty(shape[0] * LANES, dtype=torch.float32)
     largest = torch.empty(shape[0] * LANES, dtype=torch.int16)
     arrays = packed.numpy(), sums.numpy(), largest.numpy()
-    run = partial(pack, cast(NDArray[np.int16], bits), *arrays)
+    run = partial(pack, view_numbers(rows, np.int16), *arrays)
     share_out(run, shape[0] // PANELS, size // _PACKED_A_THREAD, _PARTS_A_THREAD)
     magnitudes = largest[:features].view(torch.bfloat16).float()
     return PackedRows(packed, sums[:features], magnitudes)
