@@ -13,7 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantkit.numerics.affine import choose_group_absmax, group_weights, row_units
+from quantkit.numerics.affine import (
+    choose_group_absmax,
+    group_columns,
+    group_weights,
+    row_units,
+)
 from quantkit.numerics.joint_cheapest import cheapest_jointly, chooses_jointly
 from quantkit.numerics.precision import quick_products
 from quantkit.numerics.scale_candidates import (
@@ -82,10 +87,11 @@ def search_scales_jointly(
     """
     if scheme.granularity == "block":
         raise ValueError(f"scheme {scheme.name}: rows that share their scales have no loss alone")
-    groups = 1 if group_size is None else weight.shape[1] // group_size
-    by_loops = chooses_jointly(weight, scheme, weight.shape[1] // groups)
-    elements = _MOST_ELEMENTS if by_loops else min(_MOST_ELEMENTS, groups * _GROUP_ELEMENTS)
-    rows = rows_at_once(weight, 64, elements)
+    columns = weight.shape[1]
+    size = group_columns(columns, group_size)
+    by_loops = chooses_jointly(weight, scheme, size)
+    elements = _MOST_ELEMENTS if by_loops else columns // size * _GROUP_ELEMENTS
+    rows = rows_at_once(weight, 64, min(_MOST_ELEMENTS, elements))
     parts = []
     for start in range(0, weight.shape[0], rows):
         here = slice(start, start + rows)
@@ -98,7 +104,7 @@ def search_scales_jointly(
         part = Part(
             (weight[here] / unit).reshape(shape),
             unit,
-            None if channel is None else channel.reshape(shape),
+            None if channel is None else channel.reshape(shape).contiguous(),
             absmax,
             scheme,
         )
@@ -138,21 +144,15 @@ def _search(
             # In the first sweep these groups are done, and the others still as absmax has them.
             done = (linear * flat[:, columns]).sum(1) if turn < groups else None
             linear += flat[:, after] @ second_moment[after, columns]
-        here = Part(
-            part.grouped[:, at],
-            part.unit,
-            None if part.channel is None else part.channel[:, at],
-            part.absmax[:, at],
-            part.scheme,
-        )
+        here = part.take_group(group)
         offset = None if zero_point is None else zero_point[:, at]
         candidates = list_candidates(here, scale[:, at], offset, grid)
         block = second_moment[columns, columns]
+        if size > _WIDE:
+            candidates = shorten(here, candidates, block.diagonal())
         if by_loops:
             choice = cheapest_jointly(part, group, candidates, block, linear, flat)
         else:
-            if size > _WIDE:
-                candidates = shorten(here, candidates, block.diagonal())
             choice = _choose(here, candidates, block, linear)
         scale[:, at], better_offset = candidates.take(choice.chosen)
         if zero_point is not None and better_offset is not None:

@@ -72,6 +72,17 @@ class Part:
     absmax: Tensor
     scheme: Scheme
 
+    def take_group(self, group: int) -> Part:
+        """Return one of the groups alone."""
+        at = slice(group, group + 1)
+        return Part(
+            self.grouped[:, at],
+            self.unit if self.unit.shape[1] == 1 else self.unit[:, at],
+            None if self.channel is None else self.channel[:, at],
+            self.absmax[:, at],
+            self.scheme,
+        )
+
 
 @dataclass(frozen=True)
 class Candidates:

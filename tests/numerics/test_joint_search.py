@@ -163,3 +163,12 @@ def test_a_sweep_takes_the_best_scale_that_is_left_of_each_group(rows: int) -> N
         scale[:, group] = found.scale[:, group]
         least = torch.stack(tried).amin(0)
         assert bool((loss(scale) <= least * (1 + 1e-5)).all())
+
+
+@pytest.mark.parametrize("size", [48, 1024])
+def test_groups_have_to_be_of_equal_size(size: int) -> None:
+    """Neither a remainder nor a group wider than the weight."""
+    with pytest.raises(ValueError, match="does not divide"):
+        search_scales_jointly(
+            torch.ones(512, 128), SCHEMES["w4a16"], size, torch.bfloat16, torch.eye(128), 1
+        )
