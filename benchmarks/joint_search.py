@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from measure import spread
 from turns import settle_as_the_command, take_turns, write_speeds
 
-from quantkit.numerics import joint_search
 from quantkit.numerics.joint_cheapest import chooses_jointly
 from quantkit.numerics.joint_search import JointSearch, search_scales_jointly
 from quantkit.numerics.onednn import quick_float32
@@ -71,14 +71,10 @@ def measure_search(rows: int, columns: int, name: str, rounds: int) -> list[Spee
         raise SystemExit("the loops take numba: pip install 'quantkit[fast]'")
 
     def search(by_loops: bool) -> JointSearch:
-        usual = joint_search.chooses_jointly
-        joint_search.chooses_jointly = lambda *_: by_loops
-        try:
+        with patch(f"{search_scales_jointly.__module__}.chooses_jointly", lambda *_: by_loops):
             return search_scales_jointly(
                 weight, SCHEMES[name], GROUP_SIZE, torch.bfloat16, moment, SWEEPS
             )
-        finally:
-            joint_search.chooses_jointly = usual
 
     ways = {OURS: partial(search, True), TORCH: partial(search, False)}
     seconds = take_turns(ways, rounds)
