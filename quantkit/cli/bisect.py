@@ -22,6 +22,7 @@ from quantkit.cli.options import (
     check_there,
     given,
 )
+from quantkit.cli.process import load_for_good
 from quantkit.inputs import load
 from quantkit.locking import refuse_held
 from quantkit.staging import check_output, partial_of
@@ -73,7 +74,7 @@ def bisect(
     if recipe is not None:
         load(recipe, None, None, overrides or ())
     with show_progress(quiet) as progress:
-        found = quantkit.bisect(
+        found = load_for_good(lambda: quantkit.bisect)(
             artifact,
             baseline=baseline,
             **given(

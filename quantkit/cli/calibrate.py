@@ -23,6 +23,7 @@ from quantkit.cli.options import (
     given,
     one_model,
 )
+from quantkit.cli.process import load_for_good
 from quantkit.inputs import check_inputs, load
 from quantkit.report.rounding import format_bytes, format_seconds
 
@@ -52,7 +53,7 @@ def calibrate(
     loaded = load(recipe, model, output, overrides or ())
     check_inputs(loaded, overwrite=bool(overwrite), gate=False)
     with show_progress(quiet) as progress:
-        made = quantkit.calibrate(
+        made = load_for_good(lambda: quantkit.calibrate)(
             recipe,
             output=output,
             **given(

@@ -21,6 +21,7 @@ from quantkit.cli.options import (
     check_there,
     given,
 )
+from quantkit.cli.process import load_for_good
 from quantkit.cli.reports import gate_reply
 from quantkit.cli.tracking import sending
 from quantkit.inputs import check_gate_inputs, load
@@ -68,7 +69,7 @@ def compare(
     if recipe is not None:
         load(recipe, None, None, overrides or ())
     with sending(otel), show_progress(quiet) as progress:
-        report = quantkit.compare(
+        report = load_for_good(lambda: quantkit.compare)(
             baseline,
             artifacts,
             output=output,

@@ -12,6 +12,7 @@ import quantkit
 from quantkit.cli.console import Reply, show_progress
 from quantkit.cli.layout import Cell, Line, Sentence, make_table
 from quantkit.cli.options import JsonOption, OverwriteOption, QuietOption, given
+from quantkit.cli.process import load_for_good
 from quantkit.inputs import ConvertOptions, check_convert_inputs
 from quantkit.report.rounding import format_bytes
 
@@ -96,7 +97,7 @@ def convert(
         overwrite=overwrite,
     )
     with show_progress(quiet) as progress:
-        made = quantkit.convert(
+        made = load_for_good(lambda: quantkit.convert)(
             source,
             to=to,
             output=output,

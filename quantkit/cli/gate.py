@@ -20,6 +20,7 @@ from quantkit.cli.options import (
     check_there,
     given,
 )
+from quantkit.cli.process import load_for_good
 from quantkit.cli.reports import gate_reply
 from quantkit.cli.tracking import (
     MlflowModelOption,
@@ -74,7 +75,7 @@ def gate(
     tracking = TrackingOptions(mlflow, mlflow_model, bool(mlflow_upload))
     with sending(otel), tracked(tracking, name_job(artifact)) as track:
         with show_progress(quiet) as progress:
-            report = quantkit.gate(
+            report = load_for_good(lambda: quantkit.gate)(
                 artifact,
                 baseline=baseline,
                 **given(

@@ -29,6 +29,7 @@ from quantkit.cli.options import (
     one_model,
 )
 from quantkit.cli.predicted import prediction_document, prediction_rows
+from quantkit.cli.process import load_for_good
 from quantkit.durable import write_words
 from quantkit.errors import OutputError, QuantkitError
 from quantkit.inputs import LoadedRecipe, check_inputs, load
@@ -79,7 +80,7 @@ def plan(
             memory=most,
             overwrite=overwrite,
         )
-        found = quantkit.plan(recipe, **options)
+        found = load_for_good(lambda: quantkit.plan)(recipe, **options)
     except QuantkitError as error:
         if page is not None:
             write_words(page, render_refusal(error, mark=mark, recipe=recipe, model=model))

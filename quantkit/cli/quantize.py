@@ -24,7 +24,7 @@ from quantkit.cli.options import (
     given,
     one_model,
 )
-from quantkit.cli.process import keep_freed_memory
+from quantkit.cli.process import keep_freed_memory, load_for_good
 from quantkit.cli.reports import quantize_reply
 from quantkit.cli.tracking import (
     MlflowModelOption,
@@ -85,7 +85,7 @@ def quantize(
     name = name_job(model, recipe)
     with sending(otel), tracked(tracking, name, leads=ranks.leads) as track:
         with show_progress(quiet or not ranks.leads) as progress:
-            result = quantkit.quantize(
+            result = load_for_good(lambda: quantkit.quantize)(
                 recipe,
                 **given(
                     model=model,

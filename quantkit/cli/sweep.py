@@ -20,6 +20,7 @@ from quantkit.cli.options import (
     QuietOption,
     given,
 )
+from quantkit.cli.process import load_for_good
 from quantkit.cli.streams import own
 from quantkit.cli.sweep_reply import sweep_reply
 from quantkit.cli.tracking import sending
@@ -105,7 +106,7 @@ def sweep(
     options = JobOptions(tuple(overrides or ()), gate=gate is not False)
     make_jobs(recipes, models or (), Path(output_root or "sweep"), options)
     with sending(otel), _show(quiet) as progress:
-        result = quantkit.sweep(
+        result = load_for_good(lambda: quantkit.sweep)(
             recipes,
             **given(
                 models=models,

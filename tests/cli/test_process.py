@@ -85,3 +85,17 @@ def test_freed_memory_stays_where_activations_are_parked(
     )
 
     assert run_alone(show, environment) == str(mapped)
+
+
+def test_what_a_command_is_made_of_is_never_collected_and_later_garbage_is() -> None:
+    """The modules of the first load alone are kept; the collector runs on as before."""
+    script = (
+        "import gc, quantkit\n"
+        "from quantkit.cli.process import load_for_good\n"
+        "load_for_good(lambda: quantkit.load_recipe)\n"
+        "kept = gc.get_freeze_count()\n"
+        "later = load_for_good(lambda: quantkit.Solver)\n"
+        "print(kept > 10_000, gc.get_freeze_count() == kept, gc.isenabled())\n"
+    )
+
+    assert run_alone(script, dict(os.environ)) == "True True True"
