@@ -21,8 +21,8 @@ from quantkit.schemes import ONNX
 
 COSTS: Mapping[str, float] = MappingProxyType(
     {
-        "prepare: start": 0.25,
-        "prepare: probe": 0.7,
+        "prepare: start": 0.1,
+        "prepare: probe": 0.2,
         "prepare: text": 0.5,
         "prepare: hash": 1.0,
         "walk: start": 0.4,
@@ -245,7 +245,7 @@ def _count_matrix(matrix: SolvedMatrix, work: Workload) -> Mapping[str, float]:
         # One half of H of the group, where loops do it; else all of it, and passes over memory.
         by_loops = first.scheme.weight_kind == "int" and group <= WIDEST
         by_loops = by_loops and work.compiled and not work.on_device
-        products, passes, calls = (1.0, 8, 0) if by_loops else (2.0, 70, 12)
+        products, passes, calls = (1.0, 14, 0) if by_loops else (2.0, 70, 12)
         found["solve: products"] += max(1, sweeps) * tried * products * elements * group
         found["solve: elements"] += max(1, sweeps) * tried * passes * elements * 4
         parts = -(-elements // _SEARCHED_ELEMENTS) * -(-columns // group)

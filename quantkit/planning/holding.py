@@ -26,17 +26,17 @@ MEMORY: Mapping[str, float] = MappingProxyType(
         "margin": 1.1,
         # Bytes by which the process grows once it does more than plan.
         "data": 36e6,
-        "walk": 80e6,
+        "walk": 95e6,
         "suspended forward": 1.5e6,
         "compiled loops": 112e6,
         "solving": 16e6,
-        "writing": 75e6,
+        "writing": 85e6,
         "gguf": 40e6,
         "onnx": 65e6,
         "gate": 60e6,
         "accelerator": 1.2e9,
         # The share of what suspended forwards hold that lies beside it in holes.
-        "holes": 0.15,
+        "holes": 0.25,
         "holes between small tensors": 0.5,
         # Copies of a matrix [O, I] in float32 that a rounder has beside the weights.
         "rtn": 2.5,
@@ -258,10 +258,10 @@ def _hold_matrix(matrix: SolvedMatrix, joined: bool) -> float:
     chunk = min(_CHUNK_BYTES, 2 * size)
     rounding = MEMORY[method.rounder] * size + chunk
     if method.rounder == "gptq":
-        # A factor in float64, or one in float32 and what is eliminated while its order is found.
-        stages.append(folded + 2 * square + size + codes + chunk / 2)
+        # The factor, and what is eliminated while its order is found: at most a third of it.
+        stages.append(folded + 1.5 * square + size + codes + chunk / 2)
         width = matrix.first.effort.beam_width
-        rounding += size * (width > 1)
+        rounding += size * (width > 1) + square
     stages.append(folded + rounding)
     return copy + codes + max(stages)
 
