@@ -39,7 +39,7 @@ MEMORY: Mapping[str, float] = MappingProxyType(
         "holes": 0.25,
         "holes between small tensors": 0.5,
         # Copies of a matrix [O, I] in float32 that a rounder has beside the weights.
-        "rtn": 2.5,
+        "rtn": 3.0,
         "search": 2.0,
         "gptq": 3.0,
         # Not measured: what a solver of the user's own holds is not known.
