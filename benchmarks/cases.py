@@ -92,7 +92,7 @@ CASES: Mapping[str, Case] = _table(
         "awq",
         windows=128,
         length=512,
-        memory="0.9GB",
+        memory="0.93GB",
         promises=_AWQ,
     ),
     Case(
