@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
+from quantkit import collector_at_rest
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h."""
 
@@ -59,16 +61,11 @@ def load_for_good(load: Callable[[], Loaded]) -> Loaded:
     What they are made of stays until the process ends. Else the garbage collector would go over it
     four times in the first seconds of a job, a tenth of the time that the smallest take.
     """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
+    with collector_at_rest():
         loaded = load()
         # Once: what is garbage by the next time is to be found.
         if not gc.get_freeze_count():
             gc.freeze()
-    finally:
-        if enabled:
-            gc.enable()
     return loaded
 
 
