@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantkit.numerics.fused import ROUNDING, Floats, fused
+from quantkit.numerics.fused import Floats, fused, hold_and_round
 from quantkit.numerics.ggml.kernels import compiled
 
 _LANES = 128
@@ -22,15 +22,6 @@ _TOGETHER = 8
 LLVM unrolls a loop over so few."""
 
 _LARGEST = np.finfo(np.float32).max
-
-
-@compiled
-def _nearest(value: np.float32, low: np.float32, high: np.float32) -> np.float32:
-    """Hold a value in a range of integers and round it to the nearest, ties to even."""
-    # Written so that a value that is not a number stays so.
-    held = low if value < low else value
-    held = high if held > high else held
-    return (held + ROUNDING) - ROUNDING
 
 
 @compiled
@@ -123,7 +114,7 @@ def round_columns(
             begin = max(0, stop_column - _TOGETHER)
             for column in range(stop_column - 1, begin - 1, -1):
                 for lane in range(_LANES):
-                    code = _nearest(
+                    code = hold_and_round(
                         value[column, lane] / step[column, lane],
                         low[column, lane],
                         high[column, lane],
@@ -184,7 +175,7 @@ def descend_columns(
             for lane in range(_LANES):
                 old = value[column, lane]
                 best = fused(rest[column, lane], _gain(curvature, step[group, lane]), old)
-                code = _nearest(best, low[group, lane], high[group, lane])
+                code = hold_and_round(best, low[group, lane], high[group, lane])
                 change[lane] = (old - code) * step[group, lane]
                 value[column, lane] = code
                 moved |= old != code

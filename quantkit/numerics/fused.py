@@ -13,6 +13,8 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from quantkit.numerics.ggml.kernels import compiled
+
 Floats = NDArray[np.float32]
 
 ROUNDING = np.float32(12582912)
@@ -28,3 +30,12 @@ def _generate_fused(_: Any, left: Any, right: Any, added: Any) -> Any:
 
 fused = cast(Callable[[np.float32, np.float32, np.float32], np.float32], intrinsic(_generate_fused))
 """Return left * right + added, rounded once."""
+
+
+@compiled
+def hold_and_round(value: np.float32, low: np.float32, high: np.float32) -> np.float32:
+    """Hold a value in a range of integers and round it to the nearest, ties to even."""
+    # Written so that a value that is not a number stays so.
+    held = low if value < low else value
+    held = high if held > high else held
+    return (held + ROUNDING) - ROUNDING

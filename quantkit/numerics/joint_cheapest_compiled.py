@@ -20,7 +20,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from quantkit.numerics.fused import ROUNDING, Floats
+from quantkit.numerics.fused import Floats, hold_and_round
 from quantkit.numerics.ggml.kernels import compiled
 from quantkit.numerics.vectors import INDEX, add_product, at, find_arrays, index, spread
 
@@ -106,12 +106,7 @@ def _round(
     for column in range(weight.shape[0]):
         for lane in range(LANES):
             own = step[lane] / channel[column, lane] if len(channel) else step[lane]
-            value = weight[column, lane] / own
-            # Written so that a value that is not a number stays so.
-            value = low[lane] if value < low[lane] else value
-            value = high[lane] if value > high[lane] else value
-            # To an integer, ties to even.
-            code = (value + ROUNDING) - ROUNDING
+            code = hold_and_round(weight[column, lane] / own, low[lane], high[lane])
             error[column, lane] = code * own - weight[column, lane]
 
 
