@@ -24,16 +24,21 @@ from quantkit.schemes import Scheme
 _FEWEST_WEIGHTS = 1 << 16
 """Fewer are searched before numba is imported."""
 
-WIDEST = 512
+_WIDEST = 512
 """Columns of a group: its factors and the errors of some rows are to stay in a core's cache."""
 
 _PRODUCTS_A_THREAD = 1 << 23
 """So few take about as long as waking a thread."""
 
 
+def suits_loops(scheme: Scheme, size: int) -> bool:
+    """Whether the loops are for the codes of a scheme in groups of so many columns."""
+    return scheme.weight_kind == "int" and size <= _WIDEST
+
+
 def chooses_jointly(weight: Tensor, scheme: Scheme, size: int) -> bool:
     """Whether `cheapest_jointly` can search a weight [O, I] in groups of so many columns."""
-    if weight.device.type != "cpu" or scheme.weight_kind != "int" or size > WIDEST:
+    if weight.device.type != "cpu" or not suits_loops(scheme, size):
         return False
     if weight.numel() < _FEWEST_WEIGHTS or find_spec("numba") is None:
         return False

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from quantkit.numerics.batching import count_micro_batches
-from quantkit.numerics.joint_cheapest import WIDEST
+from quantkit.numerics.joint_cheapest import suits_loops
 from quantkit.planning.groups import SolvedMatrix, block_weights, solved_matrices
 from quantkit.planning.workload import Workload
 from quantkit.records import GroupPlan, MachineProbe, Plan
@@ -243,8 +243,7 @@ def _count_matrix(matrix: SolvedMatrix, work: Workload) -> Mapping[str, float]:
         group = first.group_size or columns
         found["solve: products"] += max(1, sweeps) * 2 * square
         # One half of H of the group, where loops do it; else all of it, and passes over memory.
-        by_loops = first.scheme.weight_kind == "int" and group <= WIDEST
-        by_loops = by_loops and work.compiled and not work.on_device
+        by_loops = work.compiled and not work.on_device and suits_loops(first.scheme, group)
         products, passes, calls = (1.0, 14, 0) if by_loops else (2.0, 70, 12)
         found["solve: products"] += max(1, sweeps) * tried * products * elements * group
         found["solve: elements"] += max(1, sweeps) * tried * passes * elements * 4
