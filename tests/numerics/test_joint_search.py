@@ -14,8 +14,17 @@ from quantkit.numerics.joint_search import JointSearch, search_scales_jointly
 from quantkit.numerics.scale_candidates import FINE
 from quantkit.records import LayerStats
 from quantkit.schemes import SCHEMES, Scheme
-from tests.numerics.test_scale_search import dtypes, error_in_units, group_sizes, schemes
-from tests.solvers.cases import exact_losses, hard_stats, hard_weights, make_moment, make_weight
+from tests.solvers.cases import (
+    dtypes,
+    error_in_units,
+    exact_losses,
+    group_sizes,
+    hard_stats,
+    hard_weights,
+    make_moment,
+    make_weight,
+    schemes,
+)
 
 
 @settings(max_examples=40, deadline=None)

@@ -16,22 +16,15 @@ from quantkit.schemes import SCHEMES, Scheme
 from tests.solvers.cases import (
     DEVICES,
     INTEGER_SCHEMES,
+    dtypes,
+    error_in_units,
     exact_losses,
+    group_sizes,
     hard_weights,
     make_moment,
     make_weight,
+    schemes,
 )
-
-schemes = st.sampled_from([SCHEMES[name] for name in INTEGER_SCHEMES])
-group_sizes = st.sampled_from((32, 64, None))
-dtypes = st.sampled_from((torch.bfloat16, torch.float16))
-
-
-def error_in_units(weight: Tensor, found: tuple[Tensor, Tensor | None], scheme: Scheme) -> Tensor:
-    """Rounding errors [O, I] in float64, relative to the largest weight of the row."""
-    codes = quantize(weight, *found, scheme)
-    error = dequantize(codes, *found).double() - weight.double()
-    return error / weight.double().abs().amax(1, keepdim=True).clamp(min=1e-45)
 
 
 @settings(max_examples=40, deadline=None)

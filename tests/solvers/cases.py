@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quantkit.numerics.affine import decode
+from quantkit.numerics.affine import decode, dequantize, quantize
 from quantkit.records import LayerStats, LinearPlan
 from quantkit.schemes import EFFORTS, METHODS, SCHEMES, Scheme
 
@@ -26,6 +26,10 @@ SETTINGS = (
 )
 """Schemes and group sizes that differ in how they are rounded, for 160 columns."""
 SCALE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+schemes = st.sampled_from([SCHEMES[name] for name in INTEGER_SCHEMES])
+group_sizes = st.sampled_from((32, 64, None))
+dtypes = st.sampled_from((torch.bfloat16, torch.float16))
+"""What searches for scales are tested with."""
 
 
 def make_weight(rows: int, columns: int, seed: int) -> Tensor:
@@ -60,6 +64,13 @@ def exact_losses(error: Tensor, moment: Tensor) -> Tensor:
     """e H e^T of each row of `error` [O, I], in float64."""
     wide, matrix = error.double(), moment.double()
     return torch.einsum("oi,ij,oj->o", wide, matrix, wide)
+
+
+def error_in_units(weight: Tensor, found: tuple[Tensor, Tensor | None], scheme: Scheme) -> Tensor:
+    """Rounding errors [O, I] in float64, relative to the largest weight of the row."""
+    codes = quantize(weight, *found, scheme)
+    error = dequantize(codes, *found).double() - weight.double()
+    return error / weight.double().abs().amax(1, keepdim=True).clamp(min=1e-45)
 
 
 def assert_not_worse(
