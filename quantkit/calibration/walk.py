@@ -21,7 +21,6 @@ the suspended activations (twice, with the original's), whose place is a choice
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -48,6 +47,7 @@ from quantkit.calibration.stats import Moment, accumulate, empty_moment, finish
 from quantkit.checkpoint.ahead import read_ahead
 from quantkit.errors import CheckpointError
 from quantkit.numerics.batching import windows_at_once
+from quantkit.numerics.memory import return_freed_memory
 from quantkit.records import (
     BlockPlan,
     GroupPlan,
@@ -180,13 +180,15 @@ def walk(
             for position, group in enumerate(groups):
                 moment = None
                 if needs_stats(block, group):
+                    if room is not None and group is groups[-1]:
+                        return_freed_memory()
                     moment = empty_moment(group.linears[0].in_features, device)
                     moment.sample.seen = first_token
                 stats = _arrive(forwards, group, moment, leading, parking, combine)
                 del moment
                 if group is groups[-1]:
                     # Once a block: what is given back has to be asked for again, page by page.
-                    _return_freed_memory()
+                    return_freed_memory()
                 # Before the group is replaced, which is what the caller does at the stop.
                 left = places[position + 1 : position + 2]
                 leading = advance(originals, left[0], parking) if left else []
@@ -296,13 +298,6 @@ def _arrive(
             f"data, so check the checkpoint and its dtype"
         )
     return stats
-
-
-def _return_freed_memory() -> None:
-    """Give the holes between suspended activations back to the system, where the C library can."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
 
 
 def _place_buffers(model: nn.Module, device: torch.device) -> None:

@@ -22,6 +22,8 @@ _KEPT_BEHIND = 128 * 1024 * 1024
 _MAPPED_FROM_WITH_A_LIMIT = 16 * 1024 * 1024
 """Weights and their second moments are larger; what a micro-batch brings of a layer is smaller."""
 
+_KEPT_SHAPES = "16"
+
 _SPINS = "20000"
 
 Loaded = TypeVar("Loaded")
@@ -46,13 +48,17 @@ def settle_process() -> None:
     _set_malloc(_TRIM_THRESHOLD, _KEPT_BEHIND, "MALLOC_TRIM_THRESHOLD_")
 
 
-def keep_freed_memory() -> None:
-    """Let the tensors of a micro-batch take the memory of the last one's again.
+def settle_for_a_limit() -> None:
+    """Choose, for a job with a limit of memory, what is kept for the next use.
 
-    Pages that are new each time cost a tenth of the time. For jobs with a limit of memory: what
-    waits is parked in a file there, or counted with the holes that it leaves between what is freed.
+    The tensors of a micro-batch take the memory of the last one's again: pages that are new each
+    time cost a tenth of the time, and what waits is parked in a file, or counted with the holes
+    that it leaves between what is freed. oneDNN keeps the code for a product's shape, a megabyte
+    at times, and by its own rule that of a thousand shapes; a forward needs few, and the many of
+    the solvers come back too seldom.
     """
     _set_malloc(_MMAP_THRESHOLD, _MAPPED_FROM_WITH_A_LIMIT, "MALLOC_MMAP_THRESHOLD_")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KEPT_SHAPES)
 
 
 def load_for_good(load: Callable[[], Loaded]) -> Loaded:

@@ -24,7 +24,7 @@ from quantkit.cli.options import (
     given,
     one_model,
 )
-from quantkit.cli.process import keep_freed_memory, load_for_good
+from quantkit.cli.process import load_for_good, settle_for_a_limit
 from quantkit.cli.reports import quantize_reply
 from quantkit.cli.tracking import (
     MlflowModelOption,
@@ -72,7 +72,7 @@ def quantize(
     """Quantize a model, judge the result and write a report."""
     model, most = one_model(model_argument, model), read_memory(memory)
     if most is not None:
-        keep_freed_memory()
+        settle_for_a_limit()
     ranks = read_ranks()
     if ranks.size == 1:
         # What the files alone can refuse is answered before torch is loaded, which takes seconds.

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from quantkit.numerics.linalg import (
-    CHUNK_ELEMENTS,
     Factor,
     factor_moment,
     mean_of_diagonal,
@@ -84,22 +83,23 @@ def eliminate_by_pivot(second_moment: Tensor, added: float) -> Elimination:
         ranked = torch.argsort(remaining, stable=True)
         first, rest = ranked[:at_once], ranked[at_once:].sort().values
         own, others = eliminated.places_of(left[first]), eliminated.places_of(left[rest])
-        known = eliminated.rows().index_select(1, own)
+        start, stop = eliminated.count, eliminated.count + len(first)
+        known = columns[:start, start:stop]
+        known.copy_(eliminated.rows().index_select(1, own))
         cross = eliminated.rest_of(second_moment, left[first], known)
         pivots = cross.index_select(1, own)
         pivots.diagonal().add_(added)
         lower, info = torch.linalg.cholesky_ex(pivots)
         if int(info) or not bool(lower.diagonal().isfinite().all()):
             return Elimination(torch.cat([*taken, left[ranked]]), None)
-        torch.linalg.solve_triangular(lower, cross, upper=False, out=cross)
-        start, stop = eliminated.count, eliminated.count + len(first)
-        columns[:start, start:stop] = known
+        # Transposed: in place is for column-major matrices only.
+        torch.linalg.solve_triangular(lower.mT, cross.mT, upper=True, left=False, out=cross.mT)
         columns[start:stop, :start] = 0.0
         columns[start:stop, start:stop] = lower.T
         taken.append(left[first])
         left = left[rest]
         remaining = remaining[rest] - torch.linalg.vector_norm(cross, dim=0)[others].square()
-        eliminated.add(cross, left)
+        eliminated.add(len(first), left)
     return Elimination(torch.cat(taken), columns)
 
 
@@ -108,41 +108,53 @@ class _Eliminated:
     """Columns that are eliminated: rows of a factor, for the columns of H that are left.
 
     columns: int64 [C], sorted: those of H that the rows have, a few of which are eliminated by
-    now. room: float32, flat, whose beginning holds the rows [count, C].
+    now. room: float32, flat, whose beginning holds the rows [count, C]. beside: float32, flat, of
+    as many rows of H as are taken at a time.
     """
 
     columns: Tensor
     room: Tensor
+    beside: Tensor
     count: int
 
     def rows(self) -> Tensor:
         """Return the rows so far [count, C]."""
-        return self.room[: self.count * len(self.columns)].view(self.count, len(self.columns))
+        return self._rows_from(0, self.count)
+
+    def _rows_from(self, start: int, stop: int) -> Tensor:
+        width = len(self.columns)
+        return self.room[start * width : stop * width].view(stop - start, width)
 
     def places_of(self, columns: Tensor) -> Tensor:
         """Return where the rows have these columns of H."""
         return torch.searchsorted(self.columns, columns)
 
-    def rest_of(self, second_moment: Tensor, rows: Tensor, known: Tensor) -> Tensor:
+    def rest_of(self, second_moment: Tensor, numbers: Tensor, known: Tensor) -> Tensor:
         """Return what is left of some rows of H [P, C] once the columns so far are eliminated.
+
+        It stands behind the rows so far, where `add` takes it for the next ones.
 
         Args:
             known: of `rows()` the columns of the same numbers [count, P].
         """
-        rest = second_moment.index_select(0, rows).index_select(1, self.columns)
+        whole = self.beside[: len(numbers) * len(second_moment)].view(len(numbers), -1)
+        torch.index_select(second_moment, 0, numbers, out=whole)
+        rest = self._rows_from(self.count, self.count + len(numbers))
+        torch.index_select(whole, 1, self.columns, out=rest)
         return rest.addmm_(known.T, self.rows(), alpha=-1) if self.count else rest
 
-    def add(self, part: Tensor, left: Tensor) -> None:
-        """Add rows [P, C], and drop eliminated columns once they are more than a quarter."""
-        self.count += len(part)
-        self.rows()[-len(part) :] = part
+    def add(self, count: int, left: Tensor) -> None:
+        """Count rows in, and drop eliminated columns once they are more than a quarter."""
+        self.count += count
         if len(left) < _KEPT_COLUMNS * len(self.columns):
             known, kept = self.rows(), self.places_of(left)
             self.columns = left
-            narrow, step = self.rows(), max(1, CHUNK_ELEMENTS // known.shape[1])
+            narrow, step = self.rows(), max(1, self.beside.numel() // max(1, len(left)))
             # In place: a row's new place ends before the next row's old one begins.
             for start in range(0, self.count, step):
-                narrow[start : start + step] = known[start : start + step].index_select(1, kept)
+                part = known[start : start + step]
+                moved = self.beside[: len(part) * len(left)].view(len(part), -1)
+                narrow[start : start + step] = torch.index_select(part, 1, kept, out=moved)
 
 
 def _start(columns: Tensor, at_once: int) -> _Eliminated:
@@ -154,4 +166,5 @@ def _start(columns: Tensor, at_once: int) -> _Eliminated:
     size = len(columns)
     most = math.ceil((size + at_once) ** 2 / (4 * _KEPT_COLUMNS))
     room = torch.empty(min(size * size, most), device=columns.device)
-    return _Eliminated(columns, room, 0)
+    beside = torch.empty(at_once * size, device=columns.device)
+    return _Eliminated(columns, room, beside, 0)

@@ -27,6 +27,7 @@ from quantkit.numerics.affine import CodeSet, code_dtype, relative_steps, row_un
 from quantkit.numerics.columns import round_columns
 from quantkit.numerics.fp8 import repeat_block_rows
 from quantkit.numerics.linalg import Factor, factor_moment, sampling_ridge
+from quantkit.numerics.memory import return_freed_memory
 from quantkit.numerics.scale_search import search_scales
 from quantkit.records import LayerStats
 from quantkit.schemes import BLOCK_SIZE, Effort, Scheme
@@ -37,6 +38,10 @@ from quantkit.solvers.rtn import round_plainly
 
 _BLOCK = 128
 """Columns whose compensation is applied one by one; all others get it by one matmul a block."""
+
+_LARGE = 64 << 20
+"""Bytes of a second moment, whose factor takes as many, from which on it is worth a millisecond to
+give the holes between freed tensors back first."""
 
 
 def round_compensated(
@@ -83,6 +88,8 @@ def round_compensated(
 def factor_by_pivot(stats: LayerStats) -> Factor | None:
     """Return the factor of the second moment in the order of rising pivots."""
     ridge = sampling_ridge(stats.tokens, len(stats.second_moment))
+    if stats.second_moment.nbytes >= _LARGE:
+        return_freed_memory()
     return pivoting.factor_by_pivot(stats.second_moment, ridge)
 
 

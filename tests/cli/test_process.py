@@ -68,9 +68,9 @@ def test_freed_memory_stays_where_activations_are_parked(
         environment["MALLOC_MMAP_THRESHOLD_"] = given
     show = (
         "import ctypes\n"
-        "from quantkit.cli.process import keep_freed_memory, settle_process\n"
+        "from quantkit.cli.process import settle_for_a_limit, settle_process\n"
         "settle_process()\n"
-        f"keep_freed_memory() if {limited} else None\n"
+        f"settle_for_a_limit() if {limited} else None\n"
         "library = ctypes.CDLL(None)\n"
         "Counts = type('Counts', (ctypes.Structure,), {'_fields_': [\n"
         "    (name, ctypes.c_size_t) for name in 'abcdefghij']})\n"
@@ -85,6 +85,24 @@ def test_freed_memory_stays_where_activations_are_parked(
     )
 
     assert run_alone(show, environment) == str(mapped)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [(None, "16"), ("64", "64")], ids=["ours", "the user's"]
+)
+def test_a_limit_bounds_the_code_that_is_kept_for_shapes(given: str | None, kept: str) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    environment = {key: value for key, value in os.environ.items() if key != name}
+    if given is not None:
+        environment[name] = given
+    script = (
+        "import os\n"
+        "from quantkit.cli.process import settle_for_a_limit\n"
+        "settle_for_a_limit()\n"
+        f"print(os.environ['{name}'])\n"
+    )
+
+    assert run_alone(script, environment) == kept
 
 
 def test_what_a_command_is_made_of_is_never_collected_and_later_garbage_is() -> None:
