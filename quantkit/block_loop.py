@@ -250,7 +250,10 @@ def _solve_group(
     """Solve a group for every export; return the tensors of the one that leads the walk."""
     whole, live = job.plan, {}
     if group.quantized:
-        live = solve_input_group(group, stats, tensors, draft, job.scale_dtype, fishers)
+        # GGUF's types are chosen by the same statistics.
+        live = solve_input_group(
+            group, stats, tensors, draft, job.scale_dtype, fishers, spent=not whole.gguf
+        )
     encoded = encode_input_group(
         group, stats, tensors, draft, whole.gguf, fishers, leads=whole.gguf_leads
     )

@@ -39,6 +39,8 @@ def solve_input_group(
     draft: Draft,
     scale_dtype: torch.dtype,
     fishers: Mapping[str, Tensor] = MappingProxyType({}),
+    *,
+    spent: bool = False,
 ) -> dict[str, Tensor]:
     """Solve the quantized layers of a group and add them to `draft`.
 
@@ -50,6 +52,7 @@ def solve_input_group(
         scale_dtype: dtype of the scales in the artifact.
         fishers: layer name -> Fisher matrix float32 [O, B], where they were measured; a fold does
             not change them, as a layer is solved before a later fold divides its output.
+        spent: whether `stats` are of no use afterwards, and may be changed in place.
 
     Returns:
         Full tensor name -> the float32 tensor that takes its place in the walk: a weight [O, I],
@@ -72,7 +75,7 @@ def solve_input_group(
         plain = _errors_of_plain_rounding(weights, stats, linears, scale_dtype)
     if stats is not None and fold.scale is not None:
         weights = [weight * fold.scale for weight in weights]
-        stats = scale_stats(stats, fold.scale)
+        stats = scale_stats(stats, fold.scale, spent=spent)
         draft.replay[f"fold:{linears[0].name}"] = fold.scale
     live = {}
     solutions = _solve(weights, stats, linears, scale_dtype, fishers, draft.ranks)

@@ -100,14 +100,23 @@ def expand_heads(scale: Tensor, repeat: int, head_dim: int) -> Tensor:
     return heads.expand(-1, repeat, -1).reshape(-1)
 
 
-def scale_stats(stats: LayerStats, scale: Tensor) -> LayerStats:
-    """Return the statistics of the input after it was divided by `scale` [I]."""
+def scale_stats(stats: LayerStats, scale: Tensor, *, spent: bool = False) -> LayerStats:
+    """Return the statistics of the input after it was divided by `scale` [I].
+
+    Args:
+        spent: whether `stats` are of no use afterwards: what is [I, I] is then divided in place,
+            since a copy of it may be as large as all else that a job holds.
+    """
     inverse = 1.0 / scale
-    moment = stats.second_moment * inverse
+
+    def divide(matrix: Tensor) -> Tensor:
+        divided = matrix.mul_(inverse) if spent else matrix * inverse
+        return divided.mul_(inverse.unsqueeze(1))
+
     return dataclasses.replace(
         stats,
-        second_moment=moment.mul_(inverse.unsqueeze(1)),
-        drift=None if stats.drift is None else stats.drift * inverse * inverse.unsqueeze(1),
+        second_moment=divide(stats.second_moment),
+        drift=None if stats.drift is None else divide(stats.drift),
         mean=None if stats.mean is None else stats.mean * inverse,
         absmax=None if stats.absmax is None else stats.absmax * inverse,
         sample=None if stats.sample is None else stats.sample * inverse,

@@ -147,6 +147,21 @@ def test_scaled_statistics_are_those_of_the_divided_input() -> None:
     assert (alone.mean, alone.absmax, alone.sample) == (None, None, None)
 
 
+def test_spent_statistics_are_scaled_where_they_are() -> None:
+    """The same bits as in a copy, in the memory of the old ones; the copy leaves them alone."""
+    moment, drift = make_moment(16, seed=1), make_moment(16, seed=2)
+    stats = LayerStats(moment.clone(), 3, drift=drift.clone())
+    scale = torch.rand(16, generator=torch.Generator().manual_seed(1)) + 0.5
+
+    copied = scale_stats(stats, scale)
+    torch.testing.assert_close((stats.second_moment, stats.drift), (moment, drift), rtol=0, atol=0)
+    spent = scale_stats(stats, scale, spent=True)
+
+    for name in ("second_moment", "drift"):
+        assert torch.equal(getattr(spent, name), getattr(copied, name))
+        assert getattr(spent, name).data_ptr() == getattr(stats, name).data_ptr()
+
+
 def test_folding_leaves_the_output_of_the_pair_as_it_was() -> None:
     """Norm and linear layer, in bfloat16 with the effective scale: the same product."""
     weight = make_weight(8, 32, seed=1)
