@@ -54,6 +54,8 @@ class Case:
     shape: Shape
     settings: tuple[str, ...] = ()
     gated: bool = False
+    memory: str | None = None
+    """As --memory: little more than the least that the job asks for."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,16 @@ def make_cases() -> dict[str, Case]:
         Case("0.5b gguf-q4", "gguf-q4", small, WINDOWS),
         Case("2gb rtn", "demo", wide, ("quantize.method=rtn",)),
         Case("2gb gptq", "demo", wide, ("quantize.method=gptq", *WINDOWS)),
+        *(
+            Case(f"{name}, little memory", "demo", shape, settings, memory=memory)
+            for name, shape, settings, memory in (
+                ("demo gptq", demo, ("quantize.method=gptq",), "0.80GB"),
+                ("demo awq", demo, ("quantize.method=awq",), "0.85GB"),
+                ("0.5b gptq", small, ("quantize.method=gptq", *WINDOWS), "1.22GB"),
+                ("0.5b awq", small, ("quantize.method=awq", *WINDOWS), "1.15GB"),
+                ("2gb gptq", wide, ("quantize.method=gptq", *WINDOWS), "1.60GB"),
+            )
+        ),
     ]
     return {case.name: case for case in cases}
 
@@ -152,6 +164,7 @@ def run_case(case: Case, work: Path, device: str) -> Row:
         words += ["--set", setting]
     options = [*words, "--device", device, "--quiet", "--overwrite"]
     options += [] if case.gated else ["--no-gate"]
+    options += [] if case.memory is None else ["--memory", case.memory]
     log = work / "log.txt"
     with log.open("wb") as stream:
         # By way of a small process: what a parent holds counts towards its child's peak.

@@ -26,7 +26,9 @@ MEMORY: Mapping[str, float] = MappingProxyType(
         "margin": 1.1,
         # Bytes by which the process grows once it does more than plan.
         "data": 36e6,
-        "walk": 95e6,
+        "walk": 20e6,
+        # Freed memory, and oneDNN's code for shapes of products, of which a limit leaves less.
+        "walk without a limit": 75e6,
         "suspended forward": 1.5e6,
         "compiled loops": 112e6,
         "solving": 16e6,
@@ -107,7 +109,8 @@ def _hold_walk(work: Workload) -> float:
     """Libraries that the walk needs, and the stacks of its suspended forwards."""
     windows, length = work.calibration_windows, work.calibration_length
     forwards = count_micro_batches(windows, work.model.hidden, length, on_device=work.on_device)
-    return MEMORY["walk"] + forwards * MEMORY["suspended forward"]
+    kept = MEMORY["walk without a limit"] if work.room_bytes is None else 0
+    return MEMORY["walk"] + kept + forwards * MEMORY["suspended forward"]
 
 
 def find_device_peak(plan: Plan, work: Workload) -> int | None:
@@ -151,7 +154,8 @@ def _hold_solving(plan: Plan, work: Workload) -> Iterator[float]:
             moving = _hold_forwards(stop, work, small=True)
             waiting = _hold_forwards(stop, work, small=False)
             yield weights + moving + statistics
-            yield weights + waiting + statistics + _hold_solver(stop.group) + MEMORY["solving"]
+            solver = _hold_solver(stop.group, shared=bool(plan.gguf))
+            yield weights + waiting + statistics + solver + MEMORY["solving"]
 
 
 def _groups(plan: Plan) -> Iterator[GroupPlan]:
@@ -223,14 +227,18 @@ def _hold_statistics(group: GroupPlan) -> float:
     return matrices + 1.5 * _SAMPLED_TOKENS * columns * _FLOAT32 * (2 if drift else 1)
 
 
-def _hold_solver(group: GroupPlan) -> float:
-    """What solving a group allocates: weights in float32 first of all."""
+def _hold_solver(group: GroupPlan, *, shared: bool) -> float:
+    """What solving a group allocates: weights in float32 first of all.
+
+    Args:
+        shared: whether another format is solved by the same statistics.
+    """
     matrices = solved_matrices(group)
     weights = sum(matrix.elements for matrix in matrices) * _FLOAT32
     held = [float(weights)]
     for matrix in matrices:
         joined = matrix.rows > matrix.first.out_features
-        held.append(weights + _hold_matrix(matrix, joined))
+        held.append(weights + _hold_matrix(matrix, joined=joined, shared=shared))
     for linear in group.linears:
         if linear.encoded:
             held.append(linear.out_features * linear.in_features * _FLOAT32 * 4.0 + _CHUNK_BYTES)
@@ -238,7 +246,7 @@ def _hold_solver(group: GroupPlan) -> float:
     return max(held)
 
 
-def _hold_matrix(matrix: SolvedMatrix, joined: bool) -> float:
+def _hold_matrix(matrix: SolvedMatrix, *, joined: bool, shared: bool) -> float:
     method, columns = matrix.first.method, matrix.columns
     size = matrix.elements * _FLOAT32
     square = columns**2 * _FLOAT32
@@ -250,19 +258,18 @@ def _hold_matrix(matrix: SolvedMatrix, joined: bool) -> float:
     folded = square if matrix.first.scheme.activations is not None else 0
     stages: list[float] = []
     if method.transform is not None:
-        # The weights and the second moment, scaled; before, the candidates.
-        folded += square
+        # The second moment, scaled: in place where nobody needs it afterwards. Before, candidates.
+        folded += square if shared else 0
         rows = _CANDIDATE_ROWS * columns
         candidates = min(_CANDIDATE_ELEMENTS, rows) * _CANDIDATE_TENSORS * _FLOAT32
         stages.append(candidates + (2 * square if method.rounder == "gptq" else 0))
-    chunk = min(_CHUNK_BYTES, 2 * size)
-    rounding = MEMORY[method.rounder] * size + chunk
+    losses = MEMORY[method.rounder] * size + min(_CHUNK_BYTES, 2 * size)
     if method.rounder == "gptq":
-        # The factor, and what is eliminated while its order is found: at most a third of it.
-        stages.append(folded + 1.5 * square + size + codes + chunk / 2)
-        width = matrix.first.effort.beam_width
-        rounding += size * (width > 1) + square
-    stages.append(folded + rounding)
+        # The factor, and what is eliminated while its order is found: some more than a third of it.
+        stages.append(folded + 1.42 * square + size + codes)
+        # Errors and targets of a block of columns beside it; with several roundings, theirs.
+        stages.append(folded + square + (1.5 + (matrix.first.effort.beam_width > 1)) * size)
+    stages.append(folded + losses)
     return copy + codes + max(stages)
 
 
