@@ -60,7 +60,7 @@ _SAMPLED_TOKENS = 1024
 
 _CANDIDATE_ELEMENTS = 1 << 21
 _CANDIDATE_ROWS = 40 * 64
-_CANDIDATE_TENSORS = 7
+_CANDIDATE_TENSORS = 5
 """Of the search for a scale to fold: weights times candidates at a time, the rows of all of them,
 and the float32 tensors of that size."""
 
@@ -154,7 +154,8 @@ def _hold_solving(plan: Plan, work: Workload) -> Iterator[float]:
             moving = _hold_forwards(stop, work, small=True)
             waiting = _hold_forwards(stop, work, small=False)
             yield weights + moving + statistics
-            solver = _hold_solver(stop.group, shared=bool(plan.gguf))
+            holes = waiting - _hold_activations(stop, work)
+            solver = _hold_solver(stop.group, holes, shared=bool(plan.gguf))
             yield weights + waiting + statistics + solver + MEMORY["solving"]
 
 
@@ -186,14 +187,28 @@ def _hold_weights(stop: _Stop, work: Workload) -> float:
 
 
 def _hold_forwards(stop: _Stop, work: Workload, *, small: bool) -> float:
-    """What all suspended forwards hold in front of a group.
-
-    That is the residual stream and the group's input; behind attention also the input of attention
-    and its queries, keys and values; behind the first layers of a feed-forward their input.
+    """What all suspended forwards hold in front of a group, with the holes between it.
 
     Args:
         small: while the forwards move on, one after the other, the heap gets holes where tensors
             of a micro-batch are small.
+    """
+    at_once = tokens_at_once(work.model.hidden, on_device=work.on_device)
+    at_once = max(at_once, work.calibration_length) * work.model.hidden * work.compute_bytes
+    holes = MEMORY["holes"]
+    if small and at_once < _MAPPED_FROM and not work.on_device:
+        holes = MEMORY["holes between small tensors"]
+    if work.room_bytes is not None:
+        # What is not parked lies between what comes and goes.
+        holes = MEMORY["holes between small tensors"]
+    return _hold_activations(stop, work) * (1 + holes)
+
+
+def _hold_activations(stop: _Stop, work: Workload) -> float:
+    """What suspended forwards hold in front of a group, where there is room for it.
+
+    That is the residual stream and the group's input; behind attention also the input of attention
+    and its queries, keys and values; behind the first layers of a feed-forward their input.
     """
     if not work.tokens:
         return 0.0
@@ -204,16 +219,8 @@ def _hold_forwards(stop: _Stop, work: Workload, *, small: bool) -> float:
         width += last.linears[0].in_features
         if holds_outputs(last):
             width += sum(linear.out_features for linear in last.linears)
-    at_once = tokens_at_once(work.model.hidden, on_device=work.on_device)
-    at_once = max(at_once, work.calibration_length) * work.model.hidden * work.compute_bytes
-    holes = MEMORY["holes"]
-    if small and at_once < _MAPPED_FROM and not work.on_device:
-        holes = MEMORY["holes between small tensors"]
     held = work.tokens * width * work.compute_bytes
-    if work.room_bytes is not None:
-        # What is not parked lies between what comes and goes.
-        held, holes = min(held, work.room_bytes), MEMORY["holes between small tensors"]
-    return held * (1 + holes)
+    return held if work.room_bytes is None else min(held, work.room_bytes)
 
 
 def _hold_statistics(group: GroupPlan) -> float:
@@ -227,10 +234,11 @@ def _hold_statistics(group: GroupPlan) -> float:
     return matrices + 1.5 * _SAMPLED_TOKENS * columns * _FLOAT32 * (2 if drift else 1)
 
 
-def _hold_solver(group: GroupPlan, *, shared: bool) -> float:
+def _hold_solver(group: GroupPlan, holes: float, *, shared: bool) -> float:
     """What solving a group allocates: weights in float32 first of all.
 
     Args:
+        holes: bytes of the heap that are free between what the forwards hold.
         shared: whether another format is solved by the same statistics.
     """
     matrices = solved_matrices(group)
@@ -238,7 +246,7 @@ def _hold_solver(group: GroupPlan, *, shared: bool) -> float:
     held = [float(weights)]
     for matrix in matrices:
         joined = matrix.rows > matrix.first.out_features
-        held.append(weights + _hold_matrix(matrix, joined=joined, shared=shared))
+        held.append(weights + _hold_matrix(matrix, holes, joined=joined, shared=shared))
     for linear in group.linears:
         if linear.encoded:
             held.append(linear.out_features * linear.in_features * _FLOAT32 * 4.0 + _CHUNK_BYTES)
@@ -246,7 +254,7 @@ def _hold_solver(group: GroupPlan, *, shared: bool) -> float:
     return max(held)
 
 
-def _hold_matrix(matrix: SolvedMatrix, *, joined: bool, shared: bool) -> float:
+def _hold_matrix(matrix: SolvedMatrix, holes: float, *, joined: bool, shared: bool) -> float:
     method, columns = matrix.first.method, matrix.columns
     size = matrix.elements * _FLOAT32
     square = columns**2 * _FLOAT32
@@ -261,7 +269,8 @@ def _hold_matrix(matrix: SolvedMatrix, *, joined: bool, shared: bool) -> float:
         # The second moment, scaled: in place where nobody needs it afterwards. Before, candidates.
         folded += square if shared else 0
         rows = _CANDIDATE_ROWS * columns
-        candidates = min(_CANDIDATE_ELEMENTS, rows) * _CANDIDATE_TENSORS * _FLOAT32
+        each = min(_CANDIDATE_ELEMENTS, rows) * _FLOAT32
+        candidates = max(0.0, _CANDIDATE_TENSORS * each - (holes if each < _MAPPED_FROM else 0))
         stages.append(candidates + (2 * square if method.rounder == "gptq" else 0))
     losses = MEMORY[method.rounder] * size + min(_CHUNK_BYTES, 2 * size)
     if method.rounder == "gptq":
