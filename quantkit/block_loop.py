@@ -250,7 +250,7 @@ def _solve_group(
     """Solve a group for every export; return the tensors of the one that leads the walk."""
     whole, live = job.plan, {}
     if group.quantized:
-        # GGUF's types are chosen by the same statistics.
+        # GGUF files are encoded by the same statistics.
         live = solve_input_group(
             group, stats, tensors, draft, job.scale_dtype, fishers, spent=not whole.gguf
         )

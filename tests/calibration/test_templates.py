@@ -45,9 +45,27 @@ def with_template(tmp_path_factory: pytest.TempPathFactory) -> WithTemplate:
     return make
 
 
+NewChildren = Callable[[], set[int]]
+
+
+@pytest.fixture
+def new_children() -> NewChildren:
+    """The children that this process has now and had not before the test."""
+    path = Path(f"/proc/self/task/{os.getpid()}/children")
+
+    def find() -> set[int]:
+        return {int(number) for number in path.read_text().split()}
+
+    before = find()
+    return lambda: find() - before
+
+
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_template_without_end_is_stopped(
-    name: str, with_template: WithTemplate, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    with_template: WithTemplate,
+    monkeypatch: pytest.MonkeyPatch,
+    new_children: NewChildren,
 ) -> None:
     """By the kernel, in a process of its own: neither Python nor jinja would."""
     monkeypatch.setattr(templates, "MOST_SECONDS", 0.3)
@@ -55,32 +73,34 @@ def test_a_template_without_end_is_stopped(
     with pytest.raises(CheckpointError, match="chat template takes more than"):
         apply_template(with_template(ENDLESS[name]), CHAT, TEXT, "here")
 
-    assert not children_of_this_process()
+    assert not new_children()
 
 
-def test_conversations_go_through_one_process(with_template: WithTemplate) -> None:
+def test_conversations_go_through_one_process(
+    with_template: WithTemplate, new_children: NewChildren
+) -> None:
     """Texts come back as they are; a refusal ends one conversation alone."""
     refusing = "{% if messages[0]['content'] == 'no' %}{{ raise_exception('not so') }}{% endif %}"
     tokenizer = with_template(refusing + "{{ messages[0]['content'] }}é\U0001f600\0")
     with isolated(tokenizer) as apply:
         first = apply(CHAT, TEXT, "first")
-        children = children_of_this_process()
+        children = new_children()
         with pytest.raises(CalibrationError, match="second: not so"):
             apply([{"role": "user", "content": "no"}], TEXT, "second")
         assert apply(CHAT, TEXT, "third") == first == "Who?é\U0001f600\0"
-        assert children_of_this_process() == children
+        assert new_children() == children
 
     assert len(children) == 1
-    assert not children_of_this_process()
+    assert not new_children()
 
 
 def test_the_process_holds_no_file_of_this_one_open(
-    with_template: WithTemplate, tmp_path: Path
+    with_template: WithTemplate, tmp_path: Path, new_children: NewChildren
 ) -> None:
     """A lock on an open file would outlive the job that took it."""
     with open(tmp_path / "held", "w"), isolated(with_template("x")) as apply:
         apply(CHAT, TEXT, "here")
-        (child,) = children_of_this_process()
+        (child,) = new_children()
         open_files = {os.readlink(path) for path in Path(f"/proc/{child}/fd").iterdir()}
 
     assert not [name for name in open_files if name.endswith("held")]
@@ -97,11 +117,6 @@ def test_forking_beside_threads_is_no_warning(with_template: WithTemplate) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert apply_template(with_template("x"), CHAT, TEXT, "here") == "x"
-
-
-def children_of_this_process() -> list[int]:
-    path = Path(f"/proc/self/task/{os.getpid()}/children")
-    return [int(number) for number in path.read_text().split()]
 
 
 _INTERRUPTED = """

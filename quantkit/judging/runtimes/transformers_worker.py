@@ -31,6 +31,7 @@ at before anything is measured.
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import os
@@ -94,9 +95,14 @@ def load(path: str, device: str, threads: int) -> tuple[Any, Reply]:
             random numbers and go on. Or there is an adapter, or a key/value cache is not rounded as
             the config says.
     """
+    # Nothing that a library is made of becomes garbage: looking for it takes half a second.
+    gc.disable()
     import torch
     import transformers
 
+    models = transformers.AutoModelForCausalLM
+    gc.freeze()
+    gc.enable()
     if not os.path.isdir(path):
         raise ValueError(f"{path} is not a folder")
     # transformers would apply it unasked where peft is installed, and servers would not.
@@ -107,7 +113,7 @@ def load(path: str, device: str, threads: int) -> tuple[Any, Reply]:
     transformers.utils.logging.disable_progress_bar()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, found = transformers.AutoModelForCausalLM.from_pretrained(
+    model, found = models.from_pretrained(
         path,
         dtype="auto" if device == "cuda" else torch.float32,
         attn_implementation="sdpa",
