@@ -147,6 +147,7 @@ def _solve_in_walk(
         device=job.device,
         dtype=job.dtype,
         needs_stats=lambda block, group: block.index not in stored,
+        needs_sample=lambda group: any(linear.needs_sample for linear in group.linears),
         kv_cache=job.plan.kv_cache,
         follow_original=any(block.looks_at_whole_model for block in job.plan.blocks),
         room=choose_room(
@@ -204,7 +205,17 @@ def _solve_block_in_walk(
 
 
 def blocks_ahead(plan: Plan, ranks: Ranks = ALONE) -> int:
-    """Read a block ahead unless memory is tight: one is in its own dtype, one at work."""
+    """Read a block ahead unless memory is tight: one is in its own dtype, one at work.
+
+    It is where activations of a CPU are parked in a file: those come and go by the same disk.
+    """
+    foretold = plan.prediction
+    if (
+        foretold is not None
+        and foretold.device_memory_bytes is None
+        and foretold.room_bytes is not None
+    ):
+        return 0
     free = free_ram()
     return 0 if free is not None and free < 4 * plan.block_bytes * ranks_here(ranks) else 1
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import quantkit
+from quantkit.block_loop import blocks_ahead
 from quantkit.checkpoint.reader import open_checkpoint
 from quantkit.checkpoint.source import resolve_source
 from quantkit.describe import describe_plan
@@ -302,6 +303,27 @@ def test_a_bound_for_memory_leaves_activations_what_the_rest_does(model: Path) -
     more = find_peak(plan, replace(work, room_bytes=room + 10), PROBE.resident_bytes)
     assert more > bound
     assert "parked in a file" in found.notes[0]
+
+
+def test_no_block_is_read_ahead_where_activations_are_parked_in_a_file(model: Path) -> None:
+    """A block less is held, and foretold; out of a GPU they go to RAM, and blocks come ahead."""
+    plan, work = make(model, calibration_windows=1 << 15)
+    size = 400_000_000
+    work = replace(work, model=replace(work.model, block_bytes=size))
+    needed = plan.activation_bytes
+    fits, parked = (
+        find_peak(plan, replace(work, room_bytes=room), 0) for room in (needed, needed - 1)
+    )
+    device = AcceleratorProbe("GPU", 4_000_000_000, 3_000_000_000, 1e5, 1e4, 1e10)
+    foretold = predict(plan, work, PROBE)
+
+    assert fits - parked == pytest.approx(1.1 * size, rel=1e-6)
+    assert foretold.room_bytes is None
+    assert blocks_ahead(replace(plan, prediction=foretold)) == 1
+    tight = replace(foretold, room_bytes=needed - 1)
+    assert blocks_ahead(replace(plan, prediction=tight)) == 0
+    on_gpu = replace(tight, probe=replace(PROBE, accelerator=device), device_memory_bytes=1)
+    assert blocks_ahead(replace(plan, prediction=on_gpu)) == 1
 
 
 def test_a_bound_holds_for_what_is_parked_out_of_a_gpu(model: Path) -> None:

@@ -38,7 +38,8 @@ class Sample:
 
     Token number i is in the sample if the fractional part of i times the golden ratio, its phase,
     is below `share`. Such tokens are spread evenly, and over the positions of windows of any
-    length as well, which every k-th token is not. The share is halved whenever the sample is full.
+    length as well, which every k-th token is not. The share is halved whenever the sample is full,
+    and 0 where none is wanted.
 
     rows: [S, I] in the dtype of the activations; None before the first token. moved: what the same
     tokens have in the original model, less what they have here; None where that is not followed.
@@ -78,13 +79,17 @@ class Moment:
     compiled: bool = False
 
 
-def empty_moment(features: int, device: torch.device) -> Moment:
-    """Return sums over no tokens."""
+def empty_moment(features: int, device: torch.device, *, sampled: bool = True) -> Moment:
+    """Return sums over no tokens.
+
+    Args:
+        sampled: whether some of the tokens themselves are kept.
+    """
     return Moment(
         total=torch.zeros(features, features, dtype=torch.float32, device=device),
         first=torch.zeros(features, dtype=torch.float32, device=device),
         absmax=torch.zeros(features, dtype=torch.float32, device=device),
-        sample=Sample(None, None, torch.empty(0, dtype=torch.float64), 1.0, 0),
+        sample=Sample(None, None, torch.empty(0, dtype=torch.float64), float(sampled), 0),
         weight=0.0,
         tokens=0,
         compiled=sums_products(device),
@@ -216,6 +221,8 @@ def _weighted(rows: Tensor, weights: Tensor | None) -> Tensor:
 
 def _draw(sample: Sample, rows: Tensor, moved: Tensor | None) -> None:
     """Let the sample have its share of the next tokens [T, I] of the stream."""
+    if not sample.share:
+        return
     numbers = torch.arange(sample.seen, sample.seen + len(rows), dtype=torch.float64)
     sample.seen += len(rows)
     phases = numbers.mul_(_GOLDEN).frac_()

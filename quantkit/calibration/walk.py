@@ -101,6 +101,7 @@ def walk(
     device: torch.device,
     dtype: torch.dtype,
     needs_stats: Callable[[BlockPlan, GroupPlan], bool],
+    needs_sample: Callable[[GroupPlan], bool] | None = None,
     kv_cache: KvCachePlan | None = None,
     follow_original: bool = False,
     combine: Callable[[Moment], None] | None = None,
@@ -125,6 +126,7 @@ def walk(
         device: where the forward runs.
         dtype: what the forward computes in.
         needs_stats: says whether a group's second moment is wanted.
+        needs_sample: says whether some tokens themselves are wanted beside it; None: of all groups.
         kv_cache: the attention layers, one a block, whose keys and values are watched; every block
             then ends with a `BlockEnd`.
         follow_original: whether statistics say how far inputs have drifted from the original's.
@@ -182,7 +184,9 @@ def walk(
                 if needs_stats(block, group):
                     if room is not None and group is groups[-1]:
                         return_freed_memory()
-                    moment = empty_moment(group.linears[0].in_features, device)
+                    sampled = needs_sample is None or needs_sample(group)
+                    features = group.linears[0].in_features
+                    moment = empty_moment(features, device, sampled=sampled)
                     moment.sample.seen = first_token
                 stats = _arrive(forwards, group, moment, leading, parking, combine)
                 del moment

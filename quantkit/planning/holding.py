@@ -136,12 +136,16 @@ def _stops(block: BlockPlan) -> Iterator[_Stop]:
 
 def _hold_solving(plan: Plan, work: Workload) -> Iterator[float]:
     """Yield what is held at each stop of the loop over the blocks, the libraries apart."""
+    # As block_loop.blocks_ahead has it.
+    parked = work.room_bytes is not None and work.room_bytes < plan.activation_bytes
+    ahead = work.on_device or not parked
     if work.tokens:
         # Every forward has looked its tokens up, and the first block is being read.
         yield work.model.embedding_bytes + work.tokens * work.model.hidden * work.compute_bytes
     if plan.kv_cache is not None and not any(group.solved for group in _groups(plan)):
         first = plan.blocks[0]
-        yield _hold_weights(_Stop(first.groups[0], ()), work) + _hold_forwards(
+        weights = _hold_weights(_Stop(first.groups[0], ()), work, ahead=ahead)
+        yield weights + _hold_forwards(
             _Stop(first.groups[1] if len(first.groups) > 1 else first.groups[0], first.groups[:1]),
             work,
             small=True,
@@ -149,7 +153,7 @@ def _hold_solving(plan: Plan, work: Workload) -> Iterator[float]:
     # Blocks are alike: those that differ in their shapes or schemes are looked at alone.
     for block in {_describe(block): block for block in plan.blocks}.values():
         for stop in _stops(block):
-            weights = _hold_weights(stop, work)
+            weights = _hold_weights(stop, work, ahead=ahead)
             statistics = _hold_statistics(stop.group) if work.tokens else 0
             moving = _hold_forwards(stop, work, small=True)
             waiting = _hold_forwards(stop, work, small=False)
@@ -170,14 +174,17 @@ def _describe(block: BlockPlan) -> tuple[object, ...]:
     )
 
 
-def _hold_weights(stop: _Stop, work: Workload) -> float:
-    """The block as stored, the next one, the copies that the forward runs on, and what is solved.
+def _hold_weights(stop: _Stop, work: Workload, *, ahead: bool) -> float:
+    """The block as stored, the copies that the forward runs on, and what is solved.
 
     Where the forward runs in the dtype of the checkpoint its weights are the stored ones, until
     they are replaced.
+
+    Args:
+        ahead: whether the next block is read meanwhile.
     """
     weights = work.model.block_bytes // work.model.item_bytes
-    held = 2.0 * work.model.block_bytes
+    held = (1.0 + ahead) * work.model.block_bytes
     solved = group_weights([group for group in stop.before if group.solved])
     if work.tokens:
         copied = work.compute_bytes != work.model.item_bytes
@@ -231,6 +238,8 @@ def _hold_statistics(group: GroupPlan) -> float:
     drift = any(linear.looks_at_whole_model for linear in group.linears)
     columns = first.in_features
     matrices = columns**2 * _FLOAT32 * (3 if drift else 1)
+    if not any(linear.needs_sample for linear in group.linears):
+        return float(matrices)
     return matrices + 1.5 * _SAMPLED_TOKENS * columns * _FLOAT32 * (2 if drift else 1)
 
 

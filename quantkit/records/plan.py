@@ -86,6 +86,15 @@ class LinearPlan:
         )
 
     @property
+    def needs_sample(self) -> bool:
+        """Whether it looks at single tokens: at how inputs are rounded, and how far they drift."""
+        if not self.needs_statistics:
+            return False
+        rounded = self.encoded or self.scheme.activations is not None
+        own = self.method.rounder == "custom" or self.method.transform == "smoothquant"
+        return rounded or own or self.looks_at_whole_model
+
+    @property
     def looks_at_whole_model(self) -> bool:
         """Whether it is rounded by what its output means to the whole model."""
         if self.method.rounder == "custom":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from quantkit.checkpoint.source import resolve_source
 from quantkit.errors import CheckpointError
 from quantkit.planning import make_plan
 from quantkit.recipe import Recipe, validate
-from quantkit.records import BlockPlan, Plan, TokenWindows
+from quantkit.records import BlockPlan, GroupPlan, Plan, TokenWindows
 from tests.helpers import make_pico_model, write_shards
 
 CPU = torch.device("cpu")
@@ -65,6 +65,7 @@ def start_walk(
     windows: TokenWindows,
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
+    needs_sample: Callable[[GroupPlan], bool] | None = None,
 ):
     """A walk that takes every statistic."""
     return walk(
@@ -75,6 +76,7 @@ def start_walk(
         device=device,
         dtype=dtype,
         needs_stats=lambda block, group: True,
+        needs_sample=needs_sample,
     )
 
 
@@ -120,6 +122,39 @@ def test_moments_equal_those_of_plain_hooks(tmp_path: Path, family: str) -> None
     assert set(found) == {name for name in expected if name != "lm_head"}
     for name, moment in found.items():
         torch.testing.assert_close(moment.double(), expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sampled"),
+    [
+        ({}, False),
+        ({"method": "awq"}, False),
+        ({"scheme": "w8a8", "group_size": None}, True),
+        ({"effort": "best"}, True),
+    ],
+    ids=["gptq", "awq", "rounded inputs", "the whole model"],
+)
+def test_tokens_are_kept_where_they_are_looked_at(
+    tmp_path: Path, settings: dict[str, object], sampled: bool
+) -> None:
+    """Everything else that is known of an input is the same without them."""
+    checkpoint, plan = open_model(
+        make_pico_model(tmp_path / "model"),
+        make_recipe(**{key: value for key, value in settings.items() if value is not None}),
+    )
+    windows = make_windows()
+
+    def needs_sample(group: GroupPlan) -> bool:
+        return any(linear.needs_sample for linear in group.linears)
+
+    every = start_walk(checkpoint, plan, windows)
+    some = start_walk(checkpoint, plan, windows, needs_sample=needs_sample)
+    for one, other in zip(every, some, strict=True):
+        assert len(one.stats.sample) == windows.ids.size
+        assert len(other.stats.sample) == (windows.ids.size if sampled else 0)
+        for name in ("second_moment", "mean", "absmax"):
+            assert torch.equal(getattr(one.stats, name), getattr(other.stats, name))
+        assert one.stats.tokens == other.stats.tokens
 
 
 def test_token_weights_leave_tokens_out(tmp_path: Path) -> None:
