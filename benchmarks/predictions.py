@@ -131,9 +131,9 @@ def make_cases() -> dict[str, Case]:
             for name, shape, settings, memory in (
                 ("demo gptq", demo, ("quantize.method=gptq",), "0.80GB"),
                 ("demo awq", demo, ("quantize.method=awq",), "0.85GB"),
-                ("0.5b gptq", small, ("quantize.method=gptq", *WINDOWS), "1.22GB"),
-                ("0.5b awq", small, ("quantize.method=awq", *WINDOWS), "1.15GB"),
-                ("2gb gptq", wide, ("quantize.method=gptq", *WINDOWS), "1.60GB"),
+                ("0.5b gptq", small, ("quantize.method=gptq", *WINDOWS), "1.15GB"),
+                ("0.5b awq", small, ("quantize.method=awq", *WINDOWS), "1.08GB"),
+                ("2gb gptq", wide, ("quantize.method=gptq", *WINDOWS), "1.48GB"),
             )
         ),
     ]

@@ -42,7 +42,7 @@ MEMORY: Mapping[str, float] = MappingProxyType(
         "holes between small tensors": 0.5,
         # Copies of a matrix [O, I] in float32 that a rounder has beside the weights.
         "rtn": 3.0,
-        "search": 2.0,
+        "search": 2.3,
         "gptq": 3.0,
         # Not measured: what a solver of the user's own holds is not known.
         "custom": 3.0,
