@@ -119,7 +119,7 @@ def test_a_job_that_was_stopped_after_the_choice_keeps_it(
     """Measuring takes long, so it is worth keeping even before a block is solved."""
     recipe = make_job(tmp_path)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise _StoppedError
 
     with monkeypatch.context() as patch:

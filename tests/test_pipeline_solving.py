@@ -63,11 +63,11 @@ def test_a_job_holds_one_block_and_one_second_moment(
         blocks.append([weakref.ref(tensor) for tensor in tensors.values()])
         return tensors
 
-    def watch_moments(features: int, device: torch.device) -> stats.Moment:
+    def watch_moments(features: int, device: torch.device, *, sampled: bool) -> stats.Moment:
         check(moments)
         # Reading ahead is by one block: what is at work is one of the last two.
         check(blocks[:-2])
-        moment = empty_moment(features, device)
+        moment = empty_moment(features, device, sampled=sampled)
         moments.append([weakref.ref(moment.total)])
         return moment
 
