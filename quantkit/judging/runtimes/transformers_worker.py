@@ -95,7 +95,7 @@ def load(path: str, device: str, threads: int) -> tuple[Any, Reply]:
             random numbers and go on. Or there is an adapter, or a key/value cache is not rounded as
             the config says.
     """
-    # Nothing that a library is made of becomes garbage: looking for it takes half a second.
+    # Nothing that a library is made of becomes garbage: looking for it takes 0.4 s.
     gc.disable()
     import torch
     import transformers
