@@ -27,7 +27,13 @@ from typing import TYPE_CHECKING, Any
 # Run by its path, the script is part of no package, and PYTHONSAFEPATH hides its folder.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from encoder_protocol import Reply, Rows, answer_encodings  # type: ignore[import-not-found]
-from worker_protocol import FAILURES, find_versions, quicken_float32, serve  # type: ignore[import-not-found]
+from worker_protocol import (  # type: ignore[import-not-found]
+    FAILURES,
+    find_versions,
+    loading_libraries,
+    quicken_float32,
+    serve,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,10 +71,12 @@ def load(request: Reply) -> tuple[Any, Reply]:
         ValueError: tensors are missing or have the wrong shape; transformers would fill them with
             random numbers and go on. Or there is an adapter.
     """
-    import torch
-    import transformers
-
     path, task, pooling = request["path"], request["task"], request["pooling"]
+    with loading_libraries():
+        import torch
+        import transformers
+
+        models = getattr(transformers, CLASSES[task])
     if not os.path.isdir(path):
         raise ValueError(f"{path} is not a folder")
     # transformers would apply it unasked where peft is installed, and servers would not.
@@ -80,7 +88,7 @@ def load(request: Reply) -> tuple[Any, Reply]:
     device = request["device"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, found = getattr(transformers, CLASSES[task]).from_pretrained(
+    model, found = models.from_pretrained(
         path,
         dtype=torch.float32,
         trust_remote_code=False,

@@ -31,7 +31,6 @@ at before anything is measured.
 
 from __future__ import annotations
 
-import gc
 import inspect
 import json
 import os
@@ -41,7 +40,13 @@ from typing import TYPE_CHECKING, Any
 
 # Run by its path, the script is part of no package, and PYTHONSAFEPATH hides its folder.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from worker_protocol import FAILURES, find_versions, quicken_float32, serve  # type: ignore[import-not-found]
+from worker_protocol import (  # type: ignore[import-not-found]
+    FAILURES,
+    find_versions,
+    loading_libraries,
+    quicken_float32,
+    serve,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,14 +100,11 @@ def load(path: str, device: str, threads: int) -> tuple[Any, Reply]:
             random numbers and go on. Or there is an adapter, or a key/value cache is not rounded as
             the config says.
     """
-    # Nothing that a library is made of becomes garbage: looking for it takes 0.4 s.
-    gc.disable()
-    import torch
-    import transformers
+    with loading_libraries():
+        import torch
+        import transformers
 
-    models = transformers.AutoModelForCausalLM
-    gc.freeze()
-    gc.enable()
+        models = transformers.AutoModelForCausalLM
     if not os.path.isdir(path):
         raise ValueError(f"{path} is not a folder")
     # transformers would apply it unasked where peft is installed, and servers would not.

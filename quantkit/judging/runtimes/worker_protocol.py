@@ -7,6 +7,7 @@ is imported here. transformers_worker.py describes the requests and answers.
 from __future__ import annotations
 
 import errno
+import gc
 import importlib.metadata
 import json
 import os
@@ -14,7 +15,8 @@ import platform
 import runpy
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 Reply = dict[str, Any]
@@ -88,6 +90,22 @@ def find_versions(*packages: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+@contextmanager
+def loading_libraries() -> Iterator[None]:
+    """Look for no garbage while libraries are imported, nor ever at what they are made of.
+
+    With torch and transformers that takes 0.4 s. What is loaded later is looked at as usual.
+    """
+    gc.disable()
+    try:
+        yield
+        # Once: by the next time there is a model that may become garbage.
+        if not gc.get_freeze_count():
+            gc.freeze()
+    finally:
+        gc.enable()
 
 
 def quicken_float32() -> None:
