@@ -121,7 +121,7 @@ CASES: Mapping[str, Case] = _table(
         windows=64,
         length=512,
         effort="fast",
-        memory="1.25GB",
+        memory="1.4GB",
         promises=replace(_GPTQ, bound_ratio=2.0),
     ),
     Case(
@@ -130,7 +130,7 @@ CASES: Mapping[str, Case] = _table(
         "awq",
         windows=64,
         length=512,
-        memory="1.25GB",
+        memory="1.4GB",
         promises=_AWQ,
     ),
     Case(
