@@ -147,7 +147,7 @@ def _solve_in_walk(
         device=job.device,
         dtype=job.dtype,
         needs_stats=lambda block, group: block.index not in stored,
-        needs_sample=lambda group: any(linear.needs_sample for linear in group.linears),
+        needs_sample=lambda group: group.needs_sample,
         kv_cache=job.plan.kv_cache,
         follow_original=any(block.looks_at_whole_model for block in job.plan.blocks),
         room=choose_room(
@@ -207,7 +207,7 @@ def _solve_block_in_walk(
 def blocks_ahead(plan: Plan, ranks: Ranks = ALONE) -> int:
     """Read a block ahead unless memory is tight: one is in its own dtype, one at work.
 
-    It is where activations of a CPU are parked in a file: those come and go by the same disk.
+    So it is where activations of a CPU are parked in a file.
     """
     foretold = plan.prediction
     if (

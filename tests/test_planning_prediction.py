@@ -289,7 +289,8 @@ def test_a_bound_for_memory_leaves_activations_what_the_rest_does(model: Path) -
     whole = replace(work, room_bytes=plan.activation_bytes)
     most = find_peak(plan, whole, PROBE.resident_bytes)
     assert free.room_bytes is None
-    assert free.peak_memory_bytes != most
+    # Less is kept for the next use under a limit, which here is more than its holes.
+    assert free.peak_memory_bytes > most
 
     for bound in (most, most + 1):
         assert predict(plan, work, PROBE, bound) == replace(free, peak_memory_bytes=most)
@@ -314,7 +315,6 @@ def test_no_block_is_read_ahead_where_activations_are_parked_in_a_file(model: Pa
     fits, parked = (
         find_peak(plan, replace(work, room_bytes=room), 0) for room in (needed, needed - 1)
     )
-    device = AcceleratorProbe("GPU", 4_000_000_000, 3_000_000_000, 1e5, 1e4, 1e10)
     foretold = predict(plan, work, PROBE)
 
     assert fits - parked == pytest.approx(1.1 * size, rel=1e-6)
@@ -322,7 +322,7 @@ def test_no_block_is_read_ahead_where_activations_are_parked_in_a_file(model: Pa
     assert blocks_ahead(replace(plan, prediction=foretold)) == 1
     tight = replace(foretold, room_bytes=needed - 1)
     assert blocks_ahead(replace(plan, prediction=tight)) == 0
-    on_gpu = replace(tight, probe=replace(PROBE, accelerator=device), device_memory_bytes=1)
+    on_gpu = replace(tight, device_memory_bytes=1)
     assert blocks_ahead(replace(plan, prediction=on_gpu)) == 1
 
 

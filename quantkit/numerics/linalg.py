@@ -123,11 +123,10 @@ def row_losses(error: Tensor, second_moment: Tensor) -> Tensor:
     rows = max(1, CHUNK_ELEMENTS // error.shape[1])
     losses = torch.zeros(len(error), dtype=torch.float64, device=error.device)
     # One room for all panels: each is smaller than the last, and would leave a hole of its own.
-    room = second_moment.new_empty(error.shape[1], min(_LOSS_COLUMNS, error.shape[1]))
+    room = second_moment.new_empty(error.shape[1] * min(_LOSS_COLUMNS, error.shape[1]))
     for start in range(0, error.shape[1], _LOSS_COLUMNS):
-        part_of_moment = second_moment[start:, start : start + _LOSS_COLUMNS]
-        panel = room.view(-1)[: part_of_moment.numel()].view(part_of_moment.shape)
-        panel.copy_(part_of_moment)
+        source = second_moment[start:, start : start + _LOSS_COLUMNS]
+        panel = room[: source.numel()].view(source.shape).copy_(source)
         panel[: panel.shape[1]] *= 0.5
         for first in range(0, len(error), rows):
             part = error[first : first + rows]

@@ -202,12 +202,10 @@ def _hold_forwards(stop: _Stop, work: Workload, *, small: bool) -> float:
     """
     at_once = tokens_at_once(work.model.hidden, on_device=work.on_device)
     at_once = max(at_once, work.calibration_length) * work.model.hidden * work.compute_bytes
-    holes = MEMORY["holes"]
-    if small and at_once < _MAPPED_FROM and not work.on_device:
-        holes = MEMORY["holes between small tensors"]
-    if work.room_bytes is not None:
-        # What is not parked lies between what comes and goes.
-        holes = MEMORY["holes between small tensors"]
+    small = small and at_once < _MAPPED_FROM and not work.on_device
+    # What is not parked lies between what comes and goes.
+    crowded = small or work.room_bytes is not None
+    holes = MEMORY["holes between small tensors" if crowded else "holes"]
     return _hold_activations(stop, work) * (1 + holes)
 
 
@@ -238,7 +236,7 @@ def _hold_statistics(group: GroupPlan) -> float:
     drift = any(linear.looks_at_whole_model for linear in group.linears)
     columns = first.in_features
     matrices = columns**2 * _FLOAT32 * (3 if drift else 1)
-    if not any(linear.needs_sample for linear in group.linears):
+    if not group.needs_sample:
         return float(matrices)
     return matrices + 1.5 * _SAMPLED_TOKENS * columns * _FLOAT32 * (2 if drift else 1)
 

@@ -132,6 +132,11 @@ class GroupPlan:
         """Whether any of its layers gets codes at all."""
         return any(linear.solved for linear in self.linears)
 
+    @property
+    def needs_sample(self) -> bool:
+        """Whether any of its layers looks at single tokens of the input."""
+        return any(linear.needs_sample for linear in self.linears)
+
 
 @dataclass(frozen=True)
 class BlockPlan:

@@ -40,8 +40,8 @@ _BLOCK = 128
 """Columns whose compensation is applied one by one; all others get it by one matmul a block."""
 
 _LARGE = 64 << 20
-"""Bytes of a second moment, whose factor takes as many, from which on it is worth a millisecond to
-give the holes between freed tensors back first."""
+"""Bytes of a second moment in RAM, whose factor takes as many, from which on it is worth a
+millisecond to give the holes between freed tensors back first."""
 
 
 def round_compensated(
@@ -87,10 +87,10 @@ def round_compensated(
 
 def factor_by_pivot(stats: LayerStats) -> Factor | None:
     """Return the factor of the second moment in the order of rising pivots."""
-    ridge = sampling_ridge(stats.tokens, len(stats.second_moment))
-    if stats.second_moment.nbytes >= _LARGE:
+    moment = stats.second_moment
+    if moment.device.type == "cpu" and moment.nbytes >= _LARGE:
         return_freed_memory()
-    return pivoting.factor_by_pivot(stats.second_moment, ridge)
+    return pivoting.factor_by_pivot(moment, sampling_ridge(stats.tokens, len(moment)))
 
 
 def factor_by_activity(stats: LayerStats) -> Factor | None:
